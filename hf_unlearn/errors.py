@@ -1,0 +1,29 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""The errors a person can cure, and how a command reports them."""
+
+import contextlib
+import sys
+
+
+class InputError(ValueError):
+    """Bad arguments or input. The message is one line that names the cause and the cure; commands exit with code 2."""
+
+
+class NumericalError(FloatingPointError):
+    """A loss, factor or step is not finite. The message names where; commands exit with code 1."""
+
+
+@contextlib.contextmanager
+def exit_codes():
+    """Turn errors into the exit codes of every command: 2 for `InputError`, 1 for `NumericalError` and `OSError`.
+
+    Any other exception is a bug and keeps its traceback (Python exits with 1).
+    """
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (NumericalError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
