@@ -1,0 +1,438 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""What unlearning changed: an update that can be saved, checked, applied again and streamed onto a checkpoint."""
+
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .errors import InputError, NumericalError
+from .files import sha256_tensor, sha256_tensors, write_json, write_safetensors
+from .version import __version__
+
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "delta_config.json"
+WEIGHTS_FILE = "delta.safetensors"
+# Weights in another format and the card describe the model as it was, so `transfer` does not carry them over.
+NOT_TRANSFERRED = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what computes the numbers: {"python": ..., "torch": ..., ...}."""
+    names = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {"hf_unlearn": __version__, "python": platform.python_version(), **versions}
+
+
+def base_tensors(model: torch.nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a model (or of its state dict) under the names they have in the base model's checkpoint.
+
+    PEFT wraps the model as `base_model.model.*`, a tuned layer's weight as `*.base_layer.*` and a fully tuned module
+    as `*.original_module.*`; these parts are taken out of the names, and the adapters' own tensors are left out. The
+    tensors are the live ones: writing into them changes the model.
+    """
+    state = model.state_dict() if isinstance(model, torch.nn.Module) else dict(model)
+    inside = [name for name in state if name.startswith("base_model.")]
+    if inside:
+        # Prompt learning wraps the model once (`base_model.lm_head`), other tuners twice (`base_model.model.lm_head`).
+        twice = all(name.startswith("base_model.model.") for name in inside)
+        prefix = "base_model.model." if twice else "base_model."
+        state = {name.removeprefix(prefix): state[name] for name in inside}
+    wrapped = {name.split(part)[0] for part in (".base_layer.", ".original_module.") for name in state if part in name}
+    result = {}
+    for name, tensor in state.items():
+        clean = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        modules = name.split(".")
+        if clean == name and any(".".join(modules[:depth]) in wrapped for depth in range(1, len(modules))):
+            continue
+        result[clean] = tensor
+    return result
+
+
+@dataclass(eq=False)
+class UpdateDelta:
+    """The difference `unlearned - base` of every tensor that unlearning touched.
+
+    Take it in fp32 as the update was made: the difference of two bf16 checkpoints has lost what rounding swallowed.
+
+    Args:
+        tensors: {`state_dict` name in the base model: update, fp32, the shape of the weight}.
+        config: what is known about the update, JSON-able; see `delta_config`.
+
+    Raises:
+        NumericalError: a tensor holds NaN or infinity.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    config: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.tensors = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in self.tensors.items()}
+        broken = [name for name, tensor in self.tensors.items() if not torch.isfinite(tensor).all()]
+        if broken:
+            raise NumericalError(f"the update of {_some(broken)} is not finite; take a smaller step or more damping")
+
+    @classmethod
+    def between(
+        cls,
+        base: torch.nn.Module | Mapping[str, torch.Tensor],
+        unlearned: torch.nn.Module | Mapping[str, torch.Tensor],
+        **about,
+    ) -> "UpdateDelta":
+        """The update from `base` to `unlearned` (models or state dicts), of the floating-point tensors that differ.
+
+        Tied weights are taken once, under the first of their names. `about` goes to `delta_config`: base_model,
+        base_revision, method, settings, seed.
+
+        Raises:
+            InputError: the two do not have the same names and shapes.
+        """
+        before, after = base_tensors(base), base_tensors(unlearned)
+        if before.keys() != after.keys():
+            raise InputError(
+                f"base and unlearned model differ in their tensors: {_some(before.keys() ^ after.keys())}; pass two "
+                "models of one architecture (merge adapters first with merge_and_unload())"
+            )
+        tensors, touched, seen = {}, {}, set()
+        for name, new in after.items():
+            old = before[name]
+            if old.shape != new.shape:
+                raise InputError(f"{name} has shape {tuple(old.shape)} in base and {tuple(new.shape)} in unlearned")
+            # State dicts hold a tied weight under each of its names.
+            place = (new.device, new.data_ptr(), new.shape)
+            if not new.is_floating_point() or place in seen:
+                continue
+            seen.add(place)
+            difference = new.detach().to("cpu", torch.float32) - old.detach().to("cpu", torch.float32)
+            if difference.any():
+                tensors[name], touched[name] = difference, old
+        return cls(tensors, delta_config(touched, **about))
+
+    @torch.no_grad()
+    def apply_to(self, model: torch.nn.Module, scale: float = 1.0) -> torch.nn.Module:
+        """Add `scale` times the update to the model's weights in place; returns the model.
+
+        The sum is formed in fp32 (fp64 for an fp64 model) and rounded once to the model's dtype. Nothing is changed
+        when a check fails. A base tensor with another hash than the one unlearning started from is a warning: applying
+        an update to a fine-tuned checkpoint is an expected use.
+
+        Raises:
+            InputError: the model lacks a tensor of the update, or has it in another shape or in a quantised type.
+        """
+        _check_scale(scale)
+        targets = base_tensors(model)
+        _check_targets(
+            {name: tensor.shape for name, tensor in self.tensors.items()},
+            {name: (tensor.shape, tensor.dtype) for name, tensor in targets.items()},
+        )
+        updates: dict[tuple, str] = {}
+        for name in self.tensors:
+            tensor = targets[name]
+            if tensor.is_meta:
+                raise InputError(f"{name} is on the meta device; load the model's weights before applying the update")
+            first = updates.setdefault((tensor.device, tensor.data_ptr(), tensor.shape), name)
+            if first != name and not torch.equal(self.tensors[first], self.tensors[name]):
+                raise InputError(f"{first} and {name} are one tied weight in this model but have different updates")
+        _warn_of_other_base(
+            self.config, [name for name in updates.values() if not _is_base(self.config, name, targets[name])]
+        )
+        for name in updates.values():
+            targets[name].copy_(_add(targets[name], self.tensors[name].to(targets[name].device), scale))
+        return model
+
+    def norm(self) -> float:
+        """Euclidean norm over all tensors."""
+        return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in self.tensors.values()))
+
+    def sha256(self, dtype: torch.dtype = torch.float32) -> str:
+        """Hash of names and values after rounding to `dtype`.
+
+        `delta.sha256(torch.bfloat16)` is that of what `save_pretrained` stores: `from_pretrained(dir).sha256()`.
+        """
+        return sha256_tensors({name: tensor.to(dtype).float() for name, tensor in self.tensors.items()})
+
+    def save_pretrained(
+        self, save_directory: str | Path, dtype: torch.dtype = torch.bfloat16, max_shard_size: int | str = "5GB"
+    ) -> Path:
+        """Write `delta.safetensors` (shards and an index above `max_shard_size`) and `delta_config.json`.
+
+        The update itself in bf16 loses 0.2 % of its length, where subtracting bf16 checkpoints may lose 30 %. The
+        configuration is written last and removed first: a folder that has one is complete.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        from huggingface_hub import split_torch_state_dict_into_shards
+
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
+        sizes = {name: torch.empty_like(tensor, dtype=dtype, device="meta") for name, tensor in self.tensors.items()}
+        split = split_torch_state_dict_into_shards(
+            sizes, filename_pattern="delta{suffix}.safetensors", max_shard_size=max_shard_size
+        )
+        for old in [*folder.glob("delta*.safetensors"), folder / f"{WEIGHTS_FILE}.index.json"]:
+            old.unlink(missing_ok=True)
+        config = {**self.config, "dtype": str(dtype).removeprefix("torch."), "sha256": self.sha256(dtype)}
+        metadata = {"format": "pt", "kind": "hf_unlearn delta", "hf_unlearn_version": __version__}
+        metadata |= {key: str(config[key]) for key in ("base_model", "base_revision", "method") if config.get(key)}
+        for filename, names in split.filename_to_tensors.items():
+            write_safetensors(folder / filename, {name: self.tensors[name].to(dtype) for name in names}, metadata)
+        if split.is_sharded:
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            write_json(folder / f"{WEIGHTS_FILE}.index.json", index)
+        write_json(folder / CONFIG_FILE, config)
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, revision: str | None = None) -> "UpdateDelta":
+        """Read a folder with `delta_config.json` (or one that holds it as `delta/`), or such a Hub repository.
+
+        Raises:
+            InputError: there is no complete delta at that place.
+        """
+        reader = _DeltaReader(path_or_repo, revision)
+        return cls({name: reader.tensor(name) for name in reader.files}, reader.config)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        commit_message: str = "Upload update delta",
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> str:
+        """Upload the delta as `delta/` of a model repository in one commit; returns the commit's URL."""
+        from .hub import push_folder
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "delta", dtype=dtype)
+            return push_folder(repo_id, folder, private=private, commit_message=commit_message)
+
+
+def delta_config(
+    base: Mapping[str, torch.Tensor],
+    *,
+    base_model: str | None = None,
+    base_revision: str | None = None,
+    method: str | None = None,
+    settings: Mapping | None = None,
+    seed: int | None = None,
+) -> dict:
+    """Describe an update: `base` holds the touched tensors as they were before it (hashed here, not kept)."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "base_model": base_model,
+        "base_revision": base_revision,
+        "method": method,
+        "settings": dict(settings or {}),
+        "seed": seed,
+        "base_sha256": {name: sha256_tensor(tensor) for name, tensor in base.items()},
+        "versions": library_versions(),
+    }
+
+
+def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Path, scale: float = 1.0) -> Path:
+    """Apply a saved delta to a safetensors checkpoint, file by file, and write the result as a new checkpoint.
+
+    Memory: one shard of the checkpoint and one tensor of the delta. Configuration and tokenizer files are copied; the
+    card and weights in other formats are not, for they describe the model as it was. The result is built in a hidden
+    folder beside `output_dir` and renamed at the end, so a kill leaves no half checkpoint.
+
+    Args:
+        delta_dir: a delta (or a folder or Hub repository that holds `delta/`).
+        model_dir: folder or Hub repository with `model.safetensors`, or shards and their index.
+        output_dir: folder that does not exist yet or is empty.
+
+    Raises:
+        InputError: a folder is not what it should be, or the checkpoint lacks a tensor of the delta.
+        OSError: the result could not be written (nothing is left behind).
+    """
+    _check_scale(scale)
+    output = Path(output_dir)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists and is not an empty folder; choose another --output or remove it")
+    reader = _DeltaReader(delta_dir)
+    source = _folder(model_dir, None, ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*"])
+    checkpoint = _Shards(source, "model.safetensors", "re-save the model with save_pretrained()")
+    _check_targets(reader.shapes(), checkpoint.shapes(reader.files))
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.parent))
+    try:
+        other_base = []
+        for filename in checkpoint.filenames:
+            names = [name for name, file in checkpoint.files.items() if file == filename]
+            other_base += _transfer_shard(source / filename, building / filename, names, reader, scale)
+        _warn_of_other_base(reader.config, other_base)
+        for file in sorted(source.iterdir()):
+            if file.is_file() and file.suffix not in NOT_TRANSFERRED and file.name != "README.md":
+                shutil.copyfile(file, building / file.name)
+        record = {"delta": reader.config, "model": str(model_dir), "scale": scale, "other_base": other_base}
+        write_json(building / "unlearning_transfer.json", record)
+        building.chmod(0o755)
+        os.replace(building, output)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return output
+
+
+def _transfer_shard(source: Path, target: Path, names: list[str], reader, scale: float) -> list[str]:
+    """Write one shard with the update added; returns the touched tensors whose hash is not the delta's base."""
+    from safetensors import safe_open
+
+    if not any(name in reader.files for name in names):
+        shutil.copyfile(source, target)
+        return []
+    other_base = []
+    with safe_open(source, framework="pt") as shard:
+        tensors = {}
+        for name in names:
+            tensors[name] = shard.get_tensor(name)
+            if name in reader.files:
+                if not _is_base(reader.config, name, tensors[name]):
+                    other_base.append(name)
+                tensors[name] = _add(tensors[name], reader.tensor(name), scale)
+        write_safetensors(target, tensors, shard.metadata())
+    return other_base
+
+
+def _add(base: torch.Tensor, update: torch.Tensor, scale: float) -> torch.Tensor:
+    wide = torch.promote_types(base.dtype, torch.float32)
+    return (base.detach().to(wide) + scale * update.to(wide)).to(base.dtype)
+
+
+def _is_base(config: Mapping, name: str, tensor: torch.Tensor) -> bool:
+    expected = config.get("base_sha256", {}).get(name)
+    return expected is None or sha256_tensor(tensor) == expected
+
+
+def _warn_of_other_base(config: Mapping, names: list[str]):
+    if names:
+        logger.warning(
+            "%d of the tensors are not the ones this update was made from (other weights or another dtype; base: %s): "
+            "%s. Expected on a fine-tuned checkpoint; evaluate the result again.",
+            len(names),
+            config.get("base_model") or "unknown",
+            _some(names),
+        )
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _check_scale(scale: float):
+    if not math.isfinite(scale):
+        raise InputError(f"scale must be a finite number, not {scale}")
+
+
+def _check_targets(updates: Mapping[str, torch.Size], targets: Mapping[str, tuple[torch.Size, torch.dtype]]):
+    missing = [name for name in updates if name not in targets]
+    if missing:
+        raise InputError(
+            f"the model has no tensor {_some(missing)}; the update belongs to another architecture or to other names "
+            "(compare with `hf-unlearn inspect`)"
+        )
+    for name, shape in updates.items():
+        target, dtype = targets[name]
+        if tuple(target) != tuple(shape):
+            raise InputError(f"{name} has shape {tuple(target)} in the model and {tuple(shape)} in the update")
+        if not dtype.is_floating_point or dtype.itemsize < 2:
+            raise InputError(f"{name} is stored as {dtype}; apply the update to the model before it is quantised")
+
+
+def _folder(path_or_repo: str | Path, revision: str | None, patterns: list[str]) -> Path:
+    """A local folder: the one given, or the cached snapshot of the Hub repository of that name."""
+    if Path(path_or_repo).is_dir():
+        return Path(path_or_repo)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(str(path_or_repo), revision=revision, allow_patterns=patterns))
+    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise InputError(
+            f"{path_or_repo} is neither a folder nor a Hub repository that can be read ({type(error).__name__}); "
+            "check the name, the connection and the access token"
+        ) from error
+
+
+class _Shards:
+    """The tensors of `x.safetensors`, or of the shards that `x.safetensors.index.json` lists, read one at a time."""
+
+    def __init__(self, folder: Path, filename: str, cure: str):
+        from safetensors import SafetensorError, safe_open
+
+        self.folder = folder
+        index = folder / f"{filename}.index.json"
+        if (folder / filename).is_file():
+            try:
+                with safe_open(folder / filename, framework="pt") as file:
+                    self.files = dict.fromkeys(file.keys(), filename)
+            except SafetensorError as error:
+                raise InputError(f"{folder / filename} is damaged ({error}); {cure}") from error
+        elif index.is_file():
+            self.files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        else:
+            raise InputError(f"{folder} has no {filename} and no {index.name}; {cure}")
+        self.filenames = sorted(set(self.files.values()))
+        absent = [name for name in self.filenames if not (folder / name).is_file()]
+        if absent:
+            raise InputError(f"{folder} lacks {_some(absent)}; {cure}")
+
+    def tensor(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        with safe_open(self.folder / self.files[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    def shapes(self, only: Iterable[str] | None = None) -> dict:
+        """{name: shape}, or {name: (shape, dtype)} of the tensors in `only`."""
+        from safetensors import safe_open
+
+        shapes = {}
+        for filename in self.filenames:
+            with safe_open(self.folder / filename, framework="pt") as file:
+                for name in file.keys():
+                    if only is None:
+                        shapes[name] = torch.Size(file.get_slice(name).get_shape())
+                    elif name in only:
+                        # A slice of nothing tells the dtype without reading the tensor.
+                        piece = file.get_slice(name)
+                        shapes[name] = (torch.Size(piece.get_shape()), _DTYPES.get(piece.get_dtype(), torch.uint8))
+        return shapes
+
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class _DeltaReader(_Shards):
+    def __init__(self, path_or_repo: str | Path, revision: str | None = None):
+        folder = _folder(path_or_repo, revision, ["delta*", "delta/*"])
+        if not (folder / CONFIG_FILE).is_file():
+            folder = folder / "delta"
+        if not (folder / CONFIG_FILE).is_file():
+            raise InputError(f"{path_or_repo} holds no {CONFIG_FILE}: it is no delta, or its saving was cut short")
+        self.config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if self.config.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+            raise InputError(f"{folder} has delta format {self.config['format_version']}; upgrade hf_unlearn")
+        super().__init__(folder, WEIGHTS_FILE, "save or download the delta again")

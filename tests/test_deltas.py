@@ -1,0 +1,289 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hf_unlearn.deltas as deltas
+from hf_unlearn.deltas import UpdateDelta, base_tensors, delta_config, transfer
+from hf_unlearn.errors import InputError, NumericalError
+
+
+DOWN = "model.layers.0.mlp.down_proj.weight"
+GATE = "model.layers.1.mlp.gate_proj.weight"
+
+
+def change(model, names=(DOWN, GATE), size=1e-3, seed=1):
+    """A copy of the model whose named weights moved."""
+    changed = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name in names:
+            weight = changed.get_parameter(name)
+            weight += size * torch.randn(weight.shape, generator=generator).to(weight.dtype)
+    return changed
+
+
+def test_between_holds_what_changed_and_apply_restores_it(tiny_llama):
+    base = tiny_llama()
+    # Powers of two add without rounding, so base + (unlearned - base) is exact and bits can be compared.
+    unlearned = copy.deepcopy(base)
+    with torch.no_grad():
+        for model in (base, unlearned):
+            for name in (DOWN, GATE):
+                model.get_parameter(name).copy_(model.get_parameter(name).mul(2**12).round() / 2**12)
+        for name in (DOWN, GATE):
+            unlearned.get_parameter(name).add_(2.0**-8)
+    delta = UpdateDelta.between(base, unlearned, base_model="org/base", method="KFade", settings={"step": 1}, seed=3)
+    assert set(delta.tensors) == {DOWN, GATE}
+    assert all(tensor.dtype == torch.float32 for tensor in delta.tensors.values())
+    expected_norm = 2.0**-8 * (delta.tensors[DOWN].numel() + delta.tensors[GATE].numel()) ** 0.5
+    assert delta.norm() == pytest.approx(expected_norm, rel=1e-9)
+    assert delta.config["method"] == "KFade" and delta.config["seed"] == 3 and delta.config["versions"]["torch"]
+    restored = delta.apply_to(copy.deepcopy(base))
+    for name, tensor in unlearned.state_dict().items():
+        assert torch.equal(restored.state_dict()[name], tensor), name
+    back = delta.apply_to(restored, scale=-1.0)
+    assert torch.equal(back.get_parameter(DOWN), base.get_parameter(DOWN))
+
+
+def test_bf16_model_is_rounded_once(tiny_llama):
+    base = tiny_llama()
+    delta = UpdateDelta.between(base, change(base))
+    half = tiny_llama().to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in half.state_dict().items()}
+    delta.apply_to(half, scale=0.5)
+    for name, tensor in half.state_dict().items():
+        expected = before[name]
+        if name in delta.tensors:
+            expected = (before[name].float() + 0.5 * delta.tensors[name]).to(torch.bfloat16)
+            assert not torch.equal(expected, before[name])
+        assert torch.equal(tensor, expected), name
+
+
+def test_double_model_keeps_its_precision(tiny_llama):
+    model = tiny_llama().double()
+    before = model.get_parameter(DOWN).clone()
+    delta = UpdateDelta({DOWN: torch.full(before.shape, 2.0**-40)})
+    delta.apply_to(model)
+    assert torch.equal(model.get_parameter(DOWN), before + 2.0**-40)
+
+
+@pytest.mark.parametrize("shard_size", ["5GB", "2KB"])
+def test_save_and_load(tiny_llama, tmp_path, shard_size):
+    base = tiny_llama()
+    delta = UpdateDelta.between(base, change(base), method="KFade")
+    delta.save_pretrained(tmp_path, max_shard_size="1KB")
+    delta.save_pretrained(tmp_path, max_shard_size=shard_size)
+    # Two tensors of 24 * 16 bf16 numbers, 768 bytes each; the shards of the first saving are gone.
+    assert {path.name for path in tmp_path.glob("delta*safetensors*")} == {"delta.safetensors"}
+    loaded = UpdateDelta.from_pretrained(tmp_path)
+    for name, tensor in delta.tensors.items():
+        assert torch.equal(loaded.tensors[name], tensor.to(torch.bfloat16).float())
+    assert loaded.sha256() == delta.sha256(torch.bfloat16) == loaded.config["sha256"] != delta.sha256()
+    assert loaded.config["method"] == "KFade" and loaded.config["dtype"] == "bfloat16"
+    assert set(loaded.config["base_sha256"]) == {DOWN, GATE}
+
+
+def test_sharded_delta_and_delta_inside_an_output_folder(tiny_llama, tmp_path):
+    base = tiny_llama()
+    delta = UpdateDelta.between(base, change(base))
+    delta.save_pretrained(tmp_path / "delta", dtype=torch.float32, max_shard_size="2KB")
+    index = json.loads((tmp_path / "delta" / "delta.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) == 2 and set(index["weight_map"]) == {DOWN, GATE}
+    loaded = UpdateDelta.from_pretrained(tmp_path)
+    assert loaded.sha256() == delta.sha256()
+    assert all(torch.equal(loaded.tensors[name], delta.tensors[name]) for name in delta.tensors)
+
+
+def test_interrupted_save_is_not_a_delta(tiny_llama, tmp_path, monkeypatch):
+    base = tiny_llama()
+    delta = UpdateDelta.between(base, change(base))
+    delta.save_pretrained(tmp_path)
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(deltas, "write_safetensors", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        delta.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="cut short"):
+        UpdateDelta.from_pretrained(tmp_path)
+
+
+def test_peft_model_is_addressed_by_base_names(tiny_llama):
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_llama()
+    delta = UpdateDelta.between(base, change(base, (DOWN, "lm_head.weight")))
+    config = LoraConfig(target_modules=["down_proj"], modules_to_save=["lm_head"])
+    wrapped = get_peft_model(tiny_llama(), config)
+    assert base_tensors(wrapped).keys() == base.state_dict().keys()
+    delta.apply_to(wrapped)
+    layer = wrapped.base_model.model.model.layers[0].mlp.down_proj
+    assert torch.equal(layer.base_layer.weight, base.get_parameter(DOWN) + delta.tensors[DOWN])
+    again = UpdateDelta.between(base, wrapped)
+    assert set(again.tensors) == {DOWN, "lm_head.weight"}
+
+
+def test_prompt_learning_wraps_the_model_once(tiny_llama):
+    from peft import PromptTuningConfig, get_peft_model
+
+    wrapped = get_peft_model(tiny_llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    assert base_tensors(wrapped).keys() == tiny_llama().state_dict().keys()
+
+
+def test_tied_weights_move_once(tiny_llama):
+    base = tiny_llama(tie_word_embeddings=True)
+    unlearned = change(base, ("model.embed_tokens.weight",))
+    delta = UpdateDelta.between(base, unlearned)
+    assert set(delta.tensors) == {"model.embed_tokens.weight"}
+    update = delta.tensors["model.embed_tokens.weight"]
+    both = UpdateDelta({"model.embed_tokens.weight": update, "lm_head.weight": update})
+    expected = base.lm_head.weight + update
+    assert torch.equal(both.apply_to(copy.deepcopy(base)).lm_head.weight, expected)
+    both.tensors["lm_head.weight"] = 2 * update
+    with pytest.raises(InputError, match="one tied weight"):
+        both.apply_to(copy.deepcopy(base))
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing(tiny_llama):
+    model = tiny_llama()
+    good = torch.ones_like(model.get_parameter(DOWN))
+    before = model.get_parameter(DOWN).clone()
+    with pytest.raises(InputError, match="no tensor model.layers.9"):
+        UpdateDelta({DOWN: good, "model.layers.9.weight": good}).apply_to(model)
+    with pytest.raises(InputError, match=r"shape \(24, 16\) in the model and \(2, 2\)"):
+        UpdateDelta({DOWN: good, GATE: torch.ones(2, 2)}).apply_to(model)
+    with pytest.raises(InputError, match="scale"):
+        UpdateDelta({DOWN: good}).apply_to(model, scale=float("nan"))
+    assert torch.equal(model.get_parameter(DOWN), before)
+    with pytest.raises(NumericalError, match=DOWN):
+        UpdateDelta({DOWN: good * float("inf")})
+    with pytest.raises(InputError, match="one architecture"):
+        UpdateDelta.between(model, tiny_llama(layers=3))
+    with pytest.raises(InputError, match="neither a folder nor"):
+        UpdateDelta.from_pretrained("no/such-repository")
+
+
+def test_other_base_is_a_warning(tiny_llama, caplog):
+    base = tiny_llama()
+    delta = UpdateDelta.between(base, change(base), base_model="org/base")
+    delta.apply_to(copy.deepcopy(base))
+    assert not caplog.records
+    delta.apply_to(change(base, (GATE,), seed=5))
+    assert "1 of the tensors" in caplog.text and GATE in caplog.text and "org/base" in caplog.text
+
+
+def checkpoint(model, folder, **kwargs):
+    model.save_pretrained(folder, **kwargs)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "README.md").write_text("the base model's card")
+    (folder / "pytorch_model.bin").write_text("other weights")
+    return folder
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"max_shard_size": "4KB"}], ids=["one file", "shards"])
+def test_transfer_equals_apply(tiny_llama, tmp_path, kwargs):
+    from transformers import LlamaForCausalLM
+
+    base = tiny_llama().to(torch.bfloat16)
+    delta = UpdateDelta.between(tiny_llama(), change(tiny_llama()))
+    delta.save_pretrained(tmp_path / "delta", max_shard_size="1KB")
+    source = checkpoint(base, tmp_path / "model", **kwargs)
+    output = transfer(tmp_path / "delta", source, tmp_path / "out" / "unlearned", scale=0.7)
+    expected = UpdateDelta.from_pretrained(tmp_path / "delta").apply_to(base, scale=0.7).state_dict()
+    result = LlamaForCausalLM.from_pretrained(output, dtype=torch.bfloat16)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in result.state_dict().items())
+    names = {path.name for path in output.iterdir()}
+    assert {"config.json", "tokenizer.json", "unlearning_transfer.json"} <= names
+    assert not names & {"README.md", "pytorch_model.bin"}
+    assert {path.name for path in source.glob("model*")} == {name for name in names if name.startswith("model")}
+    assert [path.name for path in output.parent.iterdir()] == ["unlearned"]
+
+
+def test_transfer_holds_one_shard_at_a_time(tiny_llama, tmp_path, monkeypatch):
+    base = tiny_llama()
+    names = [name for name in base.state_dict() if "mlp" in name]
+    UpdateDelta.between(base, change(base, names)).save_pretrained(tmp_path / "delta")
+    source = checkpoint(base, tmp_path / "model", max_shard_size="4KB")
+    written, alive, write = [], [], deltas.write_safetensors
+
+    def watch(path, tensors, metadata=None):
+        assert not [name for name, tensor in alive if tensor() is not None and name not in tensors]
+        alive.extend((name, weakref.ref(tensor)) for name, tensor in tensors.items())
+        written.append(sum(tensor.nbytes for tensor in tensors.values()))
+        return write(path, tensors, metadata)
+
+    monkeypatch.setattr(deltas, "write_safetensors", watch)
+    transfer(tmp_path / "delta", source, tmp_path / "out")
+    assert len(written) >= 3 and max(written) <= 4096
+
+
+def test_transfer_refuses_bad_folders(tiny_llama, tmp_path):
+    base = tiny_llama()
+    UpdateDelta.between(base, change(base)).save_pretrained(tmp_path / "delta")
+    source = checkpoint(base, tmp_path / "model")
+    with pytest.raises(InputError, match="not an empty folder"):
+        transfer(tmp_path / "delta", source, source)
+    with pytest.raises(InputError, match="no model.safetensors"):
+        transfer(tmp_path / "delta", tmp_path / "delta", tmp_path / "out")
+    with pytest.raises(InputError, match="delta_config.json"):
+        transfer(source, source, tmp_path / "out")
+    small = checkpoint(tiny_llama(layers=1), tmp_path / "small")
+    with pytest.raises(InputError, match=GATE):
+        transfer(tmp_path / "delta", small, tmp_path / "out")
+    (source / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(InputError, match="damaged"):
+        transfer(tmp_path / "delta", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_killed_transfer_leaves_no_output(tiny_llama, tmp_path):
+    base = tiny_llama()
+    UpdateDelta.between(base, change(base)).save_pretrained(tmp_path / "delta")
+    checkpoint(base, tmp_path / "model", max_shard_size="4KB")
+    program = (
+        "import os, signal, shutil\n"
+        "import hf_unlearn.deltas as deltas\n"
+        "deltas.shutil.copyfile = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "deltas.transfer('delta', 'model', 'out')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, timeout=120)
+    assert run.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    transfer(tmp_path / "delta", tmp_path / "model", tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_full_disk_leaves_nothing(tiny_llama, tmp_path, monkeypatch):
+    base = tiny_llama()
+    UpdateDelta.between(base, change(base)).save_pretrained(tmp_path / "delta")
+    source = checkpoint(base, tmp_path / "model")
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(deltas, "write_safetensors", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        transfer(tmp_path / "delta", source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["delta", "model"]
+
+
+def test_config_hashes_the_base(tiny_llama, tmp_path):
+    base = tiny_llama()
+    config = delta_config({DOWN: base.state_dict()[DOWN]}, base_model="org/base", settings={"alpha": 0.1})
+    delta = UpdateDelta({DOWN: torch.ones(16, 24)}, config)
+    delta.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "delta_config.json").read_text())
+    assert stored["base_sha256"] == {DOWN: deltas.sha256_tensor(base.state_dict()[DOWN])}
+    assert stored["settings"] == {"alpha": 0.1} and stored["format_version"] == 1
+    assert load_file(tmp_path / "delta.safetensors")[DOWN].dtype == torch.bfloat16
