@@ -1,0 +1,113 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Rows of forget and retain sets: checked, tokenised, paired and fingerprinted."""
+
+import hashlib
+
+import torch
+from datasets import Dataset
+
+from ..errors import InputError
+from .tofu import tokenize_qa
+
+
+MODEL_COLUMNS = ("input_ids", "attention_mask", "labels", "pixel_values")
+
+
+def prepare_rows(rows: Dataset | None, what: str, tokenizer, max_length: int) -> Dataset:
+    """Rows as a model takes them: `input_ids`, `attention_mask` and `labels`, or `pixel_values` and `labels`.
+
+    Args:
+        rows: a dataset with these columns, or with `question` and `answer` (labels on the answer and its EOS), or with
+            `text` (labels on every token).
+        what: the set's name for messages: "forget", "retain" ...
+        tokenizer: needed for rows of text.
+        max_length: rows of text are cut to this many tokens.
+
+    Raises:
+        InputError: no dataset, no rows, no usable columns, text without a tokenizer, or no label that a model predicts.
+    """
+    if rows is None:
+        raise InputError(f"no {what} dataset was given: pass {what}_dataset")
+    if len(rows) == 0:
+        raise InputError(f"the {what} set is empty: give it at least one row")
+    columns = set(rows.column_names)
+    if "pixel_values" in columns and "labels" in columns:
+        return rows.select_columns([name for name in MODEL_COLUMNS if name in columns])
+    if "input_ids" not in columns:
+        if not ({"question", "answer"} <= columns or "text" in columns):
+            raise InputError(
+                f"the {what} set has the columns {', '.join(sorted(columns))}: it needs input_ids and labels, "
+                "or question and answer, or text"
+            )
+        if tokenizer is None:
+            raise InputError(f"the {what} set holds text: pass processing_class, the model's tokenizer")
+        if {"question", "answer"} <= columns:
+            rows = tokenize_qa(rows, tokenizer, max_length=max_length)
+        else:
+            rows = rows.map(
+                lambda batch: tokenizer(batch["text"], truncation=True, max_length=max_length),
+                batched=True,
+                remove_columns=rows.column_names,
+                desc=f"tokenise {what}",
+            )
+        columns = set(rows.column_names)
+    if "labels" not in columns:
+        rows = rows.add_column("labels", rows["input_ids"][:])
+    if "attention_mask" not in columns:
+        rows = rows.add_column("attention_mask", [[1] * len(ids) for ids in rows["input_ids"]])
+    if not any(
+        label != -100 for labels in rows["labels"] for label in (labels[1:] if isinstance(labels, list) else [labels])
+    ):
+        raise InputError(f"every label of the {what} set is ignored (-100): give rows whose answer carries labels")
+    return rows.select_columns(["input_ids", "attention_mask", "labels"])
+
+
+def row_hashes(rows: Dataset) -> list[str]:
+    """SHA-256 of what each row teaches: inputs and labels, whatever else its columns hold."""
+    columns = [name for name in ("input_ids", "pixel_values", "labels") if name in rows.column_names]
+    return [
+        hashlib.sha256(repr([values[name] for name in columns]).encode()).hexdigest()
+        for values in rows.select_columns(columns)
+    ]
+
+
+def fingerprint_rows(rows: Dataset) -> str:
+    """SHA-256 of all rows, in order."""
+    return hashlib.sha256("".join(row_hashes(rows)).encode()).hexdigest()
+
+
+def count_overlap(forget: Dataset, retain: Dataset) -> int:
+    """Number of forget rows that are retain rows too."""
+    known = set(row_hashes(retain))
+    return sum(row in known for row in row_hashes(forget))
+
+
+class PairedRows(torch.utils.data.Dataset):
+    """Every forget row with a retain row: `{"forget": ..., "retain": ...}`.
+
+    Retain rows are drawn without replacement, in an order that depends on the seed and the epoch alone (not on
+    workers or processes), and one epoch goes on where the last one stopped, so all of them are used.
+    """
+
+    def __init__(self, forget: Dataset, retain: Dataset, seed: int):
+        self.forget, self.retain, self.seed = forget, retain, seed
+        self.epoch = 0
+        self._orders: dict[int, list[int]] = {}
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.forget)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"forget": self.forget[index], "retain": self.retain[self._partner(index)]}
+
+    def _partner(self, index: int) -> int:
+        cycle, position = divmod(self.epoch * len(self.forget) + index, len(self.retain))
+        if cycle not in self._orders:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + cycle)
+            self._orders = {cycle: torch.randperm(len(self.retain), generator=generator).tolist()} | (
+                self._orders if len(self._orders) < 4 else {}
+            )
+        return self._orders[cycle][position]

@@ -1,0 +1,82 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Forgetting and retaining objectives as pure functions of logits and labels.
+
+Shapes: `logits` (B, T, V) with `labels` (B, T) for causal models (logits t predict label t + 1, as transformers shifts
+them), or (B, V) with (B,) for classifiers; -100 is ignored. Token functions return one value per predicted token,
+flattened to (N,); sequence functions return one per row (B,). Nothing here averages: the caller divides by counts
+taken over the whole accumulated batch, so gradient accumulation and padding never change the result.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .errors import InputError
+
+
+IGNORE = -100
+
+
+def predictions(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of `logits` that predict a label: (N, V) in fp32 or better, their labels (N,), and the row of the batch (N,)."""
+    if labels.dim() == 2:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    keep = labels != IGNORE
+    rows = keep.nonzero()[:, 0]
+    selected = logits[keep]
+    return (selected.float() if selected.dtype in (torch.float16, torch.bfloat16) else selected), labels[keep], rows
+
+
+def count_predictions(labels: torch.Tensor) -> int:
+    """Number of labels that a model predicts: shifted and not ignored."""
+    return int((labels[:, 1:] if labels.dim() == 2 else labels).ne(IGNORE).sum())
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """-log p(label) per predicted token, (N,)."""
+    selected, targets, _ = predictions(logits, labels)
+    return F.cross_entropy(selected, targets, reduction="none")
+
+
+def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """z_y - log sum_{i != y} exp(z_i) per predicted token, (N,): the log odds of the label (K-FADE, section 3).
+
+    Unlike the log probability it does not saturate where the model is certain, so tokens known by heart pull hardest.
+    """
+    selected, targets, _ = predictions(logits, labels)
+    targets = targets[:, None]
+    others = selected.scatter(1, targets, float("-inf"))
+    return selected.gather(1, targets)[:, 0] - others.logsumexp(1)
+
+
+def sequence_nll(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed -log p of each row's labels (B,), and the number of labels in each row (B,)."""
+    selected, targets, rows = predictions(logits, labels)
+    nll = F.cross_entropy(selected, targets, reduction="none")
+    total = nll.new_zeros(len(labels)).index_add(0, rows, nll)
+    return total, torch.bincount(rows, minlength=len(labels))
+
+
+def kl_divergence(logits: torch.Tensor, reference_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """KL(reference || model) per predicted token, (N,), in nats."""
+    selected, _, _ = predictions(logits, labels)
+    reference, _, _ = predictions(reference_logits, labels)
+    return F.kl_div(selected.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+
+
+def npo(nll: torch.Tensor, reference_nll: torch.Tensor, beta: float) -> torch.Tensor:
+    """Negative preference optimisation per row (Zhang et al. 2024, eq. 3): 2/beta log(1 + (p / p_ref)^beta), (B,).
+
+    `nll` and `reference_nll` are summed over the row's labels, so `beta` means what it does in the paper.
+    """
+    return -2 / beta * F.logsigmoid(beta * (nll - reference_nll))
+
+
+def simnpo(nll: torch.Tensor, lengths: torch.Tensor, beta: float, gamma: float = 0.0) -> torch.Tensor:
+    """SimNPO per row (Fan et al. 2024, eq. 4): length-normalised and free of a reference model, (B,)."""
+    return -2 / beta * F.logsigmoid(beta * nll / lengths.clamp(min=1) - gamma)
+
+
+def require_labels(labels: torch.Tensor, what: str):
+    """Raise `InputError` when no label of a batch set is predicted."""
+    if count_predictions(labels) == 0:
+        raise InputError(f"every label of the {what} is ignored (-100): give rows whose answer carries labels")

@@ -1,0 +1,129 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Natural-gradient ascent: objective gradient -> curvature solve -> step of constant norm."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from .errors import NumericalError
+
+
+class NaturalGradientAscent(torch.optim.Optimizer):
+    r"""
+    Adds `alpha * v / sqrt(v^T G v)` with `v = (G + damping I)^-1 grad` to the weights.
+
+    The norm is taken over all weights together and under the undamped G, so to second order one step changes the
+    model's outputs on the curvature's data by a KL divergence of alpha^2 / 2 (K-FADE, section 3 "Step size").
+    Gradients are those of an objective that must *rise*; their scale does not matter.
+
+    The update is accumulated in fp32 (fp64 for fp64 weights) beside weights of any dtype, and the weights are set to
+    `base + update`, rounded once: steps far below the spacing of bf16 numbers are not lost between steps.
+
+    Args:
+        named_parameters (`Mapping[str, torch.nn.Parameter]`):
+            Weights to move, by `state_dict` name: the names that the curvature knows.
+        base (`Mapping[str, torch.Tensor]`):
+            Their values before the first step; may lie on another device.
+        curvature:
+            Anything with `solve(grads, damping)` and `norm(steps)`.
+        step_norm (`float`):
+            alpha, in sqrt(nats per token). It is the group's `lr`, so schedulers and logs work.
+        damping (`float`):
+            Added to the eigenvalues of G.
+        refit (`Callable[[int], None]`, *optional*):
+            Called with the number of steps taken before every step; fits the curvature to the weights as they are.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Mapping[str, torch.nn.Parameter],
+        base: Mapping[str, torch.Tensor],
+        curvature,
+        *,
+        step_norm: float,
+        damping: float,
+        refit: Callable[[int], None] | None = None,
+    ):
+        self.named = dict(named_parameters)
+        self.base = base
+        self.curvature = curvature
+        self.refit = refit
+        super().__init__(list(self.named.values()), {"lr": step_norm, "damping": damping, "steps": 0})
+        self.diagnostics: dict[str, float] = {}
+
+    @property
+    def _group(self) -> dict:
+        return self.param_groups[0]
+
+    def fit(self):
+        """Fit the curvature for the step to come (once per step, however often it is asked)."""
+        if self.refit is not None:
+            self.refit(self._group["steps"])
+
+    @torch.no_grad()
+    def direction(self, damping: float | None = None) -> tuple[dict[str, torch.Tensor], float]:
+        """The unscaled step `v` from the gradients at hand, and its norm sqrt(v^T G v).
+
+        Raises:
+            NumericalError: a gradient or the norm is not finite, or the gradient is zero.
+        """
+        gradients = {}
+        for name, parameter in self.named.items():
+            if parameter.grad is None or not torch.isfinite(parameter.grad).all():
+                state = "missing" if parameter.grad is None else "not finite"
+                raise NumericalError(
+                    f"the forget gradient of {name} is {state}: check the forget rows and the model's loss"
+                )
+            gradients[name] = parameter.grad
+        vector = self.curvature.solve(gradients, self._group["damping"] if damping is None else damping)
+        norm = self.curvature.norm(vector)
+        if not norm > 0 or norm == float("inf"):
+            raise NumericalError(
+                f"the step has norm {norm} under the curvature: the forget gradient is zero or the damping too small; "
+                "check the forget rows, or raise damping"
+            )
+        return vector, norm
+
+    @torch.no_grad()
+    def apply(self, vector: Mapping[str, torch.Tensor], scale: float):
+        """Set the weights to base + update + scale * vector without keeping it (a candidate)."""
+        for name, parameter in self.named.items():
+            base = self.base[name].to(parameter.device)
+            update = self._update(name) + scale * vector[name].to(parameter.device)
+            parameter.copy_((base.to(update.dtype) + update).to(parameter.dtype))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        self.fit()
+        vector, norm = self.direction()
+        alpha = self._group["lr"]
+        for name, parameter in self.named.items():
+            update = self._update(name).add_(vector[name].to(parameter.device), alpha=alpha / norm)
+            self.state[parameter]["update"] = update
+            base = self.base[name].to(parameter.device)
+            parameter.copy_((base.to(update.dtype) + update).to(parameter.dtype))
+        self._group["steps"] += 1
+        total = self.curvature.norm({name: self.state[parameter]["update"] for name, parameter in self.named.items()})
+        self.diagnostics = {"step_norm": alpha, "predicted_step_kl": alpha**2 / 2, "predicted_kl": total**2 / 2}
+        return loss
+
+    def _update(self, name: str) -> torch.Tensor:
+        parameter = self.named[name]
+        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        # Read without setdefault, whose default would allocate a second copy of every weight at every step.
+        update = self.state[parameter].get("update")
+        return torch.zeros_like(parameter, dtype=dtype) if update is None else update
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict):
+        # torch casts floating state to the parameter's dtype; the fp32 update of a bf16 weight must survive as it is.
+        super().load_state_dict(state_dict)
+        for index, parameter in enumerate(self.named.values()):
+            saved = state_dict["state"].get(index, {}).get("update")
+            if saved is not None:
+                self.state[parameter]["update"] = saved.to(parameter.device, copy=True)
+
+    def updates(self) -> dict[str, torch.Tensor]:
+        """The whole update of every weight so far, as it was made, by `state_dict` name."""
+        return {name: self._update(name) for name in self.named}

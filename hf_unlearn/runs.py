@@ -1,0 +1,98 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""One output folder, one run: its identity, its whole checkpoints, and the log of requests that it served."""
+
+import datetime
+import json
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .errors import InputError
+from .files import write_json
+
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "unlearn_run.json"
+LOG_FILE = "unlearning_log.jsonl"
+COMPLETE_FILE = "complete"
+
+
+def claim_folder(folder: Path, identity: dict, write: bool):
+    """Write `identity` into an output folder, or check that the one found there is the same.
+
+    Raises:
+        InputError: the folder holds another run.
+    """
+    identity = json.loads(json.dumps(identity, default=str))
+    path = folder / RUN_FILE
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if different := [key for key in identity if found.get(key) != identity[key]]:
+            raise InputError(
+                f"output_dir {folder} holds another run (another {', '.join(name.replace('_', ' ') for name in different)}): "
+                "choose another output_dir, or delete it"
+            )
+    elif folder.is_dir() and any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+        raise InputError(f"output_dir {folder} holds checkpoints of another program: choose another output_dir")
+    elif write:
+        write_json(path, identity)
+
+
+def seal_checkpoint(checkpoint: Path):
+    """Mark a checkpoint whole. Trainer writes it file by file: the mark comes after all of them have reached the disk."""
+    for file in checkpoint.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+    write_json(checkpoint / COMPLETE_FILE, {"files": sorted(file.name for file in checkpoint.iterdir())})
+
+
+def checkpoint_to_resume(folder: Path, resume: str | bool | None, clean: bool) -> str | None:
+    """The checkpoint that `resume` asks for; with True the last whole one, or None when there is none yet.
+
+    Args:
+        clean: remove checkpoints that a kill left half written.
+
+    Raises:
+        InputError: a checkpoint was named that is not whole.
+    """
+    if resume is None or resume is False:
+        return None
+    if isinstance(resume, str):
+        if not (Path(resume) / COMPLETE_FILE).is_file():
+            raise InputError(
+                f"{resume} is not a whole checkpoint (no file '{COMPLETE_FILE}'): resume from another one"
+            )
+        return resume
+    whole = {}
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if (checkpoint / COMPLETE_FILE).is_file():
+            whole[int(checkpoint.name.rsplit("-", 1)[1])] = checkpoint
+        elif clean:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    if not whole:
+        logger.warning(f"no whole checkpoint in {folder}: the run starts from the beginning")
+        return None
+    return str(whole[max(whole)])
+
+
+def append_log(folder: Path, entry: dict) -> dict:
+    """Add one line for one served request to `unlearning_log.jsonl` (DESIGN section 8), and return it.
+
+    One write of one line: a kill leaves it out or whole, and earlier lines are never rewritten.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    entry = {"id": str(uuid.uuid4()), "time": now} | entry
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(handle, (json.dumps(entry, ensure_ascii=False, default=str) + "\n").encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return entry

@@ -1,0 +1,410 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""`UnlearnTrainer`: the one loop for every method, with its logs, checkpoints, resume, delta and card."""
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from . import objectives
+from .config import UnlearnConfig
+from .cost import peak_memory_mb, reset_peak_memory
+from .data.collators import CausalCollator, UnlearnCollator
+from .data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows
+from .deltas import UpdateDelta, base_tensors, delta_config
+from .errors import InputError, NumericalError
+from .files import sha256_tensors
+from .methods.base import Counts, Method
+from .optim import NaturalGradientAscent
+from .runs import append_log, checkpoint_to_resume, claim_folder, seal_checkpoint
+
+
+logger = logging.getLogger(__name__)
+
+
+class UnlearnTrainer(Trainer):
+    r"""
+    Removes a forget set from a model with any [`Method`](methods.base.Method).
+
+    Args:
+        model (`str` or `PreTrainedModel` or `PeftModel`):
+            The model, or its name or folder (loaded as a causal language model).
+        method ([`~methods.base.Method`]):
+            For example `KFade(step_norm=0.006)` or `FirstOrder("npo")`.
+        args ([`UnlearnConfig`], *optional*):
+            Settings of the run; a method may replace some (K-FADE: batch, steps, no clipping).
+        forget_dataset, retain_dataset (`datasets.Dataset`):
+            Rows to forget and to keep: `input_ids` and `labels`, or `question` and `answer`, or `text`.
+        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
+            Evaluated while it runs; by default the forget and the retain rows, when `eval_strategy` is set.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            Needed to tokenise rows of text; for a model given by name it is loaded too.
+        data_collator (`Callable`, *optional*):
+            Makes a batch of single rows; padding with labels -100 by default.
+        peft_config (`PeftConfig`, *optional*):
+            Wraps the model with an adapter first.
+        callbacks (`list[TrainerCallback]`, *optional*): As in [`~transformers.Trainer`].
+        evaluator (`Callable[[PreTrainedModel], dict[str, float]]`, *optional*):
+            Called at every evaluation; its metrics join the log as `eval_<name>`, so `metric_for_best_model` can name one.
+
+    Raises:
+        InputError: an empty forget or retain set, missing columns, labels all ignored, no target module, an output
+            folder that holds another run. The message names the cause and the cure.
+    """
+
+    # `compute_loss` divides by the counts of the whole accumulated batch, so Trainer must not divide again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | torch.nn.Module,
+        method: Method,
+        args: UnlearnConfig | None = None,
+        forget_dataset=None,
+        retain_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        data_collator: Callable | None = None,
+        peft_config=None,
+        callbacks=None,
+        evaluator: Callable[[torch.nn.Module], dict[str, float]] | None = None,
+    ):
+        args = args if args is not None else UnlearnConfig(output_dir="outputs/unlearn")
+        self.model_id = model if isinstance(model, str) else getattr(model.config, "_name_or_path", None) or None
+        if isinstance(model, str):
+            model, processing_class = _load(model, processing_class, args)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        self.method = method
+        self.evaluator = evaluator
+        self.before_step: Callable[[torch.optim.Optimizer], None] | None = None
+        self.cost: dict[str, float] = {}
+
+        prepare = lambda rows, what: prepare_rows(rows, what, processing_class, args.max_length)
+        self.forget_dataset = prepare(forget_dataset, "forget")
+        self.retain_dataset = None
+        if retain_dataset is not None or method.needs_retain:
+            self.retain_dataset = prepare(retain_dataset, "retain")
+            if shared := count_overlap(self.forget_dataset, self.retain_dataset):
+                logger.warning(
+                    f"{shared} of {len(self.forget_dataset)} forget rows are also retain rows: the retain set will hold "
+                    "the model to what it should forget; remove them from the retain set"
+                )
+        if eval_dataset is None and args.eval_strategy != "no":
+            eval_dataset = {"forget": self.forget_dataset}
+            if self.retain_dataset is not None:
+                eval_dataset["retain"] = self.retain_dataset
+        elif isinstance(eval_dataset, dict):
+            eval_dataset = {name: prepare(rows, f"{name} evaluation") for name, rows in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = prepare(eval_dataset, "evaluation")
+
+        self.single_collator = data_collator or _default_collator(model, processing_class)
+        self._parts: dict[str, torch.Tensor] = {}
+        self._parts_since = 0
+        self._kl = None
+        self.base_weights: dict[str, torch.Tensor] = {}
+        super().__init__(
+            model=model,
+            args=method.configure(args, len(self.forget_dataset)),
+            data_collator=self._collate,
+            train_dataset=PairedRows(self.forget_dataset, self.retain_dataset, args.seed)
+            if method.paired
+            else self.forget_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+
+    def _collate(self, rows: list[dict]) -> dict:
+        # Training rows of a paired method are pairs; evaluation rows never are.
+        return UnlearnCollator(self.single_collator)(rows) if "forget" in rows[0] else self.single_collator(rows)
+
+    # ---- the run: one folder, one identity, whole checkpoints -----------------------------------------------------
+    @property
+    def is_peft(self) -> bool:
+        from peft import PeftModel
+
+        return isinstance(self.model, PeftModel)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Unlearn. With `resume_from_checkpoint=True` a killed run goes on from its last whole checkpoint.
+
+        A run resumed on the same machine ends in the same bits as one that was never interrupted; without a whole
+        checkpoint it starts again from the beginning.
+
+        Raises:
+            InputError: the output folder holds another run.
+            NumericalError: a loss, factor or step is not finite.
+        """
+        if self.base_weights:
+            raise InputError("this trainer has run already: make a new UnlearnTrainer from the model to go on")
+        reset_peak_memory()
+        started = time.perf_counter()
+        self.method.prepare(self)
+        try:
+            # Only what may move is copied; a resumed run takes it from the original model, before the checkpoint loads.
+            self.base_weights = {
+                name: parameter.detach().to("cpu", copy=True)
+                for name, parameter in self.model.named_parameters()
+                if parameter.requires_grad
+            }
+            self._merged_before = merged_weights(self.model) if self.is_peft else {}
+            folder = Path(self.args.output_dir)
+            claim_folder(folder, self.run_identity(), write=self.is_world_process_zero())
+            checkpoint = checkpoint_to_resume(folder, resume_from_checkpoint, clean=self.is_world_process_zero())
+            self._kl = self._kl_meter()
+            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        finally:
+            self.method.finish(self)
+        self.cost["seconds"] = time.perf_counter() - started
+        self.cost["peak_memory_mb"] = peak_memory_mb()
+        if self.is_world_process_zero():
+            delta = self.update_delta()
+            append_log(folder, self.request_record() | {"delta_sha256": delta.sha256()})
+        return output
+
+    def run_identity(self) -> dict:
+        """What makes this run this run: a folder that holds another one is refused."""
+        keys = "seed per_device_train_batch_size gradient_accumulation_steps max_steps num_train_epochs learning_rate optim"
+        return {
+            "method": self.method.settings(),
+            "arguments": {key: getattr(self.args, key) for key in keys.split()},
+            "forget_rows": fingerprint_rows(self.forget_dataset),
+            "retain_rows": fingerprint_rows(self.retain_dataset) if self.retain_dataset is not None else None,
+            "base_weights": sha256_tensors(self.base_weights),
+        }
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception:
+            # A full disk must not leave a folder that looks like a checkpoint.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if self.args.should_save:
+            seal_checkpoint(folder)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if isinstance(self._natural_gradient, NaturalGradientAscent):
+            # The update that is reported must be the one of the weights that were kept.
+            self._load_optimizer_and_scheduler(self.state.best_model_checkpoint)
+
+    # ---- the loss ------------------------------------------------------------------------------------------------
+    def _get_num_items_in_batch(self, batch_samples: list, device) -> Counts | None:
+        """Counts over all micro-batches of a step and all processes. Replaces Trainer's, which sees only top-level labels."""
+        if not batch_samples:
+            return None
+        sides = [[batch.get("forget", batch) for batch in batch_samples]]
+        if "retain" in batch_samples[0]:
+            sides.append([batch["retain"] for batch in batch_samples])
+        numbers = []
+        for side in sides:
+            numbers += [sum(objectives.count_predictions(batch["labels"]) for batch in side)]
+            numbers += [sum(len(batch["labels"]) for batch in side)]
+        if self.args.world_size > 1:
+            numbers = self.accelerator.reduce(torch.tensor(numbers, device=device), "sum").tolist()
+        if numbers[0] == 0:
+            raise InputError("every forget label of a batch is ignored (-100): give rows whose answer carries labels")
+        return Counts(*numbers)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        counts = num_items_in_batch
+        if return_outputs or not model.training:
+            labels = inputs["labels"]
+            outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
+            loss = objectives.cross_entropy(outputs.logits, labels).mean()
+            return (loss, {"logits": outputs.logits}) if return_outputs else loss
+        loss, parts = self.method.loss(model, inputs, counts)
+        if not torch.isfinite(loss):
+            raise NumericalError(
+                f"the {self.method.label} loss is {loss.item()} at step {self.state.global_step}: "
+                "lower the learning rate or the step norm, or check the rows for labels outside the vocabulary"
+            )
+        for name, value in parts.items():
+            self._parts[name] = self._parts.get(name, 0.0) + value
+        # DDP averages gradients over processes, but each share is already divided by the count of all of them.
+        return loss * self.args.world_size
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        if "loss" in logs and self._parts:
+            names = sorted(self._parts)
+            values = torch.stack([self._parts[name].float() for name in names])
+            if self.args.world_size > 1:
+                values = self.accelerator.reduce(values, "sum")
+            steps = max(self.state.global_step - self._parts_since, 1)
+            logs |= {name: value / steps for name, value in zip(names, values.tolist())}
+            self._parts, self._parts_since = {}, self.state.global_step
+            if isinstance(self._natural_gradient, NaturalGradientAscent):
+                logs |= self._natural_gradient.diagnostics
+                if self._kl is not None:
+                    logs["measured_kl"] = self._kl(self.model).mean
+        super().log(logs, start_time)
+
+    def evaluate(self, *args, **kwargs):
+        metrics = super().evaluate(*args, **kwargs)
+        # With a dict of datasets Trainer calls this method once more per dataset; the evaluator belongs to the outer call.
+        inner = kwargs.get("metric_key_prefix", "eval") != "eval"
+        if self.evaluator is not None and not inner:
+            extra = {f"eval_{name}": value for name, value in self.evaluator(self.model).items()}
+            self.log(dict(extra))
+            metrics |= extra
+        return metrics
+
+    # ---- results -----------------------------------------------------------------------------------------------------
+    def update_delta(self) -> UpdateDelta:
+        """What the run changed, in fp32 as the update was made, under the names of the base model's checkpoint.
+
+        Raises:
+            InputError: nothing has been trained yet.
+        """
+        if not self.base_weights:
+            raise InputError("there is no update yet: call train() first")
+        about = {
+            "base_model": self.model_id,
+            "method": type(self.method).__name__,
+            "settings": self.method.settings(),
+            "seed": self.args.seed,
+        }
+        if isinstance(self._natural_gradient, NaturalGradientAscent):
+            return UpdateDelta(
+                base_tensors(self._natural_gradient.updates()), delta_config(base_tensors(self.base_weights), **about)
+            )
+        if self.is_peft:
+            return UpdateDelta.between(self._merged_before, merged_weights(self.model), **about)
+        now = dict(self.model.named_parameters())
+        return UpdateDelta.between(self.base_weights, {name: now[name] for name in self.base_weights}, **about)
+
+    def request_record(self) -> dict:
+        """What `unlearning_log.jsonl` says of this request: method, rows, model, metrics and cost."""
+        return {
+            "method": self.method.label,
+            "settings": self.method.settings(),
+            "model": self.model_id,
+            "base_weights_sha256": sha256_tensors(self.base_weights),
+            "forget_rows": len(self.forget_dataset),
+            "forget_sha256": fingerprint_rows(self.forget_dataset),
+            "metrics": {
+                key: value for entry in self.state.log_history for key, value in entry.items() if key != "step"
+            },
+            "cost": self.cost,
+        }
+
+    # ---- natural gradient ------------------------------------------------------------------------------------------
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            self.optimizer = self.method.create_optimizer(self)
+            if isinstance(self.optimizer, NaturalGradientAscent):
+                self._hook_step(self.optimizer)
+        return super().create_optimizer(model)
+
+    @property
+    def _natural_gradient(self):
+        """The optimiser below accelerate's wrapper, which it gets when training begins."""
+        return self.optimizer.optimizer if isinstance(self.optimizer, AcceleratedOptimizer) else self.optimizer
+
+    def _hook_step(self, optimizer):
+        def before(optimizer, args, kwargs):
+            if self.before_step is not None:
+                optimizer.fit()
+                self.before_step(optimizer)
+
+        optimizer.register_step_pre_hook(before)
+
+    def fit_curvature(
+        self, curvature, *, target_modules=None, fisher="sampled", rows: int | None = None, seed: int = 0
+    ):
+        """Fit `curvature` on (a seeded choice of `rows` of) the retain rows, at the weights as they are."""
+        dataset = self.retain_dataset
+        if rows is not None and rows < len(dataset):
+            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.args.seed))
+            dataset = dataset.select(sorted(order[:rows].tolist()))
+        started = time.perf_counter()
+        curvature.fit(
+            self.accelerator.unwrap_model(self.model),
+            self._loader(dataset, self.args.curvature_batch_size),
+            target_modules=target_modules,
+            fisher=fisher,
+            seed=seed,
+            accelerator=self.accelerator,
+            progress=not self.args.disable_tqdm,
+        )
+        self.cost["fit_seconds"] = self.cost.get("fit_seconds", 0.0) + time.perf_counter() - started
+        return curvature
+
+    def _loader(self, dataset, batch_size: int) -> DataLoader:
+        return DataLoader(dataset, batch_size=batch_size, shuffle=False, collate_fn=self.single_collator)
+
+    def _kl_meter(self):
+        """Measures KL(original || model) on some retain rows; None for methods that do not take such steps."""
+        if not hasattr(self.method, "kl_budget") or self.args.kl_rows < 1:
+            return None
+        from .evaluation.specificity import TokenKL
+
+        rows = min(self.args.kl_rows, len(self.retain_dataset))
+        order = torch.randperm(len(self.retain_dataset), generator=torch.Generator().manual_seed(self.args.seed))
+        loader = self._loader(
+            self.retain_dataset.select(sorted(order[:rows].tolist())), self.args.curvature_batch_size
+        )
+        return TokenKL(self.model, loader)
+
+    @contextlib.contextmanager
+    def weights_of_base(self):
+        """The model with the weights it had before the first step."""
+        named = {name: parameter for name, parameter in self.model.named_parameters() if name in self.base_weights}
+        now = {name: parameter.detach().clone() for name, parameter in named.items()}
+        try:
+            with torch.no_grad():
+                for name, parameter in named.items():
+                    parameter.copy_(self.base_weights[name])
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in named.items():
+                    parameter.copy_(now[name])
+
+
+def _load(model: str, processing_class, args: UnlearnConfig):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(model)
+        return AutoModelForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {})), processing_class
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot load the model {model!r}: {first}") from error
+
+
+def _default_collator(model, processing_class):
+    pad = getattr(processing_class, "pad_token_id", None)
+    for fallback in (getattr(model.config, "pad_token_id", None), getattr(processing_class, "eos_token_id", None), 0):
+        pad = fallback if pad is None else pad
+    return CausalCollator(pad)
+
+
+@torch.no_grad()
+def merged_weights(model) -> dict[str, torch.Tensor]:
+    """Weights of a PEFT model's tuned layers as merging its active adapters would leave them: {base name: fp32}."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            weight = layer.get_base_layer().weight.float()
+            merged[f"{name}.base_layer.weight"] = weight + sum(
+                layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters
+            )
+    return base_tensors(merged)
