@@ -22,7 +22,7 @@ help:
 $(VENV)/.installed: setup.cfg constraints.txt
 	@test -f $@ || $(PYTHON) -m venv --clear $(VENV)
 	@rm -f $@
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
 demo test test_slow bench: export HF_HUB_OFFLINE = 1
@@ -51,8 +51,8 @@ $(BENCH_VENV)/.installed: $(VENV)/.installed Makefile
 	$(PYTHON) -m venv --clear $(BENCH_VENV)
 	@$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 		"$$($(BENCH_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/hf_unlearn_venv.pth"
-	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt einops einconv opt_einsum linear_operator
-	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
+	$(BENCH_VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt einops einconv opt_einsum linear_operator
+	$(BENCH_VENV)/bin/pip install -qq --disable-pip-version-check --no-deps $(PEERS)
 	@touch $@
 
 bench: $(BENCH_VENV)/.installed

@@ -1,0 +1,416 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""K-FAC and EK-FAC fits against kronfluence and curvlinops: time, peak memory, agreement. `make bench` runs it.
+
+Every item lives in a process of its own, on one thread, with its own copy of the same random Llama and the same tokens. The
+processes take turns (A B C ... A B C ...), so a busy machine slows all of them alike; time is CPU time of the process, and
+what is compared are ratios inside one run. Peak memory is the highest resident size of an item's first run above the resident
+size just before it, when the model is loaded and every module and thread buffer was warmed up on a tiny model.
+
+One sampled label a position; 6 MLP modules; factors only: nothing is written to disk, and eigendecompositions are not part of
+any item. kronfluence gets a mask without each sequence's last token, so that its factors are the same matrices as ours.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SEED = 0
+CASES = {
+    "small_head": {"vocab_size": 2000, "sequences": 8, "length": 256, "batch_size": 4},
+    "large_head": {"vocab_size": 32000, "sequences": 4, "length": 256, "batch_size": 2},
+}
+TINY = {"vocab_size": 64, "sequences": 2, "length": 16, "batch_size": 1}
+PACKAGES = ("torch", "transformers", "kronfluence", "curvlinops-for-pytorch")
+AIMS = {  # item: {what it is measured against: highest ratio of CPU time}
+    "hf_unlearn K-FAC": {"kronfluence covariance": 0.85, "curvlinops K-FAC": 0.75},
+    "hf_unlearn EK-FAC correction": {"kronfluence lambda": 0.62},
+}
+
+
+def make_model(case: dict, tiny: bool = False):
+    """A random fp32 Llama: d 512, ffn 1376, 2 layers (d 32, ffn 48 when tiny)."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(SEED)
+    width, inner = (32, 48) if tiny else (512, 1376)
+    config = LlamaConfig(
+        vocab_size=case["vocab_size"],
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=case["length"],
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def make_batches(case: dict) -> list[dict]:
+    """`sequences / batch_size` batches of random tokens, labels the tokens, nothing padded."""
+    import torch
+
+    generator = torch.Generator().manual_seed(SEED + 1)
+    ids = torch.randint(case["vocab_size"], (case["sequences"], case["length"]), generator=generator)
+    return [
+        {"input_ids": chunk, "attention_mask": torch.ones_like(chunk), "labels": chunk.clone()}
+        for chunk in ids.split(case["batch_size"])
+    ]
+
+
+# Items: (model, batches) -> (run, seconds): `run()` does the work once and returns its result; `seconds` is None when all of
+# run() counts, else a function of the result that gives the CPU seconds of the stage that counts.
+
+
+def forward_backward(model, batches):
+    """The floor: forward, loss, backward through activations down to the embedding, no weight gradients, no factors."""
+    model.requires_grad_(False)
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
+
+    def run():
+        for batch in batches:
+            model(**batch).loss.backward()
+
+    return run
+
+
+def training_step(model, batches):
+    """Forward and backward with weight gradients, as training does."""
+
+    def run():
+        for batch in batches:
+            model.zero_grad(set_to_none=True)
+            model(**batch).loss.backward()
+
+    return run
+
+
+def kfac(model, batches, fisher="sampled"):
+    """Our K-FAC factors."""
+    from hf_unlearn.curvature import KFAC
+
+    return lambda: KFAC().fit(model, batches, fisher=fisher, seed=SEED, progress=False)
+
+
+def ekfac(model, batches):
+    """Our EK-FAC fit, of which the correction pass counts."""
+    from hf_unlearn.curvature import EKFAC
+
+    return lambda: EKFAC().fit(model, batches, fisher="sampled", seed=SEED, progress=False)
+
+
+def _mlp_names(model) -> list[str]:
+    return [name for name, _ in model.named_modules() if name.endswith(("gate_proj", "up_proj", "down_proj"))]
+
+
+def _kronfluence(model, empirical=False):
+    """The wrapped model, its state, task and arguments, as kronfluence's language-model example sets them up."""
+    import torch
+    import torch.nn.functional as F
+    from kronfluence.analyzer import prepare_model
+    from kronfluence.arguments import FactorArguments
+    from kronfluence.task import Task
+    from kronfluence.utils.state import State
+
+    names = _mlp_names(model)
+
+    class LanguageModeling(Task):
+        def compute_train_loss(self, batch, model, sample=False):
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            logits = logits[:, :-1].float().flatten(0, 1)
+            labels = batch["labels"][:, 1:].flatten()
+            if sample:
+                with torch.no_grad():
+                    labels = torch.multinomial(logits.detach().softmax(-1), 1).flatten()
+            return F.cross_entropy(logits, labels, reduction="sum")
+
+        def compute_measurement(self, batch, model):
+            return self.compute_train_loss(batch, model)
+
+        def get_influence_tracked_modules(self):
+            return names
+
+        def get_attention_mask(self, batch):
+            mask = batch["attention_mask"].clone()
+            mask[:, -1] = 0
+            return mask
+
+    task = LanguageModeling()
+    state = State(cpu=True)
+    return prepare_model(model, task), state, task, FactorArguments(strategy="ekfac", use_empirical_fisher=empirical)
+
+
+def kronfluence_covariance(model, batches, empirical=False):
+    """kronfluence's covariance stage."""
+    from kronfluence.factor.covariance import fit_covariance_matrices_with_loader
+
+    model, state, task, arguments = _kronfluence(model, empirical)
+    return lambda: fit_covariance_matrices_with_loader(model, state, task, batches, arguments, disable_tqdm=True)[1]
+
+
+def kronfluence_lambda(model, batches):
+    """kronfluence's lambda stage; covariances and eigenvectors are made before the clock starts."""
+    from kronfluence.factor.covariance import fit_covariance_matrices_with_loader
+    from kronfluence.factor.eigen import fit_lambda_matrices_with_loader, perform_eigendecomposition
+
+    model, state, task, arguments = _kronfluence(model)
+    factors = fit_covariance_matrices_with_loader(model, state, task, batches, arguments, disable_tqdm=True)[1]
+    eigen = perform_eigendecomposition(factors, model, state, arguments, disable_tqdm=True)
+    del factors
+    return lambda: fit_lambda_matrices_with_loader(
+        model, state, task, batches, arguments, eigen_factors=eigen, disable_tqdm=True
+    )[1]
+
+
+def curvlinops_kfac(model, batches):
+    """curvlinops' K-FAC with one Monte-Carlo label, determinism check off, data sizes given."""
+    import torch
+    from curvlinops import KFACLinearOperator
+
+    class Logits(torch.nn.Module):
+        """Logits of the positions that predict, as (batch, classes, positions), which cross-entropy takes."""
+
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, batch):
+            logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            return logits[:, :-1].transpose(1, 2)
+
+    names = set(_mlp_names(model))
+    model.requires_grad_(False)
+    weights = [module.weight.requires_grad_() for name, module in model.named_modules() if name in names]
+    data = [(batch, batch["labels"][:, 1:]) for batch in batches]
+    wrapped = Logits(model)
+    loss = torch.nn.CrossEntropyLoss(reduction="sum")
+
+    def run():
+        operator = KFACLinearOperator(
+            wrapped,
+            loss,
+            weights,
+            data,
+            check_deterministic=False,
+            fisher_type="mc",
+            mc_samples=1,
+            num_data=sum(len(labels) for _, labels in data),
+            num_per_example_loss_terms=data[0][1].shape[1],
+            batch_size_fn=lambda batch: len(batch["input_ids"]),
+        )
+        operator.compute_kronecker_factors()
+        return operator
+
+    return run
+
+
+ITEMS = {
+    "forward + backward": forward_backward,
+    "training step": training_step,
+    "hf_unlearn K-FAC": kfac,
+    "kronfluence covariance": kronfluence_covariance,
+    "curvlinops K-FAC": curvlinops_kfac,
+    "hf_unlearn EK-FAC correction": ekfac,
+    "kronfluence lambda": kronfluence_lambda,
+}
+
+
+def resident_bytes(peak: bool = False) -> int:
+    """Resident size of this process now, or its peak since the last `reset_peak()` (Linux)."""
+    key = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def worker(item: str, case_name: str) -> None:
+    """Set up one item, then run it once for every line on stdin; each run prints a JSON line with its cost."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    warm = ITEMS[item](make_model(TINY, tiny=True), make_batches(TINY))
+    warm()
+    del warm
+    case = CASES[case_name]
+    run = ITEMS[item](make_model(case), make_batches(case))
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the set-up freed must not hide what the first run takes
+    print(json.dumps({"ready": True}), flush=True)
+    for _ in sys.stdin:
+        before = resident_bytes()
+        reset_peak()
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = run()
+        cost = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+        cost["peak_mib"] = (resident_bytes(peak=True) - before) / 2**20
+        del result
+        gc.collect()
+        print(json.dumps(cost), flush=True)
+
+
+def agreement(case_name: str) -> dict[str, float]:
+    """Largest relative difference (Frobenius norm, over the 6 modules) of our A and S from kronfluence's, dataset labels."""
+    import torch
+
+    torch.set_num_threads(1)
+    case = CASES[case_name]
+    theirs = kronfluence_covariance(make_model(case), make_batches(case), empirical=True)()
+    model = make_model(case)
+    ours = kfac(model, make_batches(case), fisher="empirical")()
+    differences = {"A": 0.0, "S": 0.0}
+    for name in _mlp_names(model):
+        for ours_is, key, kind in (("A", "activation", 0), ("S", "gradient", 1)):
+            count = theirs[f"num_{key}_covariance_processed"][name]
+            reference = theirs[f"{key}_covariance"][name].double() / count
+            matrix = ours.factors(f"{name}.weight")[kind].double()
+            difference = ((matrix - reference).norm() / reference.norm()).item()
+            differences[ours_is] = max(differences[ours_is], difference)
+    return differences
+
+
+class Worker:
+    """A child process that runs one item whenever asked."""
+
+    def __init__(self, item: str, case: str):
+        command = [sys.executable, __file__, "--worker", item, "--case", case]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        environment["PYTHONPATH"] = str(ROOT)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        )
+        self._read()
+
+    def _read(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(self.process.args)} ended with code {self.process.wait()}")
+        return json.loads(line)
+
+    def run(self) -> dict:
+        self.process.stdin.write("run\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(case_name: str, items: list[str], repeats: int) -> dict[str, dict]:
+    """Costs of each item: the first run gives the peak memory, the `repeats` after it the times."""
+    case = CASES[case_name]
+    tokens = case["sequences"] * case["length"]
+    workers = {item: Worker(item, case_name) for item in items}
+    first = {item: process.run() for item, process in workers.items()}
+    runs = {item: [] for item in items}
+    for repeat in range(repeats):
+        print(f"{case_name}: repeat {repeat + 1} of {repeats}", file=sys.stderr)
+        for item, process in workers.items():
+            runs[item].append(process.run())
+    for process in workers.values():
+        process.close()
+    rows = {}
+    for item in items:
+        cpu = [run["cpu"] for run in runs[item]]
+        rows[item] = {
+            "cpu_ms_per_token_median": 1e3 * statistics.median(cpu) / tokens,
+            "cpu_ms_per_token_min": 1e3 * min(cpu) / tokens,
+            "tokens_per_second": tokens / statistics.median(cpu),
+            "peak_mib": first[item]["peak_mib"],
+            "cpu_seconds": cpu,
+            "wall_seconds": [run["wall"] for run in runs[item]],
+        }
+    return rows
+
+
+def ratios(rows: dict[str, dict]) -> dict[str, dict]:
+    """Ours over each peer: the median over repeats of the ratio inside a repeat, the ratio of the minima, of the peaks."""
+    table = {}
+    for ours, peers in AIMS.items():
+        for peer, aim in peers.items():
+            pairs = zip(rows[ours]["cpu_seconds"], rows[peer]["cpu_seconds"])
+            table[f"{ours} / {peer}"] = {
+                "time_median": statistics.median(a / b for a, b in pairs),
+                "time_min": min(rows[ours]["cpu_seconds"]) / min(rows[peer]["cpu_seconds"]),
+                "aim": aim,
+                "peak": rows[ours]["peak_mib"] / rows[peer]["peak_mib"],
+            }
+    return table
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def report(results: dict) -> str:
+    """The results as two Markdown tables a case."""
+    text = []
+    for case, part in results["cases"].items():
+        settings = ", ".join(f"{key} {value}" for key, value in CASES[case].items())
+        text += [f"\n{case} ({settings})\n", "| item | ms/token median | min | tokens/s | peak MiB |", "|---|---|---|---|---|"]
+        for item, row in part["items"].items():
+            text.append(
+                f"| {item} | {row['cpu_ms_per_token_median']:.3f} | {row['cpu_ms_per_token_min']:.3f} "
+                f"| {row['tokens_per_second']:.0f} | {row['peak_mib']:.0f} |"
+            )
+        text += ["\n| ratio | time (median) | time (min) | aim | peak |", "|---|---|---|---|---|"]
+        for name, row in part["ratios"].items():
+            text.append(
+                f"| {name} | {row['time_median']:.2f} | {row['time_min']:.2f} | {row['aim']:.2f} | {row['peak']:.2f} |"
+            )
+    differences = ", ".join(f"{name} {value:.1e}" for name, value in results["agreement"].items())
+    return "\n".join([*text, f"\nrelative difference from kronfluence, empirical Fisher: {differences}"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--case", choices=CASES, help="only this case")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "curvature.json")
+    parser.add_argument("--worker", choices=ITEMS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        worker(arguments.worker, arguments.case)
+        return 0
+
+    from hf_unlearn.files import write_json
+
+    results = {
+        "command": "make bench" + (f" ARGS='{' '.join(sys.argv[1:])}'" if sys.argv[1:] else ""),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads_used": 1, "python": platform.python_version()},
+        "versions": {name: version(name) for name in PACKAGES},
+        "seed": SEED,
+        "cases": {},
+        "agreement": agreement("small_head"),
+    }
+    for case in [arguments.case] if arguments.case else CASES:
+        rows = measure(case, list(ITEMS), arguments.repeats)
+        results["cases"][case] = {"settings": CASES[case], "items": rows, "ratios": ratios(rows)}
+    write_json(arguments.output, results)
+    print(report(results))
+    missed = [max(results["agreement"].values()) > 1e-5]
+    return 1 if any(missed) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
