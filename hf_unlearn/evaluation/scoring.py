@@ -1,0 +1,271 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""The model passes that all metrics share: teacher-forced scores of answers, greedy generation, logits where needed.
+
+Batches are sorted by length and the output head runs at answer positions only, so that no [batch, length, vocabulary]
+tensor is ever made. Works on any causal LM of transformers and on PEFT models, where the model lies.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..errors import InputError, NumericalError
+
+
+LOGIT_BUDGET = 2**26  # numbers in one block of logits (256 MiB in fp32)
+LOG_PROB_FLOOR = -1e4  # exp() of it is 0, yet 0 * floor is 0: vocabulary entries masked with -inf make no NaN
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """What one (question, answer) row left behind; n answer tokens, the final EOS included.
+
+    Attributes:
+        token_log_probs: (n,) log-probability of each answer token, nats.
+        correct: (n,) whether the token is the model's argmax.
+        mean, variance: (n,) moments of log p over the vocabulary under p, or None when not asked for.
+        eos: whether the last token is the EOS (not so when the row was truncated).
+    """
+
+    token_log_probs: np.ndarray
+    correct: np.ndarray
+    mean: np.ndarray | None
+    variance: np.ndarray | None
+    eos: bool
+
+    @property
+    def nll_sum(self) -> float:
+        return -float(self.token_log_probs.sum(dtype=np.float64))
+
+    @property
+    def nll_mean(self) -> float | None:
+        """Mean loss over the answer's tokens with EOS; None when the row has no answer token."""
+        return self.nll_sum / len(self.token_log_probs) if len(self.token_log_probs) else None
+
+    @property
+    def text(self) -> slice:
+        """The tokens of the answer without its EOS."""
+        return slice(0, len(self.token_log_probs) - self.eos)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model, grad: bool = False):
+    """eval() and (by default) no gradients inside; every module's own training flag afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.set_grad_enabled(grad):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def model_device(model) -> torch.device:
+    """Where the model wants its token ids (the embedding's device, also under a device map)."""
+    return model.get_input_embeddings().weight.device
+
+
+def encode(tokenizer, rows: Sequence[tuple[str, str]], template, max_length: int = 512) -> list[dict]:
+    """Token ids and labels (-100 on the prompt) of (question, answer) rows."""
+    from ..data.tofu import encode_qa
+
+    return [encode_qa(tokenizer, question, answer, template, max_length=max_length) for question, answer in rows]
+
+
+def predicted_logits(model, inputs: Mapping[str, torch.Tensor], predicted: torch.Tensor) -> torch.Tensor:
+    """Logits, (n, V) in row-major order, that predict the n tokens marked in `predicted` (B, T).
+
+    The token at t is predicted by position t - 1, so column 0 is never predicted. Positions are chosen in front of
+    the output head, by a hook: what a model does to its logits afterwards (caps, scales) still happens.
+    Half precision is widened to fp32.
+    """
+    source = predicted[:, 1:]
+    chosen = []
+
+    def choose(module, args):
+        hidden = args[0]
+        if hidden.shape[:2] != predicted.shape:
+            return None
+        chosen.append(True)
+        return (hidden[:, :-1][source.to(hidden.device)].unsqueeze(0), *args[1:])
+
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(choose) if head is not None else None
+    try:
+        logits = model(**inputs, use_cache=False).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    logits = logits[0] if chosen else logits[:, :-1][source.to(logits.device)]
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def predicted_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """(B, T) mask of the tokens that count: labelled, real, and not first in the row (nothing predicts that)."""
+    predicted = batch["labels"] != -100
+    if "attention_mask" in batch:
+        predicted = predicted & batch["attention_mask"].bool()
+    predicted[:, 0] = False
+    return predicted
+
+
+def logit_blocks(model, batch: Mapping[str, torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield (logits (n, V), token ids (n,)) over groups of rows of a batch, each within the logit budget.
+
+    `batch` holds `input_ids`, `labels` and what else the model takes, all (B, T). Rows without a predicted token are
+    left out; the groups depend on the labels and on V only, so two models of one vocabulary see the same ones.
+    Call inside `evaluation_mode`.
+    """
+    predicted = predicted_tokens(batch)
+    counts = predicted.sum(1).tolist()
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    device = model_device(model)
+    group: list[int] = []
+    for row in [*range(len(counts)), None]:
+        full = group and (row is None or (sum(counts[r] for r in group) + counts[row]) * vocabulary > LOGIT_BUDGET)
+        if full:
+            rows = torch.tensor(group)
+            inputs = {name: value[rows].to(device) for name, value in batch.items() if name != "labels"}
+            mask = predicted[rows]
+            logits = predicted_logits(model, inputs, mask.to(device))
+            yield logits, batch["labels"][rows][mask].to(logits.device)
+            group = []
+        if row is not None and counts[row]:
+            group.append(row)
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> torch.Tensor:
+    width = max(map(len, rows))
+    fill = lambda row: [value] * (width - len(row))
+    return torch.tensor([fill(row) + list(row) if left else list(row) + fill(row) for row in rows])
+
+
+def padding_id(tokenizer) -> int:
+    return next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
+
+
+def score_answers(
+    model,
+    tokenizer,
+    encoded: Sequence[Mapping],
+    *,
+    batch_size: int = 32,
+    moments: bool = False,
+    progress: bool = False,
+    description: str = "scoring",
+) -> list[AnswerScore]:
+    """Teacher-forced scores of encoded rows (see `encode`), in their order.
+
+    Args:
+        batch_size: rows a batch; batches are filled in order of length and cut further where their logits would not
+            fit the budget.
+        moments: also the mean and variance of log p over the vocabulary (min-k++), at about twice the cost per logit.
+
+    Raises:
+        NumericalError: the model gives logits that are not finite.
+    """
+    scores: list[AnswerScore | None] = [None] * len(encoded)
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
+    pad = padding_id(tokenizer)
+    bar = tqdm(total=len(order), desc=description, disable=not progress, leave=False)
+    with evaluation_mode(model), bar:
+        for start in range(0, len(order), batch_size):
+            items = order[start : start + batch_size]
+            ids = [encoded[i]["input_ids"] for i in items]
+            batch = {
+                "input_ids": _pad(ids, pad),
+                "labels": _pad([encoded[i]["labels"] for i in items], -100),
+                "attention_mask": _pad([[1] * len(row) for row in ids], 0),
+            }
+            blocks = [_token_statistics(*block, moments) for block in logit_blocks(model, batch)]
+            empty = np.zeros(0)
+            columns = [np.concatenate(column) for column in zip(*blocks)] or [empty] * (4 if moments else 2)
+            ends = np.cumsum(predicted_tokens(batch).sum(1).numpy())
+            for i, end, begin in zip(items, ends, [0, *ends[:-1]]):
+                log_probs, correct, *rest = (column[begin:end] for column in columns)
+                mean, variance = rest or (None, None)
+                last = encoded[i]["labels"][-1] if encoded[i]["labels"] else None
+                eos = bool(end > begin and last == tokenizer.eos_token_id)
+                scores[i] = AnswerScore(log_probs, correct.astype(bool), mean, variance, eos)
+            bar.update(len(items))
+    return scores
+
+
+def _token_statistics(logits: torch.Tensor, labels: torch.Tensor, moments: bool) -> list[np.ndarray]:
+    correct = logits.argmax(-1) == labels
+    if moments:
+        log_probs = logits.log_softmax(-1).clamp_min_(LOG_PROB_FLOOR)
+        chosen = log_probs.gather(1, labels[:, None])[:, 0]
+        weights = log_probs.exp()
+        mean = (weights * log_probs).sum(-1)
+        variance = (weights * (log_probs - mean[:, None]).square_()).sum(-1)
+        columns = [chosen, correct, mean, variance]
+    else:
+        columns = [logits.gather(1, labels[:, None])[:, 0] - logits.logsumexp(-1), correct]
+    if not torch.isfinite(columns[0]).all():
+        raise NumericalError("the model gives logits that are not finite: it diverged; use a smaller step")
+    return [column.cpu().numpy() for column in columns]
+
+
+def prompt_ids(encoded: Mapping) -> list[int]:
+    """The prompt of an encoded row, token for token as teacher forcing saw it."""
+    labels = encoded["labels"]
+    answer = next((i for i, label in enumerate(labels) if label != -100), len(labels))
+    return list(encoded["input_ids"][:answer])
+
+
+def generate_answers(
+    model,
+    tokenizer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 200,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> list[str]:
+    """Greedy continuations of token-id prompts, special tokens removed and stripped, in their order.
+
+    Stops at the tokenizer's EOS and at those of the model's generation config; sampling, beams and repetition
+    penalties of that config are switched off. `max_new_tokens` counts new tokens only.
+
+    Raises:
+        InputError: a prompt without tokens.
+    """
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise InputError("a question gives an empty prompt: add a question text or a template with a start tag")
+    configured = model.generation_config.eos_token_id
+    stops = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+    pad, device = padding_id(tokenizer), model_device(model)
+    texts = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    bar = tqdm(total=len(order), desc="generating", disable=not progress, leave=False)
+    with evaluation_mode(model), bar:
+        for start in range(0, len(order), batch_size):
+            items = order[start : start + batch_size]
+            ids = _pad([prompts[i] for i in items], pad, left=True)
+            mask = _pad([[1] * len(prompts[i]) for i in items], 0, left=True)
+            output = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                use_cache=True,
+                pad_token_id=pad,
+                eos_token_id=sorted(stops) or None,
+            )
+            new = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+            for i, text in zip(items, new):
+                texts[i] = text.strip()
+            bar.update(len(items))
+    return texts

@@ -1,0 +1,346 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""The TOFU evaluation (Maini et al. 2024; metrics as in open-unlearning): a model and its splits in, a log out.
+
+`evaluate` makes per-item values; all aggregates come from `tofu_logs`, whose functions are offered here too.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from ..errors import InputError
+from ..files import sha256_json
+from ..version import __version__
+from . import memorization, privacy, scoring
+from .tofu_logs import (
+    MIA_METRICS,
+    UTILITY_PARTS,
+    aggregates,
+    format_summary,
+    read_log,
+    summarize,
+    write_log,
+)
+
+
+__all__ = ["METRICS", "evaluate", "format_summary", "read_log", "summarize", "write_log"]
+
+PREFIXES = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
+COLUMNS = {
+    "forget": ("question", "answer", "paraphrased_answer", "perturbed_answer"),
+    "retain": ("question", "answer", "paraphrased_answer", "perturbed_answer"),
+    "real_authors": ("question", "answer", "perturbed_answer"),
+    "world_facts": ("question", "answer", "perturbed_answer"),
+    "holdout": ("question", "answer"),
+}
+ANSWER_COLUMNS = {"Q_A_Prob": "answer", "Q_A_PARA_Prob": "paraphrased_answer", "Q_A_PERT_Prob": "perturbed_answer"}
+
+
+def _requirements() -> dict[str, tuple[str, ...]]:
+    """Metric -> metrics that it is made of."""
+    needs: dict[str, tuple[str, ...]] = {}
+    for split, prefix in PREFIXES.items():
+        own = [name for name, column in ANSWER_COLUMNS.items() if column in COLUMNS[split]]
+        needs |= {f"{prefix}_{name}": () for name in [*own, "Q_A_ROUGE"]}
+        correct = "Q_A_PARA_Prob" if "Q_A_PARA_Prob" in own else "Q_A_Prob"
+        ratio = "forget_truth_ratio" if split == "forget" else f"{prefix}_Truth_Ratio"
+        needs[ratio] = (f"{prefix}_{correct}", f"{prefix}_Q_A_PERT_Prob")
+        if correct == "Q_A_Prob":
+            needs[f"{prefix}_Q_A_Prob_normalised"] = needs[ratio]
+    needs |= {"exact_memorization": (), "extraction_strength": ()}
+    needs |= {f"mia_{name}": () for name in MIA_METRICS}
+    return needs | {
+        "forget_quality": ("forget_truth_ratio",),
+        "model_utility": UTILITY_PARTS,
+        "privleak": ("mia_min_k",),
+    }
+
+
+REQUIREMENTS = _requirements()
+METRICS = tuple(REQUIREMENTS)
+
+
+def _split_of(metric: str) -> tuple[str, ...]:
+    """The splits that a metric scores by itself."""
+    if metric.startswith("mia_"):
+        return ("forget", "holdout")
+    if metric in ("exact_memorization", "extraction_strength"):
+        return ("forget",)
+    if metric in ("forget_quality", "model_utility", "privleak"):
+        return tuple(dict.fromkeys(split for part in REQUIREMENTS[metric] for split in _split_of(part)))
+    return (next(split for split, prefix in PREFIXES.items() if metric.startswith(f"{prefix}_")),)
+
+
+def _chosen(metrics: Iterable[str] | None, splits: Mapping, reference_model) -> list[str]:
+    """The metrics to compute, with those they are made of; refuses what the splits cannot give."""
+    if metrics is None:
+        names = [name for name in METRICS if all(split in splits for split in _split_of(name))]
+        if reference_model is None:
+            names = [name for name in names if name != "mia_reference"]
+        return names
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    unknown = [name for name in names if name not in REQUIREMENTS]
+    if unknown:
+        raise InputError(f"unknown metric {', '.join(unknown)}; choose among {', '.join(METRICS)}")
+    wanted: dict[str, None] = {}
+    while names:
+        name = names.pop()
+        wanted[name] = None
+        names.extend(REQUIREMENTS[name])
+        missing = [split for split in _split_of(name) if split not in splits]
+        if missing:
+            raise InputError(f"{name} needs the split {', '.join(missing)}; given: {', '.join(splits)}")
+    if "mia_reference" in wanted and reference_model is None:
+        raise InputError("mia_reference needs reference_model=, a model that never saw the forget set")
+    return [name for name in METRICS if name in wanted]
+
+
+def _needed_columns(names: Iterable[str]) -> dict[str, set[str]]:
+    needed: dict[str, set[str]] = {}
+    for name in names:
+        for split in _split_of(name) if not REQUIREMENTS[name] else ():
+            column = "answer"
+            if split in PREFIXES:
+                column = ANSWER_COLUMNS.get(name.removeprefix(f"{PREFIXES[split]}_"), "answer")
+            needed.setdefault(split, {"question"}).add(column)
+    return needed
+
+
+def _check_columns(splits: Mapping, needed: Mapping[str, set[str]]) -> None:
+    for split, columns in needed.items():
+        present = list(splits[split].column_names)
+        missing = [column for column in COLUMNS[split] if column in columns and column not in present]
+        if missing:
+            raise InputError(
+                f"split {split} has no column {', '.join(missing)} (it has {', '.join(present)}): "
+                "add it, or ask for metrics= that do without"
+            )
+        if len(splits[split]) == 0:
+            raise InputError(f"split {split} is empty: leave it out or give rows")
+        if "perturbed_answer" in columns:
+            for row, wrong in enumerate(splits[split]["perturbed_answer"]):
+                if not isinstance(wrong, list) or not wrong:
+                    raise InputError(f"split {split}, row {row}: perturbed_answer must be a list of wrong answers")
+
+
+class _Passes:
+    """Rows are collected first, so that one length-sorted pass serves all metrics, then looked up by (split, column)."""
+
+    def __init__(self, tokenizer, template):
+        self.tokenizer, self.template = tokenizer, template
+        self.rows: list[tuple[str, str]] = []
+        self.places: dict[tuple[str, str], list] = {}
+        self.encoded: list[dict] = []
+        self.scores: list = []
+
+    def add(self, split: str, column: str, dataset) -> None:
+        places = []
+        for question, answers in zip(dataset["question"], dataset[column]):
+            start = len(self.rows)
+            single = isinstance(answers, str)
+            self.rows += [(question, answer) for answer in ([answers] if single else answers)]
+            places.append(start if single else list(range(start, len(self.rows))))
+        self.places[split, column] = places
+
+    def run(self, model, batch_size: int, moments: bool, progress: bool) -> None:
+        self.encoded = scoring.encode(self.tokenizer, self.rows, self.template)
+        # The vocabulary moments double the work per logit: only the rows of the membership scores need them.
+        heavy = (
+            [i for split in ("forget", "holdout") for i in self.places.get((split, "answer"), [])] if moments else []
+        )
+        light = sorted(set(range(len(self.rows))) - set(heavy))
+        self.scores = [None] * len(self.rows)
+        for chosen, with_moments in ((light, False), (heavy, True)):
+            found = scoring.score_answers(
+                model,
+                self.tokenizer,
+                [self.encoded[i] for i in chosen],
+                batch_size=batch_size,
+                moments=with_moments,
+                progress=progress,
+            )
+            for i, score in zip(chosen, found):
+                self.scores[i] = score
+
+    def of(self, split: str, column: str) -> list:
+        pick = lambda place: [self.scores[i] for i in place] if isinstance(place, list) else self.scores[place]
+        return [pick(place) for place in self.places[split, column]]
+
+    def encoded_of(self, split: str) -> list[dict]:
+        return [self.encoded[place] for place in self.places[split, "answer"]]
+
+
+def evaluate(
+    model,
+    tokenizer,
+    splits: Mapping,
+    retain_log: Mapping | None = None,
+    *,
+    template=None,
+    batch_size: int = 32,
+    max_new_tokens: int = 200,
+    metrics: Iterable[str] | None = None,
+    reference_model=None,
+    progress: bool = True,
+) -> dict:
+    """Evaluate a causal LM (or PEFT model) on TOFU, where it lies and in eval mode; its mode is restored.
+
+    Args:
+        splits: `datasets.Dataset`s under `forget` and `retain` (question, answer, paraphrased_answer,
+            perturbed_answer: a list), `real_authors` and `world_facts` (no paraphrase), `holdout` (question, answer,
+            for the membership scores). Any may be absent or None.
+        retain_log: log of the model retrained without the forget rows; gives forget quality and the reference of
+            privleak.
+        template: `hf_unlearn.data.tofu.QATemplate`; its default when None. A hash of it is stored in the log.
+        metrics: names from `METRICS`, or None for all that the splits allow. What a metric is made of comes with it.
+            ROUGE generates and the gradient norm goes item by item: a sweep asks for less, such as
+            `("forget_truth_ratio", "retain_Q_A_Prob")`.
+        max_new_tokens: of the greedy generations for ROUGE.
+        reference_model: for `mia_reference`, scored with the same tokenizer.
+
+    Returns:
+        The log, in open-unlearning's TOFU_EVAL.json layout (see `tofu_logs`), with a key `hf_unlearn` for template
+        hash, counts, data hashes and versions. Equal inputs give equal logs: nothing is sampled.
+
+    Raises:
+        InputError: a split, column, metric or reference model is missing, or perturbed answers are not lists.
+        NumericalError: the model gives logits that are not finite.
+    """
+    from ..data.tofu import QATemplate
+
+    template = template or QATemplate()
+    splits = {name: split for name, split in splits.items() if split is not None}
+    if unknown := [name for name in splits if name not in COLUMNS]:
+        raise InputError(f"unknown split {', '.join(unknown)}; the splits are {', '.join(COLUMNS)}")
+    names = _chosen(metrics, splits, reference_model)
+    if not names:
+        raise InputError(f"no metric can be computed from the splits given; give some of {', '.join(COLUMNS)}")
+    needed = _needed_columns(names)
+    _check_columns(splits, needed)
+
+    passes = _Passes(tokenizer, template)
+    for split, columns in needed.items():
+        for column in sorted(columns - {"question"}):
+            passes.add(split, column, splits[split])
+    passes.run(model, batch_size, "mia_min_k_plus_plus" in names, progress)
+
+    log: dict = {}
+    for name in names:
+        if name in ("forget_quality", "model_utility", "privleak"):
+            log[name] = {"agg_value": None}
+        elif name.startswith("mia_"):
+            log[name] = _membership(name, model, passes, splits, reference_model, batch_size, progress)
+        elif name.endswith("_Q_A_ROUGE"):
+            split = _split_of(name)[0]
+            items = _rouge(model, tokenizer, splits[split], passes, split, max_new_tokens, batch_size, progress)
+            log[name] = _metric(items)
+        else:
+            log[name] = _metric(_likelihood(name, passes, log))
+    values = aggregates(log, retain_log)
+    for name, metric in log.items():
+        metric["agg_value"] = values.get(name)
+        if name.startswith("mia_"):
+            metric["auc"] = values[name]
+            for part in ("forget", "holdout"):
+                metric[part]["agg_value"] = values[f"{name}/{part}"]
+    log["hf_unlearn"] = _record(model, tokenizer, template, splits, max_new_tokens)
+    return log
+
+
+def _metric(items: Iterable) -> dict:
+    return {"agg_value": None, "value_by_index": {str(i): item for i, item in enumerate(items)}}
+
+
+def _likelihood(name: str, passes: _Passes, log: Mapping) -> list[dict]:
+    """Per-item values of a metric that needs no generation; `log` holds the metrics that it is made of."""
+    if name in ("exact_memorization", "extraction_strength"):
+        formula = getattr(memorization, name)
+        return [{"score": formula(score.correct[score.text])} for score in passes.of("forget", "answer")]
+    if REQUIREMENTS[name]:
+        correct, wrong = (log[part]["value_by_index"].values() for part in REQUIREMENTS[name])
+        field = "prob" if name.endswith("_normalised") else "avg_loss"
+        formula = memorization.normalised_probability if field == "prob" else memorization.truth_ratio
+        return [
+            {"prob" if field == "prob" else "score": _unless_missing(formula, right[field], lies[field])}
+            for right, lies in zip(correct, wrong)
+        ]
+    split = _split_of(name)[0]
+    items = []
+    for score in passes.of(split, ANSWER_COLUMNS[name.removeprefix(f"{PREFIXES[split]}_")]):
+        losses = [s.nll_mean for s in score] if isinstance(score, list) else [score.nll_mean]
+        probabilities = [None if loss is None else memorization.probability(loss) for loss in losses]
+        if isinstance(score, list):
+            items.append({"prob": probabilities, "avg_loss": losses})
+        else:
+            items.append({"prob": probabilities[0], "avg_loss": losses[0]})
+    return items
+
+
+def _unless_missing(formula, correct: float | None, wrong: list) -> float | None:
+    return None if correct is None or None in wrong else formula(correct, wrong)
+
+
+def _rouge(model, tokenizer, dataset, passes, split, max_new_tokens, batch_size, progress) -> list[dict]:
+    prompts = [scoring.prompt_ids(row) for row in passes.encoded_of(split)]
+    generations = scoring.generate_answers(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    )
+    return [
+        {
+            **memorization.rouge(truth.strip(), generation),
+            "input": tokenizer.decode(prompt, skip_special_tokens=True),
+            "ground_truth": truth.strip(),
+            "generation": generation,
+        }
+        for truth, generation, prompt in zip(dataset["answer"], generations, prompts)
+    ]
+
+
+def _membership(name, model, passes, splits, reference_model, batch_size, progress) -> dict:
+    from tqdm.auto import tqdm
+
+    log = {}
+    for split in ("forget", "holdout"):
+        scores, encoded, texts = passes.of(split, "answer"), passes.encoded_of(split), splits[split]["answer"]
+        losses = [score.nll_mean for score in scores]
+        if name == "mia_zlib":
+            losses = [None if loss is None else privacy.zlib_score(loss, text) for loss, text in zip(losses, texts)]
+        elif name == "mia_reference":
+            theirs = scoring.score_answers(
+                reference_model, passes.tokenizer, encoded, batch_size=batch_size, progress=progress
+            )
+            losses = [None if loss is None else loss - other.nll_mean for loss, other in zip(losses, theirs)]
+        elif name == "mia_min_k":
+            losses = [privacy.min_k(s.token_log_probs[s.text]) for s in scores]
+        elif name == "mia_min_k_plus_plus":
+            losses = [
+                privacy.min_k_plus_plus(s.token_log_probs[s.text], s.mean[s.text], s.variance[s.text]) for s in scores
+            ]
+        elif name == "mia_gradnorm":
+            bar = tqdm(list(zip(encoded, scores)), desc=f"gradient norms, {split}", disable=not progress, leave=False)
+            losses = [_gradient_norm(model, row, score) for row, score in bar]
+        log[split] = _metric({"score": loss} for loss in losses)
+    return log | {"auc": None, "agg_value": None}
+
+
+def _gradient_norm(model, row: Mapping, score: scoring.AnswerScore) -> float | None:
+    predicted = [label != -100 for label in row["labels"]]
+    if score.eos:
+        predicted[-1] = False
+    return privacy.gradient_norm(model, row["input_ids"], predicted)
+
+
+def _record(model, tokenizer, template, splits: Mapping, max_new_tokens: int) -> dict:
+    import torch
+    import transformers
+
+    return {
+        "template_sha256": template.fingerprint(tokenizer),
+        "counts": {name: len(split) for name, split in splits.items()},
+        "data_sha256": {
+            name: sha256_json([list(split[column]) for column in ("question", "answer")])
+            for name, split in splits.items()
+        },
+        "seeds": {},  # greedy decoding and full passes: nothing is drawn
+        "max_new_tokens": max_new_tokens,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "versions": {"hf_unlearn": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }

@@ -1,0 +1,269 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""TOFU logs in open-unlearning's TOFU_EVAL.json layout: read, write, and turn per-item values into the numbers reported.
+
+A log maps a metric to `{"agg_value": ..., "value_by_index": {"0": {...}, ...}}` (membership scores hold one such pair
+each for `forget` and `holdout`, and an `auc`). Every number here comes from `value_by_index`; a stored `agg_value` is
+never read, so a log that was edited or aggregated otherwise gives the same summary.
+"""
+
+import gzip
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import atomic_write, write_json
+from . import memorization, privacy
+
+
+MIA_METRICS = ("loss", "zlib", "reference", "min_k", "min_k_plus_plus", "gradnorm")
+UTILITY_PARTS = (
+    *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
+    *("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
+    *("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
+)
+# The original repository logs (and aggregates) at most so many rows of a split.
+LEGACY_ROWS = 300
+LEGACY_FILES = {
+    "forget": "eval_log_forget.json",
+    "retain": "eval_log.json",
+    "ra": "eval_real_author_wo_options.json",
+    "wf": "eval_real_world_wo_options.json",
+}
+
+
+def read_log(path: str | Path) -> dict:
+    """Read a log from `.json` or `.json.gz`.
+
+    Raises:
+        InputError: no such file, or it does not hold a JSON object.
+    """
+    try:
+        with open(path, "rb") as handle:
+            data = handle.read()
+        log = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+    except FileNotFoundError as error:
+        raise InputError(f"no log at {path}: evaluate the model first or correct the path") from error
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path} is not a readable JSON log ({error}): evaluate the model again") from error
+    if not isinstance(log, dict):
+        raise InputError(f"{path} does not hold a JSON object: give a TOFU_EVAL.json")
+    return log
+
+
+def write_log(path: str | Path, log: Mapping) -> Path:
+    """Write a log whole or not at all; `.gz` at the end of the name compresses it (equal logs give equal bytes)."""
+    if not str(path).endswith(".gz"):
+        return write_json(path, log)
+    data = gzip.compress(json.dumps(log, allow_nan=False, ensure_ascii=False).encode("utf-8"), mtime=0)
+    return atomic_write(path, lambda temporary: temporary.write_bytes(data))
+
+
+def item_values(metric: Mapping, field: str) -> list:
+    """The per-item values of one field, in the log's order; None where the item or the field has none."""
+    return [None if item is None else item.get(field) for item in metric["value_by_index"].values()]
+
+
+def _item_field(name: str) -> str:
+    return "rougeL_recall" if name.endswith("_ROUGE") else "prob" if "_Prob" in name else "score"
+
+
+def _mean_of_item(value) -> float | None:
+    return memorization.mean(value) if isinstance(value, list) else value
+
+
+def aggregates(log: Mapping, retain_log: Mapping | None = None) -> dict:
+    """Every aggregate of a log, recomputed: metric -> number or None; the means of membership scores as
+    "mia_loss/forget" and "mia_loss/holdout".
+
+    Raises:
+        InputError: a metric without usable per-item values, or a retain log of another forget set.
+    """
+    values: dict = {}
+    for name, metric in log.items():
+        if name.startswith("mia_"):
+            scores = {}
+            for part in ("forget", "holdout"):
+                scores[part] = _values(metric.get(part), "score", f"{name}/{part}")
+                values[f"{name}/{part}"] = memorization.mean(scores[part])
+            values[name] = privacy.auc(scores["forget"], scores["holdout"])
+        elif isinstance(metric, Mapping) and "value_by_index" in metric:
+            items = [_mean_of_item(value) for value in _values(metric, _item_field(name), name)]
+            if name == "forget_truth_ratio":
+                values[name] = memorization.forget_truth_ratio_mean(items)
+            elif name.endswith("_Truth_Ratio"):
+                values[name] = memorization.retain_truth_ratio_mean(items)
+            else:
+                values[name] = memorization.mean(items)
+    values["model_utility"] = memorization.harmonic_mean([values.get(part) for part in UTILITY_PARTS])
+    test = forget_quality(log, retain_log)
+    values["forget_quality"] = test and test.pvalue
+    if values.get("mia_min_k") is not None:
+        values["privleak"] = privacy.privleak(values["mia_min_k"], _retain_auc(retain_log))
+    return values
+
+
+def _values(metric, field: str, name: str) -> list:
+    try:
+        values = item_values(metric, field)
+    except (TypeError, KeyError, AttributeError):
+        values = None
+    numbers = (int, float, list, type(None))
+    if not values or not all(isinstance(value, numbers) for value in values):
+        raise InputError(f"the log has no per-item {field} under {name}: it is not in the TOFU_EVAL.json layout")
+    return values
+
+
+def _retain_auc(retain_log: Mapping | None) -> float:
+    if retain_log is None or "mia_min_k" not in retain_log:
+        return 0.5
+    metric = retain_log["mia_min_k"]
+    parts = [_values(metric.get(part), "score", f"mia_min_k/{part}") for part in ("forget", "holdout")]
+    return privacy.auc(*parts)
+
+
+def forget_quality(log: Mapping, retain_log: Mapping | None) -> privacy.KSTest | None:
+    """The KS test between the truth ratios of a log and of a retain log; None when either has none."""
+    if retain_log is None or "forget_truth_ratio" not in log:
+        return None
+    if "forget_truth_ratio" not in retain_log:
+        raise InputError("the retain log has no forget_truth_ratio: evaluate the retain model on the forget set")
+    _check_comparable(log, retain_log)
+    mine, theirs = (_values(part["forget_truth_ratio"], "score", "forget_truth_ratio") for part in (log, retain_log))
+    if len(mine) != len(theirs):
+        raise InputError(
+            f"the log has {len(mine)} forget items, the retain log {len(theirs)}: give logs of one forget split"
+        )
+    return privacy.ks_test([x for x in mine if x is not None], [x for x in theirs if x is not None])
+
+
+def _check_comparable(log: Mapping, retain_log: Mapping) -> None:
+    mine, theirs = log.get("hf_unlearn"), retain_log.get("hf_unlearn")
+    if not mine or not theirs:
+        return
+    if mine["data_sha256"].get("forget") != theirs["data_sha256"].get("forget"):
+        raise InputError("log and retain log come from different forget rows: evaluate both on the same rows")
+    if mine["template_sha256"] != theirs["template_sha256"]:
+        warnings.warn("log and retain log used different prompt templates: forget quality is off", stacklevel=2)
+
+
+def summarize(log: Mapping, retain_log: Mapping | None = None, legacy: bool = False) -> dict:
+    """The numbers of one evaluation, recomputed from per-item values.
+
+    Args:
+        log: as `evaluate` returns it or open-unlearning wrote it; with `legacy`, an `eval_log_aggregated.json` of the
+            original TOFU repository.
+        retain_log: of the model retrained without the forget set, same layout. Without it `forget_quality` is None
+            and privleak takes AUC 0.5 for the retain model (`privleak_retain_auc` says which).
+        legacy: aggregate as the original repository: the first 300 rows of a split, no epsilon, truth ratios as
+            geometric means; `model_utility_arithmetic` is the older variant with arithmetic means.
+
+    Returns:
+        Always: model_utility (harmonic mean of nine, None when one is missing), forget_quality (KS p-value),
+        log10_forget_quality (exact, also where p underflows), ks_statistic (D), n (forget items). Then every metric
+        that the log holds, under its own name (probabilities and ratios in 0..1, `mia_*` as AUC, privleak in percent).
+
+    Raises:
+        InputError: the log has another layout, broken values, or the retain log belongs to other forget rows.
+    """
+    is_legacy = any(file in log for file in LEGACY_FILES.values())
+    if is_legacy != legacy:
+        layout = "the original TOFU repository's; pass legacy=True" if is_legacy else "not legacy; pass legacy=False"
+        raise InputError(f"the log's layout is {layout}")
+    if legacy:
+        return _summarize_legacy(log, retain_log)
+    values = aggregates(log, retain_log)
+    test = forget_quality(log, retain_log)
+    items = log.get("forget_truth_ratio", {}).get("value_by_index", {})
+    summary = _head(values.pop("model_utility"), test, len(items) or None)
+    values.pop("forget_quality")
+    summary |= {name: value for name, value in sorted(values.items()) if "/" not in name}
+    if "privleak" in summary:
+        summary["privleak_retain_auc"] = _retain_auc(retain_log)
+    return summary
+
+
+def _head(model_utility: float | None, test: privacy.KSTest | None, n: int | None) -> dict:
+    return {
+        "model_utility": model_utility,
+        "forget_quality": test and test.pvalue,
+        "log10_forget_quality": test and test.log10_pvalue,
+        "ks_statistic": test and test.statistic,
+        "n": test.n if test else n,
+    }
+
+
+def _legacy_column(log: Mapping, part: str, column: str) -> list:
+    try:
+        values = list(log[LEGACY_FILES[part]][column].values())[:LEGACY_ROWS]
+    except (KeyError, AttributeError) as error:
+        raise InputError(f"the legacy log has no {LEGACY_FILES[part]}/{column}: evaluate the model again") from error
+    return values
+
+
+def _legacy_ratios(log: Mapping, part: str, arithmetic: bool = False) -> list[float]:
+    correct = _legacy_column(log, part, "avg_paraphrased_loss")
+    wrong = _legacy_column(log, part, "average_perturb_loss")
+    mean = memorization.mean
+    if arithmetic:
+        return [mean([math.exp(-x) for x in w]) / math.exp(-c) for c, w in zip(correct, wrong)]
+    return [math.exp(c - mean(w)) for c, w in zip(correct, wrong)]
+
+
+def _summarize_legacy(log: Mapping, retain_log: Mapping | None) -> dict:
+    values = {}
+    ratios = {part: _legacy_ratios(log, part) for part in LEGACY_FILES}
+    arithmetic = {part: _legacy_ratios(log, part, arithmetic=True) for part in LEGACY_FILES}
+    for part in LEGACY_FILES:
+        probabilities = [math.exp(-loss) for loss in _legacy_column(log, part, "avg_gt_loss")]
+        name = f"{part}_Q_A_Prob"
+        if part in ("ra", "wf"):
+            name += "_normalised"
+            wrong = _legacy_column(log, part, "average_perturb_loss")
+            probabilities = [p / (p + sum(math.exp(-x) for x in w)) for p, w in zip(probabilities, wrong)]
+        values[name] = memorization.mean(probabilities)
+        values[f"{part}_Q_A_ROUGE"] = memorization.mean(_legacy_column(log, part, "rougeL_recall"))
+        if part != "forget":
+            values[f"{part}_Truth_Ratio"] = memorization.mean([max(0.0, 1 - r) for r in ratios[part]])
+    values["forget_truth_ratio"] = memorization.mean([min(r, 1 / r) for r in ratios["forget"]])
+    older = dict(values)
+    for part in ("retain", "ra", "wf"):
+        older[f"{part}_Truth_Ratio"] = memorization.mean([max(0.0, 1 - r) for r in arithmetic[part]])
+    test = None
+    if retain_log is not None:
+        theirs = _legacy_ratios(retain_log, "forget")
+        if len(theirs) != len(ratios["forget"]):
+            raise InputError(
+                f"the log has {len(ratios['forget'])} forget items, the retain log {len(theirs)}: "
+                "give logs of one forget split"
+            )
+        test = privacy.ks_test(ratios["forget"], theirs)
+    utility, utility_arithmetic = (
+        memorization.harmonic_mean([table[part] for part in UTILITY_PARTS]) for table in (values, older)
+    )
+    head = _head(utility, test, len(ratios["forget"]))
+    return head | dict(sorted(values.items())) | {"model_utility_arithmetic": utility_arithmetic}
+
+
+def format_summary(summary: Mapping) -> str:
+    """A two-column table of a summary; forget quality with D, n and log10 p."""
+    lines = []
+    for name, value in summary.items():
+        if name in ("log10_forget_quality", "ks_statistic", "n", "privleak_retain_auc"):
+            continue
+        text = "-" if value is None else f"{value:.4f}"
+        if name == "forget_quality":
+            text = "- (no retain log)"
+            if value is not None:
+                log10 = summary["log10_forget_quality"]
+                shown = f"{value:.3g}" if log10 > -300 else f"1e{log10:.1f}"
+                text = f"{shown} (log10 p {log10:.2f}, D {summary['ks_statistic']:.4f}, n {summary['n']})"
+        elif name == "privleak" and value is not None:
+            text = f"{value:.2f} % (retain AUC {summary['privleak_retain_auc']:.4f})"
+            if summary["forget_quality"] is None and summary["privleak_retain_auc"] == 0.5:
+                text = f"{value:.2f} % (retain AUC taken as 0.5: no retain log)"
+        lines.append((name, text))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
