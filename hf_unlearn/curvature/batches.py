@@ -1,0 +1,109 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Which rows of a batch carry curvature: padding, last tokens and ignored labels taken out once per batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+
+@dataclass
+class Batch:
+    """A batch without the samples that predict nothing, and the rows of it that count.
+
+    Attributes:
+        inputs: what the model takes, labels removed.
+        sequences: for each of the B samples its place in the whole data set; seeds its label draws.
+        shape: (B, T), or (B,) where there is no token grid.
+        index: flat rows of the (B, T) grid that enter the factors, in order; None for all rows.
+        lengths: rows of each sample in `index`.
+        predicted: flat rows of the outputs (grid or samples) that a label is compared with, in order.
+        counts: predicted rows of each sample.
+        labels: the label of each predicted row.
+    """
+
+    inputs: dict
+    sequences: list[int]
+    shape: tuple[int, ...]
+    index: Tensor | None
+    lengths: list[int]
+    predicted: Tensor
+    counts: list[int]
+    labels: Tensor
+
+    def rows(self, name: str, tensor: Tensor) -> tuple[Tensor, list[int]]:
+        """The rows (n, d) of an activation or its gradient that count, sample after sample, and n for each sample.
+
+        Gathering costs the same copy that zeroing would, makes every later product smaller, and keeps whatever the
+        model computes at padding (NaN in a fully masked row) out.
+
+        Raises:
+            InputError: the tensor does not have one row per token (routed experts).
+        """
+        flat, samples = tensor.reshape(-1, tensor.shape[-1]), len(self.sequences)
+        if self.index is not None and len(flat) == self.shape.numel():
+            return flat.index_select(0, self.index.to(flat.device)), self.lengths
+        if len(flat) % samples == 0 and (self.index is None or len(flat) == samples):
+            return flat, [len(flat) // samples] * samples
+        raise InputError(
+            f"{name}: its module sees {len(flat)} rows for a batch of shape {tuple(self.shape)}, so rows cannot be told "
+            "apart as tokens; leave it out of target_modules"
+        )
+
+
+def read_batch(batch: Mapping, first: int, causal: bool, device: torch.device) -> Batch | None:
+    """Read a dataloader's dict; None when no label in it is predicted.
+
+    For causal models `labels` (B, T) are shifted as transformers does (position t predicts label t + 1); the rows that
+    enter the factors are the real tokens (`attention_mask`) but each sequence's last, which reaches no label. A label
+    at padding, or predicted from padding, is ignored: then left and right padding mean the same. Otherwise labels are
+    (B,) for classifiers, or (B, T) unshifted, and all real positions enter.
+
+    Raises:
+        InputError: no labels; labels that are not class numbers; an attention mask that is not (B, T).
+    """
+    if "labels" not in batch:
+        raise InputError("the dataloader yields no labels: add a labels column (-100 where a token is not predicted)")
+    labels, mask = batch["labels"].cpu(), batch.get("attention_mask")
+    if labels.is_floating_point() or labels.dim() > 2:
+        raise InputError(f"labels must be class numbers of shape (B,) or (B, T), not {labels.dtype} of {labels.shape}")
+    if mask is not None and mask.dim() != 2:
+        raise InputError(f"attention_mask must be of shape (batch, tokens), not {tuple(mask.shape)}")
+    size = len(labels)
+    mask = mask.cpu().bool() if mask is not None else torch.ones_like(labels, dtype=torch.bool)
+
+    predicted = labels != -100
+    rows = mask
+    if labels.dim() == 2 and causal:
+        predicted = torch.zeros_like(mask)
+        predicted[:, :-1] = (labels[:, 1:] != -100) & mask[:, 1:] & mask[:, :-1]
+        labels = torch.roll(labels, -1, dims=1)
+        # A real token is the last one of its sequence when no real token follows.
+        following = mask.flip(1).cumsum(1).flip(1) - mask.long()
+        rows = mask & (following > 0)
+    elif labels.dim() == 2:
+        predicted = predicted & mask
+    kept = predicted.reshape(size, -1).any(1)
+    if not kept.any():
+        return None
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    if not kept.all():
+        inputs = {
+            key: value[kept.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+            for key, value in inputs.items()
+        }
+    predicted, labels, rows = predicted[kept], labels[kept], rows[kept]
+    grid = rows.dim() == 2
+    return Batch(
+        inputs={key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()},
+        sequences=[first + place for place in kept.nonzero().flatten().tolist()],
+        shape=rows.shape,
+        index=rows.flatten().nonzero().flatten().to(device) if grid else None,
+        lengths=rows.sum(1).tolist() if grid else [1] * len(rows),
+        predicted=predicted.flatten().nonzero().flatten().to(device),
+        counts=predicted.reshape(len(rows), -1).sum(1).tolist(),
+        labels=labels[predicted].to(device),
+    )

@@ -1,0 +1,31 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""EK-FAC: the bases of K-FAC with eigenvalues measured in them."""
+
+from torch import Tensor
+
+from .kfac import KFAC, check_finite
+from .sums import SquareSums
+
+
+class EKFAC(KFAC):
+    """G = (Q_S (x) Q_A) diag(L) (Q_S (x) Q_A)^T, L = (1 / N) sum over sequences of (Q_S^T D Q_A)^2.
+
+    D is the gradient (d_out, d_in) of one sequence, so L is the exact diagonal of the per-sequence Fisher in the
+    eigenbasis (George et al. 2018, arXiv 1806.03884). A second pass over the same data draws the same labels.
+    """
+
+    kind = "ekfac"
+
+    def _fit(self, targets, measure, accelerator):
+        super()._fit(targets, measure, accelerator)
+        sums = SquareSums(targets, {name: self._bases(name) for name in targets})
+        tokens = measure(sums, "correction", lambda: sums.squares)
+        for name, total in sums.squares.items():
+            check_finite(total, f"the eigenvalues of {name}")
+            self.tensors[f"eigenvalues.{name}"] = total.div_(tokens)
+
+    def _eigenvalues(self, name: str) -> Tensor:
+        return self.tensors[f"eigenvalues.{name}"]
+
+    def _largest(self, name: str) -> Tensor:
+        return self._eigenvalues(name).max()

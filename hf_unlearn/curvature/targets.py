@@ -1,0 +1,117 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Which weights of a model carry curvature."""
+
+import re
+import sys
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+
+
+# The linear layers of the MLP blocks of the usual architectures, by the end of their module name. BERT's
+# `attention.output.dense` is a projection of the attention, not of the MLP.
+MLP_LINEARS = re.compile(
+    r"(?:^|.*\.)(?:gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|fc_in|fc_out|c_fc|mlp\.c_proj|dense_h_to_4h"
+    r"|dense_4h_to_h|wi|wi_0|wi_1|wo|ffn\.lin1|ffn\.lin2|intermediate\.dense|(?<!attention\.)output\.dense)"
+)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the weight is stored (in, out), as in transformers' `Conv1D`, rather than (out, in)."""
+    return not isinstance(module, nn.Linear)
+
+
+def widths(module: nn.Module) -> tuple[int, int]:
+    """(d_out, d_in) of a linear module."""
+    rows, columns = module.weight.shape
+    return (columns, rows) if is_transposed(module) else (rows, columns)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT wrapper, else the model itself."""
+    # A model can be a PeftModel only when peft is loaded; importing it here would cost a second for nothing.
+    peft = sys.modules.get("peft")
+    return model.get_base_model() if peft is not None and isinstance(model, peft.PeftModel) else model
+
+
+def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> module of every `nn.Linear` and transformers `Conv1D`, without those of PEFT adapters.
+
+    Under an adapter the base layer counts (`...gate_proj.base_layer`), the adapter's own matrices do not.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    modules = dict(model.named_modules())
+    adapters = tuple(f"{name}." for name, module in modules.items() if "base_layer" in module._modules)
+    return {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear | Conv1D)
+        and all(name == f"{adapter}base_layer" for adapter in adapters if name.startswith(adapter))
+    }
+
+
+def select_targets(model: nn.Module, target_modules: str | list[str] | None = None) -> dict[str, nn.Module]:
+    """Weights that carry curvature: `state_dict` name -> the module that owns it.
+
+    Args:
+        target_modules: None for the linear layers of the MLP blocks; a string is a regular expression that must match
+            a whole module name; a list holds module names or their ends (`"down_proj"`). Names are those of the base
+            model: the prefixes and `.base_layer` that PEFT adds may be left out.
+
+    Raises:
+        InputError: nothing matches (the message lists the linear modules), a matched weight is tied to another
+            module's, or is not of a floating type (quantised).
+    """
+    linears = linear_modules(model)
+    if not isinstance(target_modules, str | None):
+        ends = tuple(target_modules)
+        matches = lambda name: any(name == end or name.endswith(f".{end}") for end in ends)
+    else:
+        pattern = MLP_LINEARS if target_modules is None else re.compile(target_modules)
+        matches = lambda name: pattern.fullmatch(name) is not None
+    chosen = {name: module for name, module in linears.items() if any(map(matches, _aliases(name)))}
+    if not chosen:
+        wanted = "the linear layers of an MLP block" if target_modules is None else repr(target_modules)
+        raise InputError(
+            f"target_modules: no linear module matches {wanted}; the model has {', '.join(_grouped(linears)) or 'none'}"
+        )
+    owners = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for name, module in chosen.items():
+        tied = [owner for owner in owners.get(id(module.weight), []) if owner != f"{name}.weight"]
+        if tied:
+            raise InputError(
+                f"target_modules: {name}.weight is tied to {tied[0]}, so its curvature is not one Kronecker product; "
+                "leave it out of target_modules or untie the weights"
+            )
+        if not module.weight.is_floating_point():
+            raise InputError(f"target_modules: {name}.weight is {module.weight.dtype}; load the model unquantised")
+    return {f"{name}.weight": module for name, module in chosen.items()}
+
+
+def factor_dtype(weight: torch.Tensor) -> torch.dtype:
+    """Accumulators are fp32, and fp64 for an fp64 model: a bf16 accumulator has negative eigenvalues."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def _aliases(name: str) -> set[str]:
+    base = name.removesuffix(".base_layer")
+    return {name, base, base.removeprefix("base_model.model.")}
+
+
+def _grouped(names) -> list[str]:
+    """Module names with their layer numbers folded: `model.layers.{0..31}.mlp.gate_proj`."""
+    groups = {}
+    for name in names:
+        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "{}", name), []).append(re.findall(r"(?<=\.)\d+(?=\.)", name))
+    folded = []
+    for pattern, numbers in groups.items():
+        for column in zip(*numbers):
+            low, high = min(map(int, column)), max(map(int, column))
+            pattern = pattern.replace("{}", str(low) if low == high else f"{{{low}..{high}}}", 1)
+        folded.append(pattern)
+    return folded
