@@ -1,0 +1,190 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""The two pictures of a report: what forgetting cost, and where the cost fell."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+# Okabe and Ito's palette without yellow and black: told apart under every common colour blindness and on paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "^", "D", "v", "P", "X", "p", "h")
+REFERENCES = {"original": "s", "retrained": "*"}
+REACHED = 0.05
+SMALLEST_KL = 1e-7
+
+
+def styles(methods: Sequence[str]) -> dict[str, dict]:
+    """One colour and marker a method, in order; the two reference models are black."""
+    tried = [method for method in dict.fromkeys(methods) if method not in REFERENCES]
+    chosen = {
+        method: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        for i, method in enumerate(tried)
+    }
+    return chosen | {method: {"color": "black", "marker": marker} for method, marker in REFERENCES.items()}
+
+
+def _figure(columns: int, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Without pyplot: no global state, no display, nothing for the caller to close.
+    figure = Figure(figsize=(10, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    for ax in axes:
+        ax.grid(True, color="0.9", linewidth=0.8)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=10)
+    return figure, axes
+
+
+def kept_percent(row: Mapping, original: Mapping | None) -> float | None:
+    """Retained-answer probability in percent of the original model's."""
+    before = original and original.get("retain_probability")
+    after = row.get("retain_probability")
+    return 100 * after / before if before and after is not None else None
+
+
+def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping]):
+    """Forget quality against what was kept of the retained answers (else model utility) and against the retain KL.
+
+    Candidates are faint and joined in the order they were tried, the reported setting of each method is large.
+    Returns a matplotlib figure; what lacks a value for a panel is not in it.
+    """
+    original = next((row for row in rows if row["method"] == "original"), None)
+    kept = [kept_percent(row, original) for row in rows]
+    by_kept = any(value is not None for value in kept)
+    panels = [lambda row: kept_percent(row, original) if by_kept else row.get("model_utility")]
+    if any((row.get("retain_kl") or 0) > 0 for row in [*rows, *candidates]):
+        panels.append(lambda row: None if row.get("retain_kl") is None else max(row["retain_kl"], 0.0))
+    figure, axes = _figure(len(panels), 5.2)
+    style = styles([row["method"] for row in [*rows, *candidates]])
+    handles = {}
+    for ax, x_of in zip(axes, panels, strict=True):
+        points = {"rows": [], "candidates": []}
+        for kind, group in (("rows", rows), ("candidates", candidates)):
+            for row in group:
+                x, p = x_of(row), row.get("forget_quality")
+                if x is not None and p is not None:
+                    points[kind].append((row["method"], x, math.log10(max(p, 1e-300))))
+        for method in dict.fromkeys(name for name, _, _ in points["candidates"]):
+            x, y = zip(*[(x, y) for name, x, y in points["candidates"] if name == method], strict=True)
+            look = style[method]
+            ax.plot(x, y, color=look["color"], marker=look["marker"], alpha=0.35, markersize=5, linewidth=1)
+        for method, x, y in points["rows"]:
+            look = style[method]
+            size = 340 if method == "retrained" else 150
+            handles[method] = ax.scatter(
+                [x],
+                [y],
+                s=size,
+                color=look["color"],
+                marker=look["marker"],
+                edgecolor="white",
+                linewidth=1.2,
+                zorder=5,
+            )
+        _forget_quality_axis(ax, [y for kind in points.values() for _, _, y in kind])
+    _cost_axis(
+        axes[0], by_kept, [x_of_row for x_of_row in map(panels[0], [*rows, *candidates]) if x_of_row is not None]
+    )
+    if len(panels) == 2:
+        _kl_axis(axes[1], [x for x in map(panels[1], [*rows, *candidates]) if x])
+    axes[0].set_ylabel("forget quality: p-value against\nthe retrained model (higher is better)", fontsize=11)
+    if handles:
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncol=min(4, len(handles)),
+            frameon=False,
+            fontsize=11,
+        )
+    return figure
+
+
+def _forget_quality_axis(ax, values: Sequence[float]):
+    # p runs from 1 to 1e-100: the square root of log10 p shows both ends, and keeps room around 0.05.
+    ax.set_yscale("function", functions=(lambda y: -np.sqrt(np.maximum(-y, 0)), lambda y: -np.square(y)))
+    lowest = min([*values, -2.5])
+    ticks = [y for y in (0, -1, -2, -4, -8, -16, -32, -64, -128, -256) if y >= lowest * 1.15]
+    ax.set_ylim(lowest * 1.15 - 0.2, 0)
+    ax.set_yticks(ticks, ["1" if y == 0 else "0.1" if y == -1 else "0.01" if y == -2 else f"1e{y}" for y in ticks])
+    ax.minorticks_off()
+    line = math.log10(REACHED)
+    ax.axhline(line, color="0.35", linestyle="--", linewidth=1)
+    ax.annotate(
+        "0.05: indistinguishable above",
+        (0.01, line),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -3),
+        textcoords="offset points",
+        va="top",
+        fontsize=9,
+        color="0.3",
+    )
+    # The best p is 1, at the top edge: markers there must not be cut in half.
+    for artist in [*ax.lines, *ax.collections]:
+        artist.set_clip_on(False)
+
+
+def _cost_axis(ax, by_kept: bool, values: Sequence[float]):
+    if not by_kept:
+        ax.set_xlabel("model utility (higher is better)", fontsize=11)
+        return
+    # Linear near 100 %, where good methods differ, logarithmic below, where bad ones collapse.
+    ax.set_xscale(
+        "function",
+        functions=(
+            lambda x: -np.sign(100 - x) * np.log1p(np.abs(100 - x) / 2),
+            lambda u: 100 + np.sign(u) * 2 * np.expm1(np.abs(u)),
+        ),
+    )
+    lowest, highest = min([*values, 98]), max([*values, 100])
+    ticks = [x for x in (0, 50, 80, 90, 95, 98, 100, 102, 105, 110, 120, 150) if lowest - 2 <= x <= highest + 1]
+    ax.set_xticks(ticks, [str(x) for x in ticks])
+    ax.set_xlim(lowest - 0.15 * (100 - lowest) - 0.3, highest + 0.15 * (highest - 100) + 0.5)
+    ax.minorticks_off()
+    ax.set_xlabel("retained-answer probability kept, % of original\n(further right is better)", fontsize=11)
+
+
+def _kl_axis(ax, positive: Sequence[float]):
+    # The original's KL is 0: linear up to the smallest power of ten in use, logarithmic above.
+    smallest = 10.0 ** math.floor(math.log10(min(positive)))
+    ax.set_xscale("symlog", linthresh=smallest, linscale=0.4)
+    ax.set_xlim(-0.15 * smallest, max(positive) * 2)
+    ax.set_xlabel("KL from the original on retained answers, nats per token\n(further left is better)", fontsize=11)
+
+
+def kl_distribution(kl_samples: Mapping[str, Sequence[float]], methods: Sequence[str] = ()):
+    """Share of retained tokens whose KL divergence from the original lies below x, one curve a method.
+
+    Args:
+        kl_samples: {method: per-token KL in nats}. Values that rounding made zero or negative count as `SMALLEST_KL`.
+        methods: all methods of the report, in its order, so that each has one colour in every picture.
+    """
+    figure, (ax,) = _figure(1, 4.6)
+    style = styles([*methods, *kl_samples])
+    lowest, highest = 1.0, SMALLEST_KL
+    for method, sample in kl_samples.items():
+        values = np.sort(np.asarray(sample, dtype=float))
+        if not len(values):
+            continue
+        share = 100 * np.arange(1, len(values) + 1) / len(values)
+        mean, look = values.mean(), style[method]
+        shown = np.maximum(values, SMALLEST_KL)
+        dash = "--" if method in REFERENCES else "-"
+        ax.step(shown, share, where="post", color=look["color"], linestyle=dash, label=f"{method}, mean {mean:.2g}")
+        at_mean = 100 * np.searchsorted(values, mean, side="right") / len(values)
+        ax.plot([max(mean, SMALLEST_KL)], [at_mean], color=look["color"], marker=look["marker"], markersize=9)
+        lowest, highest = min(lowest, np.quantile(shown, 0.02)), max(highest, shown[-1])
+    ax.set_xscale("log")
+    ax.set_xlim(lowest / 1.5, highest * 1.5)
+    ax.set_ylim(0, 101)
+    ax.set_xlabel("KL divergence from the original model at one retained token, nats (marker: mean)", fontsize=11)
+    ax.set_ylabel("share of retained tokens\nwith less, %", fontsize=11)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
+    return figure
