@@ -1,0 +1,168 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""What an update does to everything else: the exact KL divergence from the original model, token by token."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..errors import InputError, NumericalError
+from .scoring import LOG_PROB_FLOOR, evaluation_mode, logit_blocks, predicted_tokens
+
+
+KL_CHUNK = 2**22  # numbers in one temporary of the divergence (16 MiB in fp32)
+
+
+@dataclass(frozen=True)
+class KLResult:
+    """KL(original || model) over the predicted tokens of a data set, in nats per token.
+
+    Attributes:
+        mean: over tokens.
+        tokens: N, how many were predicted.
+        interval: 95 % bootstrap interval of `mean`, sequences resampled (tokens of one sequence are not independent).
+        nll: mean negative log-likelihood of the model on the same tokens.
+        reference_nll: the same of the original model.
+        per_token: (N,) fp32 on the CPU, in the data's order.
+        per_sequence: (S,) fp32, the mean of each sequence that has a predicted token.
+        sequence_tokens: (S,) int64, how many tokens each of them has.
+    """
+
+    mean: float
+    tokens: int
+    interval: tuple[float, float]
+    nll: float
+    reference_nll: float
+    per_token: torch.Tensor = field(repr=False)
+    per_sequence: torch.Tensor = field(repr=False)
+    sequence_tokens: torch.Tensor = field(repr=False)
+
+    def quantiles(self, levels: Iterable[float] = (0.5, 0.9, 0.99, 0.999, 1.0)) -> dict[float, float]:
+        """Quantiles of the per-token divergence: a small mean can hide a few tokens that changed entirely."""
+        return {level: float(np.quantile(self.per_token.numpy(), level)) for level in levels}
+
+
+class TokenKL:
+    """Measures sum_v p(v) (log p(v) - log q(v)), p of the original model, q of the model given: KL(original || model).
+
+    Over predicted tokens only: labelled (not -100), real (attention_mask 1), not first in their row, each from the
+    logits of the position before it. Prompts and padding never count when their labels are -100. Log-probabilities
+    are fp32 (fp64 where both models are), the output head runs at those positions only, and sums are fp64. A model
+    against itself gives exactly 0; values that rounding brought below 0 (some 1e-7) are clamped to 0.
+
+    Args:
+        reference_model: the original model. When its log-probabilities fit `cache_bytes` they are computed now, and
+            the model may be changed in place or freed afterwards. Otherwise it is kept and run again at every call.
+        dataloader: dicts of (B, T) tensors `input_ids`, `labels`, and what else the models take. Read once and kept
+            on the CPU, so a shuffling loader gives one order for all models.
+        cache_bytes: memory (of the CPU) for the reference's log-probabilities, N * V * 4 bytes (8 in fp64).
+
+    Raises:
+        InputError: no predicted token in the data; at a call: another vocabulary, or an uncached reference model that
+            has changed meanwhile.
+        NumericalError: a model's logits are not finite.
+    """
+
+    def __init__(self, reference_model, dataloader: Iterable, cache_bytes: int = 2**30, *, progress: bool = False):
+        self.progress = progress
+        self.batches = [{name: value.cpu() for name, value in batch.items()} for batch in dataloader]
+        counts = [predicted_tokens(batch).sum(1) for batch in self.batches]
+        self.sequence_tokens = torch.cat(counts) if counts else torch.zeros(0, dtype=torch.long)
+        self.sequence_tokens = self.sequence_tokens[self.sequence_tokens > 0]
+        self.tokens = int(self.sequence_tokens.sum())
+        if not self.tokens:
+            raise InputError("no token to measure KL on: the data is empty, or all of its labels are -100")
+        self.vocabulary, width = _head_shape(reference_model)
+        self.cached = self.tokens * self.vocabulary * width <= cache_bytes
+        self._reference = None if self.cached else reference_model
+        self._cache: list[torch.Tensor] = []
+        likelihoods = []
+        with evaluation_mode(reference_model):
+            for log_probs, ids in self._blocks(reference_model, "reference"):
+                likelihoods.append(log_probs.gather(1, ids[:, None])[:, 0].cpu())
+                if self.cached:
+                    self._cache.append(log_probs.cpu())
+        self._likelihoods = torch.cat(likelihoods)
+
+    def __call__(self, model, *, seed: int = 0, resamples: int = 2000) -> KLResult:
+        """KL(original || model); `seed` and `resamples` belong to the bootstrap interval."""
+        vocabulary, _ = _head_shape(model)
+        if vocabulary != self.vocabulary:
+            raise InputError(
+                f"the model has {vocabulary} tokens, the reference {self.vocabulary}: compare models of one vocabulary"
+            )
+        references = iter(self._cache) if self.cached else self._fresh_reference()
+        divergences, likelihoods = [], []
+        # Both modes are entered here, not inside the generators, whose ends come in no certain order.
+        with evaluation_mode(model), evaluation_mode(self._reference or model):
+            for reference, (log_probs, ids) in zip(references, self._blocks(model, "KL"), strict=True):
+                likelihoods.append(log_probs.gather(1, ids[:, None])[:, 0].cpu())
+                divergences.append(_divergence(reference, log_probs))
+        per_token = torch.cat(divergences)
+        sums = torch.stack([part.sum() for part in per_token.split(self.sequence_tokens.tolist())])
+        return KLResult(
+            mean=per_token.mean().item(),
+            tokens=self.tokens,
+            interval=_bootstrap(sums.numpy(), self.sequence_tokens.numpy(), seed, resamples),
+            nll=-torch.cat(likelihoods).double().mean().item(),
+            reference_nll=-self._likelihoods.double().mean().item(),
+            per_token=per_token.float(),
+            per_sequence=(sums / self.sequence_tokens).float(),
+            sequence_tokens=self.sequence_tokens,
+        )
+
+    def _blocks(self, model, description: str):
+        """(log-probabilities (n, V), token ids (n,)) over the data, in its order; the same blocks for every model."""
+        for batch in tqdm(self.batches, desc=description, disable=not self.progress, leave=False):
+            for logits, ids in logit_blocks(model, batch):
+                log_probs = logits.log_softmax(-1).clamp_min_(LOG_PROB_FLOOR)
+                if not torch.isfinite(log_probs.gather(1, ids[:, None])).all():
+                    raise NumericalError("the model's logits are not finite: it diverged; use a smaller step")
+                yield log_probs, ids
+
+    def _fresh_reference(self):
+        start = 0
+        for log_probs, ids in self._blocks(self._reference, "reference"):
+            now = log_probs.gather(1, ids[:, None])[:, 0].cpu()
+            then = self._likelihoods[start : start + len(now)]
+            start += len(now)
+            # An update in place of the reference itself would silently read as KL 0.
+            if not torch.allclose(now, then, rtol=1e-5, atol=1e-5):
+                raise InputError(
+                    "the reference model has changed since TokenKL was made: give it a copy of the original"
+                )
+            yield log_probs
+
+
+def _head_shape(model) -> tuple[int, int]:
+    """(vocabulary size, bytes of one log-probability)."""
+    weight = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    vocabulary = weight.shape[0] if head is None else getattr(head, "out_features", weight.shape[0])
+    return vocabulary, 8 if weight.dtype == torch.float64 else 4
+
+
+def _divergence(reference: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
+    """(n,) fp64 on the CPU: KL of rows of log-probabilities (n, V), without a temporary of that size."""
+    reference = reference.to(log_probs.device)
+    if reference.dtype != log_probs.dtype:
+        reference, log_probs = reference.float(), log_probs.float()
+    rows = max(1, KL_CHUNK // reference.shape[1])
+    parts = [
+        torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1, dtype=torch.float64)
+        for p, q in zip(reference.split(rows), log_probs.split(rows))
+    ]
+    return torch.cat(parts).clamp_min_(0).cpu()
+
+
+def _bootstrap(sums: np.ndarray, tokens: np.ndarray, seed: int, resamples: int) -> tuple[float, float]:
+    """95 % percentile interval of sum(sums) / sum(tokens) under resampling of sequences."""
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for i in range(resamples):  # one draw at a time: a (resamples, S) table would outgrow memory on large sets
+        drawn = generator.integers(len(sums), size=len(sums))
+        means[i] = sums[drawn].sum() / tokens[drawn].sum()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
