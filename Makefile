@@ -46,10 +46,10 @@ style: $(VENV)/.installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# The peers see the packages of .venv through a path file and add only themselves.
+# The peers see the packages of .venv (and this checkout) through a path file and add only themselves.
 $(BENCH_VENV)/.installed: $(VENV)/.installed Makefile
 	$(PYTHON) -m venv --clear $(BENCH_VENV)
-	@$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	@$(VENV)/bin/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" > \
 		"$$($(BENCH_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/hf_unlearn_venv.pth"
 	$(BENCH_VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt einops einconv opt_einsum linear_operator
 	$(BENCH_VENV)/bin/pip install -qq --disable-pip-version-check --no-deps $(PEERS)
