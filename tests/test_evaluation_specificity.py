@@ -32,7 +32,7 @@ def changed(model, scale=0.1, seed=1):
 
 
 def batches(rows=9, batch_size=4, seed=0):
-    """Rows of unlike length: prompts labelled -100, padding with labels that must not count, one row without answer."""
+    """Rows of unlike length: prompts labelled -100, labelled padding that must not count, one row without answer."""
     generator = torch.Generator().manual_seed(seed)
     result = []
     for start in range(0, rows, batch_size):

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""How much of an answer a model still knows: the per-item formulae of TOFU and open-unlearning, and how they aggregate.
+"""How much of an answer a model still knows: the formulae of TOFU and open-unlearning, and their means.
 
 Everything here is a pure function of numbers that a forward pass left behind (see `scoring.py`). Losses are in nats
 per token, averaged over the answer's tokens *with* the final EOS; exact memorisation and extraction strength leave

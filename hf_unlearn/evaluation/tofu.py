@@ -122,7 +122,7 @@ def _check_columns(splits: Mapping, needed: Mapping[str, set[str]]) -> None:
 
 
 class _Passes:
-    """Rows are collected first, so that one length-sorted pass serves all metrics, then looked up by (split, column)."""
+    """Rows are collected first, so that one length-sorted pass serves all metrics; then looked up."""
 
     def __init__(self, tokenizer, template):
         self.tokenizer, self.template = tokenizer, template

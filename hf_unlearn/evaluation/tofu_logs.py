@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""TOFU logs in open-unlearning's TOFU_EVAL.json layout: read, write, and turn per-item values into the numbers reported.
+"""TOFU logs in open-unlearning's TOFU_EVAL.json layout: read, write, and turn per-item values into numbers.
 
 A log maps a metric to `{"agg_value": ..., "value_by_index": {"0": {...}, ...}}` (membership scores hold one such pair
 each for `forget` and `holdout`, and an `auc`). Every number here comes from `value_by_index`; a stored `agg_value` is
