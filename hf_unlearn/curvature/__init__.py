@@ -7,12 +7,13 @@ from .diagonal import Diagonal
 from .ekfac import EKFAC
 from .identity import Identity
 from .kfac import KFAC
+from .plan import Plan, plan
 from .targets import select_targets
 
 
 KINDS = {kind.kind: kind for kind in (EKFAC, KFAC, Diagonal, Identity)}
 
-__all__ = ["Curvature", "Diagonal", "EKFAC", "Identity", "KFAC", "make_curvature", "select_targets"]
+__all__ = ["Curvature", "Diagonal", "EKFAC", "Identity", "KFAC", "Plan", "make_curvature", "plan", "select_targets"]
 
 
 def make_curvature(kind: str | Curvature) -> Curvature:
