@@ -4,6 +4,7 @@
 import contextlib
 import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +16,18 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import objectives
+from .cards import render_card
 from .config import UnlearnConfig
 from .cost import peak_memory_mb, reset_peak_memory
 from .data.collators import CausalCollator, UnlearnCollator
 from .data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows
-from .deltas import UpdateDelta, base_tensors, delta_config
+from .deltas import UpdateDelta, base_tensors, delta_config, library_versions
 from .errors import InputError, NumericalError
-from .files import sha256_tensors
+from .files import sha256_tensors, write_text
+from .hub import push_folder
 from .methods.base import Counts, Method
 from .optim import NaturalGradientAscent
-from .runs import append_log, checkpoint_to_resume, claim_folder, seal_checkpoint
+from .runs import LOG_FILE, append_log, checkpoint_to_resume, claim_folder, seal_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -89,6 +92,7 @@ class UnlearnTrainer(Trainer):
         self.evaluator = evaluator
         self.before_step: Callable[[torch.optim.Optimizer], None] | None = None
         self.cost: dict[str, float] = {}
+        self.card_extras: dict = {}
 
         prepare = lambda rows, what: prepare_rows(rows, what, processing_class, args.max_length)
         self.forget_dataset = prepare(forget_dataset, "forget")
@@ -287,6 +291,64 @@ class UnlearnTrainer(Trainer):
         now = dict(self.model.named_parameters())
         return UpdateDelta.between(self.base_weights, {name: now[name] for name in self.base_weights}, **about)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Save the model and, beside it, the update as `delta/` and a card; a checkpoint gets neither."""
+        super().save_model(output_dir, _internal_call=True)
+        if _internal_call or not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        delta = self.update_delta()
+        delta.save_pretrained(folder / "delta")
+        write_text(folder / "README.md", render_card(self.card_context(delta)))
+        if self.args.push_to_hub:
+            self.push_to_hub()
+
+    def push_to_hub(
+        self,
+        commit_message: str = "Upload unlearned model",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **kwargs,
+    ) -> str | None:
+        """Push model, tokenizer, `delta/`, card and `unlearning_log.jsonl` to `hub_model_id` in one commit; returns its URL."""
+        if not self.is_world_process_zero():
+            return None
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            pushing, self.args.push_to_hub = self.args.push_to_hub, False
+            try:
+                self.save_model(temporary)
+            finally:
+                self.args.push_to_hub = pushing
+            log = Path(self.args.output_dir) / LOG_FILE
+            if log.is_file():
+                shutil.copy(log, folder)
+            return push_folder(
+                self.args.hub_model_id or Path(self.args.output_dir).name,
+                folder,
+                private=self.args.hub_private_repo,
+                revision=revision or self.args.hub_revision,
+                commit_message=commit_message,
+                token=token or self.args.hub_token,
+            )
+
+    def card_context(self, delta: UpdateDelta) -> dict:
+        """What `cards.render_card` is given; `card_extras` (scores, plain words on what was removed) overrides it."""
+        return {
+            "method": self.method.label,
+            "repo_id": self.args.hub_model_id,
+            "base_model": self.model_id,
+            "settings": self.method.settings(),
+            "seed": self.args.seed,
+            "paper": self.method.paper,
+            "forget_rows": len(self.forget_dataset),
+            "forget_sha256": fingerprint_rows(self.forget_dataset),
+            "unlearned": {"seconds": self.cost.get("seconds"), "peak_memory_mb": self.cost.get("peak_memory_mb")},
+            "delta": {"norm": delta.norm(), "tensors": len(delta.tensors), "sha256": delta.sha256(torch.bfloat16)},
+            "environment": library_versions(),
+        } | self.card_extras
+
     def request_record(self) -> dict:
         """What `unlearning_log.jsonl` says of this request: method, rows, model, metrics and cost."""
         return {
@@ -358,7 +420,14 @@ class UnlearnTrainer(Trainer):
         loader = self._loader(
             self.retain_dataset.select(sorted(order[:rows].tolist())), self.args.curvature_batch_size
         )
-        return TokenKL(self.model, loader)
+        # The model is changed in place, so what it says now must be remembered: on the CPU, up to 8 GiB.
+        meter = TokenKL(self.model, loader, cache_bytes=2**33)
+        if not meter.cached:
+            logger.warning(
+                f"kl_rows={rows} is too many to remember the original's answers: the KL will not be measured"
+            )
+            return None
+        return meter
 
     @contextlib.contextmanager
     def weights_of_base(self):

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """K-FADE: a few natural-gradient ascent steps on the forget set (arXiv 2602.10568)."""
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import objectives
 from ..curvature import Curvature, make_curvature, select_targets
@@ -148,7 +150,8 @@ class KFade(Method):
 
     def loss(self, model, inputs, counts):
         inputs, labels = split_labels(inputs)
-        logits = model(**inputs).logits
+        with without_dropout(model):
+            logits = model(**inputs).logits
         nll = objectives.cross_entropy(logits, labels).sum() / counts.forget_tokens
         if self.objective == "margin":
             rising = -objectives.margin(logits, labels).sum() / counts.forget_tokens
@@ -166,7 +169,7 @@ class KFade(Method):
         if wanted == 0 and isinstance(self.curvature, Curvature) and self.curvature.names:
             self.curvature.check_model(trainer.model)
         else:
-            with trainer.weights_of_base() if wanted != steps_taken else trainer.weights_as_they_are():
+            with trainer.weights_of_base() if wanted != steps_taken else contextlib.nullcontext():
                 trainer.fit_curvature(
                     self._curvature,
                     target_modules=self.target_modules,
@@ -182,7 +185,7 @@ class KFade(Method):
         step_norms: Sequence[float],
         dampings: Sequence[float] | None = None,
         *,
-        evaluate: Callable[[torch.nn.Module], dict],
+        evaluate: Callable[[torch.nn.Module, dict], dict],
         best: Callable[[list[dict]], int],
     ) -> "Sweep":
         """One fit and one forget gradient, many candidates; the best one stays in the model.
@@ -190,7 +193,8 @@ class KFade(Method):
         Args:
             trainer: the trainer whose method this is; it is trained by this call, for one step.
             step_norms, dampings: the grid; `dampings` defaults to this method's own.
-            evaluate: called with the model at every candidate; returns metrics for its row.
+            evaluate: called with the model at every candidate and the candidate (step_norm, damping, predicted_kl);
+                returns metrics for its row.
             best: called with all rows; returns the index of the one to keep.
 
         Returns:
@@ -215,7 +219,7 @@ class KFade(Method):
                 for step_norm in step_norms:
                     optimizer.apply(vector, step_norm / norm)
                     row = {"step_norm": step_norm, "damping": damping, "predicted_kl": step_norm**2 / 2}
-                    result.rows.append(row | evaluate(trainer.model))
+                    result.rows.append(row | evaluate(trainer.model, row))
                 optimizer.apply(vector, 0.0)
             result.best = best(result.rows)
             chosen = result.rows[result.best]
@@ -227,6 +231,19 @@ class KFade(Method):
         finally:
             trainer.before_step = None
         return result
+
+
+@contextlib.contextmanager
+def without_dropout(model):
+    """Dropout off, gradient checkpointing still on: transformers checkpoints a layer only while it is in train mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, training in modes:
+        module.training = training and isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @dataclass

@@ -1,0 +1,226 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""From a YAML file to a report: the road that `hf-unlearn demo` and `recipes/kfade_tofu.py` share."""
+
+import importlib.resources
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import yaml
+
+from .comparison import Comparison, Entry, Problem, reached
+from .data.synthetic import load_synthetic, scratch_models
+from .data.tofu import QATemplate, TofuSplits, load_tofu
+from .errors import InputError
+from .evaluation import tofu
+from .evaluation.report import format_table, write_report
+
+
+logger = logging.getLogger(__name__)
+
+SECTIONS = {"title", "seed", "data", "model", "template", "evaluation", "arguments", "methods"}
+NOTES = [
+    "Every method had the number of candidates shown; the candidate of a row is the one with the least retain KL among those "
+    "with forget quality >= 0.05, else the one that forgot most. Choosing needs the retrained model, as in the papers.",
+    "Forget quality is the p-value of a two-sample KS test on truth ratios against the retrained model (TOFU); it says the "
+    "two cannot be told apart by this test on n items, not that nothing is left. Relearning attacks are not part of this table.",
+    "Seconds are those of the chosen candidate (fit, gradient, steps), without evaluation; on a shared machine compare ratios.",
+]
+
+
+def read_config(path: str | Path | None = None) -> dict:
+    """The settings of an experiment; without a path the embedded default.
+
+    Raises:
+        InputError: no such file, not YAML, or sections that do not exist.
+    """
+    if path is None:
+        text = (importlib.resources.files("hf_unlearn") / "templates" / "demo.yaml").read_text(encoding="utf-8")
+        path = "demo.yaml"
+    else:
+        if not Path(path).is_file():
+            raise InputError(f"no such configuration: {path}")
+        text = Path(path).read_text(encoding="utf-8")
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict) or (unknown := set(config) - SECTIONS):
+        found = ", ".join(sorted(unknown)) if isinstance(config, dict) else "no sections"
+        raise InputError(f"{path}: {found}; the sections are {', '.join(sorted(SECTIONS))}")
+    return {"title": Path(path).stem, "seed": 0, "template": {}, "evaluation": {}, "arguments": {}} | config
+
+
+def load_splits(config: Mapping) -> TofuSplits:
+    """The rows of `data`: `source: synthetic` with its sizes, or a folder or Hub id of TOFU with `forget` and `retain_rows`."""
+    data = dict(config["data"])
+    if data.pop("source") == "synthetic":
+        return load_synthetic(config["seed"], **data)
+    return load_tofu(**config["data"])
+
+
+def load_problem(config: Mapping, splits: TofuSplits, progress: bool = True) -> Problem:
+    """Models and tokenizer of `model`: `scratch` (trained here, cached) or `original` and `retrained` or `retain_log`.
+
+    Raises:
+        InputError: a model that cannot be loaded, or neither a retrained model nor its log.
+    """
+    model = config["model"]
+    retain_log = None
+    if "scratch" in model:
+        tokenizer, original, retrained = scratch_models(splits, config["seed"], **model["scratch"], progress=progress)
+    else:
+        tokenizer, original = _load(model["original"], model.get("dtype"))
+        retrained = _load(model["retrained"], model.get("dtype"))[1] if model.get("retrained") else None
+        if retrained is None:
+            if not model.get("retain_log"):
+                raise InputError(
+                    "give model.retrained or model.retain_log: forget quality compares with a retrained model"
+                )
+            retain_log = tofu.read_log(model["retain_log"])
+    template = QATemplate(**config["template"])
+    return Problem(splits, tokenizer, original, retrained, retain_log, template, **config["evaluation"])
+
+
+def _load(name: str, dtype: str | None):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype or "auto", device_map="auto" if torch.cuda.is_available() else None
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load the model {name!r}: {str(error).strip().splitlines()[0]}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, model.eval()
+
+
+def run_experiment(config: Mapping, output_dir: str | Path, *, progress: bool = True) -> list[dict]:
+    """Load, compare, and write the report; returns the rows of `results.json`.
+
+    Raises:
+        InputError: as `read_config`, `load_splits` and `load_problem`.
+    """
+    splits = load_splits(config)
+    problem = load_problem(config, splits, progress)
+    entries = [Entry(**entry) for entry in config["methods"]]
+    comparison = Comparison(problem, entries, output_dir, config["arguments"], config["seed"], progress=progress)
+    rows = comparison.run()
+    sizes = {name: len(rows) for name, rows in splits.evaluation().items() if rows is not None}
+    settings = dict(config) | {
+        "rows": {"forget": len(splits.forget), "retain": len(splits.retain), "evaluated": sizes}
+    }
+    write_report(
+        output_dir,
+        title=config["title"],
+        rows=rows,
+        candidates=comparison.candidates,
+        kl_samples={name: sample.tolist() for name, sample in comparison.kl_samples.items()},
+        settings=settings,
+        summary=summarise(rows),
+        notes=NOTES,
+    )
+    return rows
+
+
+def summarise(rows: list[dict]) -> str:
+    """What happened, in sentences, from the rows alone."""
+    by_name = {row["method"]: row for row in rows}
+    original = by_name["original"]
+    methods = [row for row in rows if row["method"] not in ("original", "retrained")]
+    passing = sorted((row for row in methods if reached(row)), key=lambda row: row["retain_kl"])
+    opening = (
+        f"{original['n']} rows were to be forgotten. The original model gives their answers a mean probability of "
+        f"{original['forget_probability']:.0%}; its forget quality is {original['forget_quality']:.1e}."
+    )
+    if not passing:
+        return f"{opening} No method reached a forget quality of 0.05."
+    best = passing[0]
+    kept = best["retain_probability"] / original["retain_probability"]
+    sentences = [
+        opening,
+        f"{best['method']} reaches {best['forget_quality']:.2g} with the least change elsewhere: KL {best['retain_kl']:.3f} nats per "
+        f"retained token, {kept:.1%} of the retained answers' probability kept.",
+    ]
+    others = [f"{row['method']} (KL {row['retain_kl']:.3f})" for row in passing[1:]]
+    if others:
+        sentences.append(f"At a greater cost, 0.05 is also reached by {', '.join(others)}.")
+    if missed := [row["method"] for row in methods if not reached(row)]:
+        sentences.append(f"It is not reached by {', '.join(missed)}.")
+    return " ".join(sentences)
+
+
+def run_demo(output_dir: str | Path = "outputs/demo", seed: int = 0, progress: bool = True) -> list[dict]:
+    """The embedded default: train two tiny models (cached), unlearn with every method, write the report."""
+    rows = run_experiment(read_config() | {"seed": seed}, output_dir, progress=progress)
+    print(format_table(rows))
+    print(f"\n{summarise(rows)}\n\nreport: {Path(output_dir) / 'report.html'}")
+    return rows
+
+
+def dry_run(config: Mapping, splits: TofuSplits) -> str:
+    """Walk the recipe on the meta device: no weight is allocated. Returns the plan of every method, to print.
+
+    `model.config` of the YAML gives the architecture where the model itself is not at hand.
+
+    Raises:
+        InputError: as the run would: unknown methods or settings, no target module, missing model configuration.
+    """
+    from .curvature import plan
+
+    model = meta_model(config)
+    length = config["evaluation"].get("max_length", 512)
+    lines = [f"model: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B parameters on the meta device"]
+    lines.append(f"data: {splits.name}: {len(splits.forget)} forget rows, {len(splits.retain)} retain rows")
+    batch = {"input_ids": torch.zeros(2, 8, dtype=torch.long, device="meta")}
+    logits = model(**batch).logits
+    lines.append(f"forward: logits {tuple(logits.shape)} {logits.dtype}")
+    from .comparison import METHODS
+
+    for entry in (Entry(**entry) for entry in config["methods"]):
+        search = {"step_norm": entry.search[0]} if entry.method == "kfade" else {}
+        method = METHODS[entry.method](**{**entry.settings, **search})
+        lines.append(f"\n{entry.label}: {entry.candidates} candidates")
+        if entry.method != "kfade":
+            continue
+        targets = method.targets(model)
+        rows = min(method.retain_samples or len(splits.retain), len(splits.retain))
+        lines.append(
+            f"targets: {len(targets)} weights, {sum(p.numel() for p in targets.values()) / 1e9:.2f} B parameters"
+        )
+        lines.append(
+            str(
+                plan(
+                    model,
+                    kind=method.curvature,
+                    target_modules=method.target_modules,
+                    sequences=rows,
+                    sequence_length=length,
+                )
+            )
+        )
+    return "\n".join(lines)
+
+
+def meta_model(config: Mapping) -> torch.nn.Module:
+    """The architecture of `model.config` (or of `model.original`, when that is at hand) on the meta device."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = config["model"]
+    try:
+        if "config" in model:
+            settings = dict(model["config"])
+            architecture = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        else:
+            architecture = AutoConfig.from_pretrained(model["original"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"no architecture for a dry run ({str(error).splitlines()[0]}): give model.config in the YAML"
+        ) from error
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            architecture, dtype=getattr(torch, model.get("dtype") or "float32")
+        ).eval()
