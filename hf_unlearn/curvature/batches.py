@@ -22,6 +22,7 @@ class Batch:
         lengths: rows of each sample in `index`.
         predicted: flat rows of the outputs (grid or samples) that a label is compared with, in order.
         counts: predicted rows of each sample.
+        label_shape: shape of the labels, (B, T) or (B,), which the outputs must have too.
         labels: the label of each predicted row.
     """
 
@@ -33,6 +34,7 @@ class Batch:
     predicted: Tensor
     counts: list[int]
     labels: Tensor
+    label_shape: tuple[int, ...]
 
     def rows(self, name: str, tensor: Tensor) -> tuple[Tensor, list[int]]:
         """The rows (n, d) of an activation or its gradient that count, sample after sample, and n for each sample.
@@ -43,7 +45,7 @@ class Batch:
         Raises:
             InputError: the tensor does not have one row per token (routed experts).
         """
-        flat, samples = tensor.reshape(-1, tensor.shape[-1]), len(self.sequences)
+        flat, samples = tensor.detach().reshape(-1, tensor.shape[-1]), len(self.sequences)
         if self.index is not None and len(flat) == self.shape.numel():
             return flat.index_select(0, self.index.to(flat.device)), self.lengths
         if len(flat) % samples == 0 and (self.index is None or len(flat) == samples):
@@ -90,6 +92,8 @@ def read_batch(batch: Mapping, first: int, causal: bool, device: torch.device) -
     if not kept.any():
         return None
     inputs = {key: value for key, value in batch.items() if key != "labels"}
+    if causal and labels.dim() == 2:
+        inputs["use_cache"] = False
     if not kept.all():
         inputs = {
             key: value[kept.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
@@ -106,4 +110,5 @@ def read_batch(batch: Mapping, first: int, causal: bool, device: torch.device) -
         predicted=predicted.flatten().nonzero().flatten().to(device),
         counts=predicted.reshape(len(rows), -1).sum(1).tolist(),
         labels=labels[predicted].to(device),
+        label_shape=predicted.shape,
     )

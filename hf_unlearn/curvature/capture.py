@@ -103,7 +103,8 @@ class Capture:
                     "product; leave it out of target_modules"
                 )
             self.inputs_seen.add(name)
-            kept = self.on_input(name, args[0].detach())
+            # Not detached: targets that share an input are known by the identity of the tensor.
+            kept = self.on_input(name, args[0])
 
             def gradient_hook(gradient):
                 self.gradients_seen.add(name)

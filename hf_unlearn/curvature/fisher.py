@@ -33,8 +33,10 @@ def logit_gradients(logits: Tensor, noise: Tensor, labels: Tensor, fisher: str) 
         return w.sub_(p.mul_(w.sum(-1, keepdim=True)))
     if fisher == "sampled":
         cumulative = p.cumsum(-1)
-        # Scaled by the last entry (1 up to rounding), so that a class of probability 0 at the end is never drawn.
-        points = noise.to(p.dtype)[:, None] * cumulative[:, -1:]
+        # Scaled by the last entry (1 up to rounding) and kept below it (noise near 1 rounds to 1 in fp32), so that a
+        # class of probability 0 at the end is never drawn.
+        last = cumulative[:, -1:]
+        points = torch.minimum(noise.to(p.dtype)[:, None] * last, torch.nextafter(last, torch.zeros_like(last)))
         labels = torch.searchsorted(cumulative, points, right=True).clamp_(max=p.shape[-1] - 1)[:, 0]
     p[torch.arange(len(p), device=p.device), labels] -= 1
     return p

@@ -49,10 +49,16 @@ def run_pass(
             if batch is None:
                 continue
             if body is None:
-                body, head = split_head(model, batch, targets) if causal and fisher != "exact" else (model, None)
+                shifted = causal and len(batch.label_shape) == 2
+                body, head = split_head(model, batch, targets) if shifted and fisher != "exact" else (model, None)
             sums.start(batch)
             with capture.recording():
-                outputs = forward(body, batch, causal, head is not None)
+                outputs = forward(body, batch.inputs, head is not None)
+            if outputs.shape[:-1] != batch.label_shape:
+                raise InputError(
+                    f"the model gives outputs of shape {tuple(outputs.shape[:-1])} for labels of shape "
+                    f"{tuple(batch.label_shape)}; curvature needs one output per label (no virtual prompt tokens)"
+                )
             for gradient in output_gradients(outputs, head, batch, fisher, seed):
                 outputs.backward(gradient, retain_graph=fisher == "exact")
             if not counts.any():
@@ -78,12 +84,13 @@ def is_causal(model: nn.Module) -> bool:
         raise InputError(
             f"{type(model).__name__} is an encoder-decoder model; curvature needs a decoder or an encoder"
         )
-    return model.loss_type == "ForCausalLM"
+    # None stands for a class name that says nothing (GPT2LMHeadModel); transformers then takes the causal loss.
+    return model.loss_type in (None, "ForCausalLM")
 
 
-def forward(body: nn.Module, batch: Batch, causal: bool, hidden: bool) -> Tensor:
-    """Hidden states or logits of the model or its body. A causal model is told to keep no cache of keys and values."""
-    outputs = body(**batch.inputs, **({"use_cache": False} if causal else {}))
+def forward(body: nn.Module, inputs: Mapping, hidden: bool) -> Tensor:
+    """Hidden states of a body, or logits of a model."""
+    outputs = body(**inputs)
     if isinstance(outputs, Tensor):
         return outputs
     return outputs.last_hidden_state if hidden else outputs.logits
@@ -100,15 +107,12 @@ def split_head(model: nn.Module, batch: Batch, targets: Mapping[str, nn.Module])
     if head is None or body is inner or head in targets.values():
         return model, None
     size = len(batch.sequences)
-    one = Batch(
-        {
-            key: value[:1] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
-            for key, value in batch.inputs.items()
-        },
-        *(None,) * 7,
-    )
+    one = {
+        key: value[:1] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        for key, value in batch.inputs.items()
+    }
     with torch.no_grad():
-        whole, split = forward(model, one, True, False), head(forward(body, one, True, True))
+        whole, split = forward(model, one, False), head(forward(body, one, True))
     tolerance = 1e-2 if whole.dtype in (torch.bfloat16, torch.float16) else 1e-5
     same = whole.shape == split.shape and (whole - split).abs().max() <= tolerance * whole.abs().max()
     return (body, head) if same else (model, None)
