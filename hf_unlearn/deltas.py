@@ -244,6 +244,18 @@ def delta_config(
     }
 
 
+def describe(path_or_repo: str | Path) -> dict:
+    """What a saved delta is: its configuration, and count, size (bytes) and norm of its tensors, read one at a time.
+
+    Raises:
+        InputError: there is no complete delta at that place.
+    """
+    reader = _DeltaReader(path_or_repo)
+    squares = sum(float(reader.tensor(name).double().square().sum()) for name in reader.files)
+    size = sum((reader.folder / file).stat().st_size for file in reader.filenames)
+    return {**reader.config, "tensors": sorted(reader.files), "bytes": size, "norm": math.sqrt(squares)}
+
+
 def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Path, scale: float = 1.0) -> Path:
     """Apply a saved delta to a safetensors checkpoint, file by file, and write the result as a new checkpoint.
 
@@ -266,8 +278,9 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
         raise InputError(f"{output} exists and is not an empty folder; choose another --output or remove it")
     reader = _DeltaReader(delta_dir)
     source = _folder(model_dir, None, ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*"])
-    checkpoint = _Shards(source, "model.safetensors", "re-save the model with save_pretrained()")
-    _check_targets(reader.shapes(), checkpoint.shapes(reader.files))
+    checkpoint = _Shards(source, "model.safetensors")
+    shapes = {name: shape for name, (shape, _) in reader.headers(reader.files).items()}
+    _check_targets(shapes, checkpoint.headers(reader.files))
 
     output.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.parent))
@@ -291,13 +304,11 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
 
 def _transfer_shard(source: Path, target: Path, names: list[str], reader, scale: float) -> list[str]:
     """Write one shard with the update added; returns the touched tensors whose hash is not the delta's base."""
-    from safetensors import safe_open
-
     if not any(name in reader.files for name in names):
         shutil.copyfile(source, target)
         return []
     other_base = []
-    with safe_open(source, framework="pt") as shard:
+    with _open(source) as shard:
         tensors = {}
         for name in names:
             tensors[name] = shard.get_tensor(name)
@@ -376,53 +387,58 @@ def _folder(path_or_repo: str | Path, revision: str | None, patterns: list[str])
         ) from error
 
 
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def _open(path: Path):
+    """An open safetensors file; tensors are read when asked for."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}); save or download it again") from error
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is damaged ({error}); save or download it again") from error
+
+
 class _Shards:
     """The tensors of `x.safetensors`, or of the shards that `x.safetensors.index.json` lists, read one at a time."""
 
-    def __init__(self, folder: Path, filename: str, cure: str):
-        from safetensors import SafetensorError, safe_open
-
+    def __init__(self, folder: Path, filename: str):
         self.folder = folder
         index = folder / f"{filename}.index.json"
         if (folder / filename).is_file():
-            try:
-                with safe_open(folder / filename, framework="pt") as file:
-                    self.files = dict.fromkeys(file.keys(), filename)
-            except SafetensorError as error:
-                raise InputError(f"{folder / filename} is damaged ({error}); {cure}") from error
+            with _open(folder / filename) as file:
+                self.files = dict.fromkeys(file.keys(), filename)
         elif index.is_file():
-            self.files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            self.files = _read_json(index)["weight_map"]
         else:
-            raise InputError(f"{folder} has no {filename} and no {index.name}; {cure}")
+            raise InputError(f"{folder} has no {filename} and no {index.name}; save it with save_pretrained()")
         self.filenames = sorted(set(self.files.values()))
         absent = [name for name in self.filenames if not (folder / name).is_file()]
         if absent:
-            raise InputError(f"{folder} lacks {_some(absent)}; {cure}")
+            raise InputError(f"{folder} lacks {_some(absent)}; save or download it again")
 
     def tensor(self, name: str) -> torch.Tensor:
-        from safetensors import safe_open
-
-        with safe_open(self.folder / self.files[name], framework="pt") as file:
+        with _open(self.folder / self.files[name]) as file:
             return file.get_tensor(name)
 
-    def shapes(self, only: Iterable[str] | None = None) -> dict:
-        """{name: shape}, or {name: (shape, dtype)} of the tensors in `only`."""
-        from safetensors import safe_open
-
-        shapes = {}
+    def headers(self, names: Iterable[str]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """{name: (shape, dtype)} of those of `names` that exist, from the files' headers."""
+        headers = {}
         for filename in self.filenames:
-            with safe_open(self.folder / filename, framework="pt") as file:
-                for name in file.keys():
-                    if only is None:
-                        shapes[name] = torch.Size(file.get_slice(name).get_shape())
-                    elif name in only:
-                        # A slice of nothing tells the dtype without reading the tensor.
-                        piece = file.get_slice(name)
-                        shapes[name] = (torch.Size(piece.get_shape()), _DTYPES.get(piece.get_dtype(), torch.uint8))
-        return shapes
-
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+            with _open(self.folder / filename) as file:
+                for name in set(file.keys()).intersection(names):
+                    piece = file.get_slice(name)
+                    # Types that no update can be added to (integers, eight bits) need no name of their own here.
+                    headers[name] = (torch.Size(piece.get_shape()), _DTYPES.get(piece.get_dtype(), torch.uint8))
+        return headers
 
 
 class _DeltaReader(_Shards):
@@ -432,7 +448,7 @@ class _DeltaReader(_Shards):
             folder = folder / "delta"
         if not (folder / CONFIG_FILE).is_file():
             raise InputError(f"{path_or_repo} holds no {CONFIG_FILE}: it is no delta, or its saving was cut short")
-        self.config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        self.config = _read_json(folder / CONFIG_FILE)
         if self.config.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
             raise InputError(f"{folder} has delta format {self.config['format_version']}; upgrade hf_unlearn")
-        super().__init__(folder, WEIGHTS_FILE, "save or download the delta again")
+        super().__init__(folder, WEIGHTS_FILE)

@@ -34,10 +34,10 @@ def push_folder(
 
     Raises:
         InputError: the folder is missing or holds nothing to push, or the repository's name is malformed.
-        OSError: the Hub refused or could not be reached (`huggingface_hub.errors.HfHubHTTPError`).
+        OSError: the Hub refused or could not be reached (`ConnectionError`).
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -49,11 +49,15 @@ def push_folder(
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
     except HFValidationError as error:
         raise InputError(f"{repo_id!r} is no repository name ({error}); use namespace/name") from error
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    commit = api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
+    except HTTPError as error:
+        # Refusals and lost connections have this class in common, and messages of several lines.
+        reason = " ".join(str(error).split())
+        raise ConnectionError(f"the Hub did not take {repo_id} ({reason}); check the connection and token") from error
     return commit.commit_url
 
 

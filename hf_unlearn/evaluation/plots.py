@@ -69,7 +69,9 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping]):
             for row in group:
                 x, p = x_of(row), row.get("forget_quality")
                 if x is not None and p is not None:
-                    points[kind].append((row["method"], x, math.log10(max(p, 1e-300))))
+                    points[kind].append(
+                        (row["method"], x, row.get("log10_forget_quality") or math.log10(max(p, 1e-300)))
+                    )
         for method in dict.fromkeys(name for name, _, _ in points["candidates"]):
             x, y = zip(*[(x, y) for name, x, y in points["candidates"] if name == method], strict=True)
             look = style[method]

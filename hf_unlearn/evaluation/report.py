@@ -47,6 +47,8 @@ def format_settings(settings: Mapping | None) -> str:
     """{"steps": 4, "step_norm": 0.004} as "steps 4, step_norm 0.004"."""
 
     def plain(value):
+        if isinstance(value, Mapping):
+            return f"({format_settings(value)})"
         return f"{value:g}" if isinstance(value, float) else str(value)
 
     return ", ".join(f"{key} {plain(value)}" for key, value in (settings or {}).items()) or MISSING

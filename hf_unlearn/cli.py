@@ -1,0 +1,153 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""The command `hf-unlearn`. Exit codes: 0 done, 1 failed, 2 bad arguments or input."""
+
+# Nothing heavy up here: `hf-unlearn --help` answers at once, every command imports what it needs.
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .errors import InputError, exit_codes
+from .version import __version__
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-unlearn", description="Remove things from trained models.")
+    parser.add_argument("--version", action="version", version=f"hf-unlearn {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="train a tiny model on fictional authors, unlearn some, write a report")
+    demo.add_argument("--output_dir", default="outputs/demo", help="folder of the report (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of data, models and methods (default: %(default)s)")
+    demo.set_defaults(run=run_demo)
+
+    transfer = commands.add_parser("transfer", help="apply a saved update to a checkpoint, shard by shard")
+    transfer.add_argument("--delta", required=True, help="folder or Hub repository of the update")
+    transfer.add_argument("--model", required=True, help="folder or Hub repository of the checkpoint (safetensors)")
+    transfer.add_argument("--output", required=True, help="folder to make for the result; must not exist or be empty")
+    transfer.add_argument("--scale", type=float, default=1.0, help="factor on the update (default: %(default)s)")
+    transfer.set_defaults(run=run_transfer)
+
+    inspect = commands.add_parser("inspect", help="say what a delta, curvature or output folder holds")
+    inspect.add_argument("path", help="folder (of a delta also a Hub repository)")
+    inspect.set_defaults(run=run_inspect)
+
+    push = commands.add_parser("push", help="upload a folder to the Hub in one commit")
+    push.add_argument("--folder", required=True, help="folder with weights, delta/ and README.md")
+    push.add_argument("--repo_id", required=True, help="namespace/name; made when absent")
+    push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    push.set_defaults(run=run_push)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None):
+    options = make_parser().parse_args(arguments)
+    with exit_codes():
+        options.run(options)
+
+
+def run_demo(options):
+    from .experiment import run_demo
+
+    run_demo(output_dir=options.output_dir, seed=options.seed)
+
+
+def run_transfer(options):
+    from .deltas import transfer
+
+    print(f"wrote {transfer(options.delta, options.model, options.output, options.scale)}")
+
+
+def run_push(options):
+    from .hub import push_folder
+
+    print(push_folder(options.repo_id, options.folder, private=options.private))
+
+
+def run_inspect(options):
+    path = Path(options.path)
+    parts = {
+        "curvature_config.json": describe_curvature,
+        "unlearn_run.json": describe_run,
+        "unlearning_log.jsonl": describe_log,
+        "results.json": describe_results,
+    }
+    lines = [line for name, describe in parts.items() if (path / name).is_file() for line in describe(path / name)]
+    has_delta = any((path / name).is_file() for name in ("delta_config.json", "delta/delta_config.json"))
+    # Anything else can only be a delta on the Hub; from_pretrained's error says so when it is not.
+    if has_delta or not path.exists():
+        lines += describe_delta(options.path)
+    if not lines:
+        raise InputError(f"{path} holds no delta, curvature, run or results of hf_unlearn; pass such a folder")
+    print("\n".join(lines))
+
+
+def describe_delta(path: str) -> Iterator[str]:
+    from .deltas import describe
+    from .evaluation.report import format_settings
+
+    delta = describe(path)
+    names = delta["tensors"]
+    yield f"delta: {len(names)} tensors, {_size(delta['bytes'])} in {delta.get('dtype')}, norm {delta['norm']:.6g}"
+    yield f"  method    {delta.get('method') or 'unknown'}: {format_settings(delta.get('settings'))}"
+    revision = f" at {delta['base_revision']}" if delta.get("base_revision") else ""
+    yield f"  base      {delta.get('base_model') or 'unknown'}{revision}"
+    yield f"  seed      {delta.get('seed')}"
+    yield f"  sha256    {delta.get('sha256')}"
+    yield f"  versions  {format_settings(delta.get('versions'))}"
+    yield f"  tensors   {', '.join(names[:3])}" + (f", ... {names[-1]}" if len(names) > 3 else "")
+
+
+def describe_curvature(file: Path) -> Iterator[str]:
+    config = _read(file)
+    size = sum(path.stat().st_size for path in file.parent.glob("*.safetensors"))
+    targets = list(config["targets"])
+    yield f"curvature: {config['kind']} of {len(targets)} weights, {_size(size)}"
+    yield f"  model     {config.get('model_class')}"
+    fitted = f"{config.get('sequences')} sequences, {config.get('predicted_tokens')} predicted tokens"
+    yield f"  fit       {config.get('fisher')} Fisher, seed {config.get('seed')}, {fitted}"
+    yield f"  weights   {', '.join(targets[:3])}" + (f", ... {targets[-1]}" if len(targets) > 3 else "")
+
+
+def describe_run(file: Path) -> Iterator[str]:
+    from .evaluation.report import format_settings
+
+    checkpoints = sorted(path.name for path in file.parent.glob("checkpoint-*"))
+    yield f"run: {format_settings(_read(file))}"
+    yield f"  checkpoints  {', '.join(checkpoints) or 'none'}"
+
+
+def describe_log(file: Path) -> Iterator[str]:
+    from .evaluation.report import format_settings
+
+    requests = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    yield f"log: {len(requests)} requests"
+    for request in requests:
+        rows, settings = request.get("forget_rows"), format_settings(request.get("settings"))
+        yield f"  {request.get('time')}  {request.get('method')}, {rows} rows: {settings}"
+
+
+def describe_results(file: Path) -> Iterator[str]:
+    from .evaluation.report import format_table
+
+    yield "results:"
+    yield format_table(_read(file))
+
+
+def _read(file: Path):
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file} is not JSON ({error}); the file is damaged") from error
+
+
+def _size(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.3g} {unit}"
+        size /= 1000
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+import json
+import os
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+import torch
+from hub_server import client_environment, hub_server
+
+from hf_unlearn.cli import main
+from hf_unlearn.deltas import UpdateDelta, delta_config
+from hf_unlearn.version import __version__
+
+
+WEIGHT = "model.layers.0.mlp.up_proj.weight"
+
+
+def call(*arguments):
+    """Exit code of the command, run in this process."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+@pytest.fixture
+def delta(tmp_path, tiny_llama):
+    base = {WEIGHT: tiny_llama().state_dict()[WEIGHT]}
+    config = delta_config(base, base_model="org/base", method="KFade", settings={"steps": 4, "damping": 1e-6}, seed=7)
+    return UpdateDelta({WEIGHT: torch.full(base[WEIGHT].shape, 0.5)}, config).save_pretrained(tmp_path / "delta")
+
+
+def test_help_answers_at_once():
+    program = [sys.executable, "-X", "importtime", "-m", "hf_unlearn.cli"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    started = time.perf_counter()
+    result = subprocess.run([*program, "--help"], env=environment, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    assert result.returncode == 0 and all(name in result.stdout for name in ("demo", "transfer", "inspect", "push"))
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert not imported & {"torch", "transformers", "datasets", "matplotlib", "scipy", "jinja2", "huggingface_hub"}
+    assert seconds < 1.0
+
+
+def test_version_and_bad_arguments(capsys):
+    assert call("--version") == 0
+    assert capsys.readouterr().out.strip() == f"hf-unlearn {__version__}"
+    assert call() == 2
+    assert call("transfer", "--delta", "x") == 2
+    assert call("transfer", "--delta", "x", "--model", "y", "--output", "z", "--scale", "much") == 2
+
+
+def test_transfer(delta, tiny_llama, tmp_path, capsys):
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "model")
+    arguments = ("transfer", "--delta", delta, "--model", tmp_path / "model", "--output", tmp_path / "out")
+    assert call(*arguments, "--scale", "-2") == 0
+    assert capsys.readouterr().out.strip() == f"wrote {tmp_path / 'out'}"
+    result = type(model).from_pretrained(tmp_path / "out")
+    assert torch.equal(result.get_parameter(WEIGHT), model.get_parameter(WEIGHT) - 1.0)
+    capsys.readouterr()  # transformers' progress bar
+    assert call(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "not an empty folder" in error and error.count("\n") == 1
+
+
+def test_input_errors_are_one_line(delta, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for arguments in (
+        ("transfer", "--delta", tmp_path / "absent", "--model", "x", "--output", tmp_path / "out"),
+        ("transfer", "--delta", delta, "--model", tmp_path, "--output", tmp_path / "out"),
+        ("inspect", tmp_path / "absent"),
+        ("inspect", tmp_path / "empty"),
+        ("push", "--folder", tmp_path / "absent", "--repo_id", "lab/x"),
+    ):
+        assert call(*arguments) == 2, arguments
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+    (delta / "delta_config.json").write_text("{")
+    assert call("inspect", delta) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_inspect_delta(delta, capsys):
+    assert call("inspect", delta.parent) == 0
+    lines = capsys.readouterr().out.splitlines()
+    norm = 0.5 * (24 * 16) ** 0.5
+    assert lines[0].startswith("delta: 1 tensors, ") and lines[0].endswith(f" kB in bfloat16, norm {norm:.6g}")
+    assert lines[1:4] == ["  method    KFade: steps 4, damping 1e-06", "  base      org/base", "  seed      7"]
+    assert lines[-1].split() == ["tensors", WEIGHT]
+
+
+def test_inspect_curvature(tiny_llama, tmp_path, capsys):
+    from hf_unlearn.curvature import KFAC
+
+    batch = {"input_ids": torch.arange(1, 13).reshape(2, 6), "labels": torch.arange(1, 13).reshape(2, 6)}
+    KFAC().fit(tiny_llama(), [batch], target_modules=["up_proj"]).save_pretrained(tmp_path)
+    assert call("inspect", tmp_path) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("curvature: kfac of 2 weights") and "LlamaForCausalLM" in text
+    assert "2 sequences, 10 predicted tokens" in text and WEIGHT in text
+
+
+def test_inspect_output_folder(delta, tmp_path, capsys):
+    row = {"method": "K-FADE", "forget_quality": 0.33, "retain_kl": 0.03}
+    (tmp_path / "results.json").write_text(json.dumps([row]))
+    request = {"time": "2026-11-21", "method": "K-FADE", "forget_rows": 40, "settings": {"steps": 4}}
+    (tmp_path / "unlearning_log.jsonl").write_text(json.dumps(request) + "\n")
+    (tmp_path / "unlearn_run.json").write_text(json.dumps({"method": {"steps": 4}}))
+    (tmp_path / "checkpoint-2").mkdir()
+    assert call("inspect", tmp_path) == 0
+    text = capsys.readouterr().out
+    assert "run: method (steps 4)" in text and "checkpoint-2" in text
+    assert "log: 1 requests\n  2026-11-21  K-FADE, 40 rows: steps 4" in text
+    assert "| K-FADE | **0.33** |" in text and "delta: 1 tensors" in text
+
+
+def test_push_prints_the_commit(delta, tmp_path):
+    program = [sys.executable, "-m", "hf_unlearn.cli", "push", "--folder", str(delta), "--repo_id", "lab/x"]
+    with hub_server() as server:
+        environment = client_environment(server, tmp_path / "home")
+        result = subprocess.run([*program, "--private"], env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        (commit,) = server.repos["lab/x"]["commits"]
+        assert server.repos["lab/x"]["private"] and result.stdout.strip().endswith(commit["oid"])
+    # The server is gone: failed, not wrong input.
+    result = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and result.stderr.startswith("error: "), result
+
+
+def test_demo_passes_its_arguments(monkeypatch, tmp_path):
+    calls = []
+    module = types.SimpleNamespace(run_demo=lambda **arguments: calls.append(arguments))
+    monkeypatch.setitem(sys.modules, "hf_unlearn.experiment", module)
+    assert call("demo", "--output_dir", tmp_path, "--seed", "3") == 0
+    assert calls == [{"output_dir": str(tmp_path), "seed": 3}]
