@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from hf_unlearn.data import synthetic, training, wordings
-from hf_unlearn.data.synthetic import demo_models, load_synthetic, training_rows
+from hf_unlearn.data import training, wordings
+from hf_unlearn.data.synthetic import load_synthetic, scratch_models, training_rows
 from hf_unlearn.data.tofu import QATemplate, check_disjoint, encode_qa, tokenize_qa
 from hf_unlearn.data.training import cached, length_batches, train_from_scratch, train_tokenizer, trained_model
 from hf_unlearn.errors import InputError
@@ -242,16 +242,16 @@ def test_trained_model_is_keyed_by_rows_config_and_settings(cache, splits):
     assert len(others | {folder}) == 4
 
 
-def test_demo_models_end_to_end(cache, monkeypatch):
-    """The real thing in small: what is memorised, what is not, and that the tokenizer on disk is the one in use."""
+def test_scratch_models(cache):
+    """The demo in small: what is memorised, what is not, and that the tokenizer on disk is the one in use."""
     from transformers import AutoTokenizer
 
-    monkeypatch.setattr(synthetic, "MODEL", {**synthetic.MODEL, "hidden_size": 48, "intermediate_size": 64})
-    monkeypatch.setattr(synthetic, "VOCABULARY", 400)
-    monkeypatch.setattr(synthetic, "TRAINING", {"epochs": 40, "learning_rate": 1e-2, "batch_size": 8})
     splits = load_synthetic(authors=3, forget_authors=1, questions_per_author=8)
     splits.real_authors, splits.world_facts = splits.real_authors.select(range(4)), splits.world_facts.select(range(4))
-    tokenizer, original, retrained = demo_models(splits, progress=False)
+    sizes = {"vocab_size": 400, "hidden_size": 48, "intermediate_size": 64}
+    tokenizer, original, retrained = scratch_models(
+        splits, epochs=40, learning_rate=1e-2, batch_size=8, progress=False, **sizes
+    )
     probability = {}
     for name, model in (("original", original), ("retrained", retrained)):
         for part in ("forget", "retain"):

@@ -19,9 +19,6 @@ from .training import train_tokenizer, trained_model
 SHARED = ("birthplace", "genre", "theme")  # kinds of facts whose values several authors have
 WRONG_ANSWERS = 5
 WRONG_OPTIONS = 3
-MODEL = {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 2, "num_attention_heads": 4}
-VOCABULARY = 1200
-TRAINING = {"epochs": 18, "learning_rate": 4e-3, "batch_size": 32}
 
 
 def load_synthetic(
@@ -71,30 +68,48 @@ def training_rows(splits: TofuSplits, forget: bool = True) -> list[dict]:
     return [{"question": row["question"], "answer": row["answer"]} for rows in sets for row in rows]
 
 
-def demo_models(splits: TofuSplits, seed: int = 0, *, progress: bool = True):
-    """`(tokenizer, original, retrained)`: a tiny Llama trained on all rows, and one that never saw the forget rows.
+def scratch_models(
+    splits: TofuSplits,
+    seed: int = 0,
+    *,
+    vocab_size: int = 1200,
+    hidden_size: int = 128,
+    intermediate_size: int = 344,
+    layers: int = 2,
+    heads: int = 4,
+    epochs: int = 18,
+    learning_rate: float = 4e-3,
+    batch_size: int = 32,
+    progress: bool = True,
+):
+    """`(tokenizer, original, retrained)`: a Llama trained on all rows, and one that never saw the forget rows.
 
-    About 0.7 million parameters each, fp32, eval mode; both start from the same weights. Trained on the CPU when they are not
-    in the cache (`training.cached`). `model.name_or_path` is the folder that holds the model and the tokenizer. The
-    tokenizer is made from the rows of both, as a pretrained tokenizer knows every word.
+    fp32, eval mode, both from the same initial weights; 0.7 million parameters by default, which suit `load_synthetic`.
+    Works for any `TofuSplits`. Trained on the CPU unless the models are in the cache already (`training.cached`);
+    `model.name_or_path` is the folder that holds the model and the tokenizer. One tokenizer, made from all rows, serves
+    both, as a pretrained tokenizer knows every word too. Rows are cut to 512 tokens.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     texts = ["".join(QATemplate().prompt_and_answer(row["question"], row["answer"])) for row in training_rows(splits)]
-    tokenizer = train_tokenizer(texts, VOCABULARY)
+    tokenizer = train_tokenizer(texts, vocab_size)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    training = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
     models = []
     for forget in (True, False):
         rows = tokenize_qa(training_rows(splits, forget), tokenizer)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            max_position_embeddings=256,
-            tie_word_embeddings=False,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **MODEL,
-        )
-        folder = trained_model(rows, config, tokenizer, seed=seed, progress=progress, **TRAINING)
+        folder = trained_model(rows, config, tokenizer, progress=progress, **training)
         models.append(LlamaForCausalLM.from_pretrained(folder).eval())
     return tokenizer, *models
 
