@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from .errors import InputError, NumericalError
-from .files import sha256_tensor, sha256_tensors, write_json, write_safetensors
+from .files import sha256_json, sha256_tensor, write_json, write_safetensors
 from .version import __version__
 
 
@@ -161,7 +161,8 @@ class UpdateDelta:
 
         `delta.sha256(torch.bfloat16)` is that of what `save_pretrained` stores: `from_pretrained(dir).sha256()`.
         """
-        return sha256_tensors({name: tensor.to(dtype).float() for name, tensor in self.tensors.items()})
+        # One rounded tensor at a time: the same value as `sha256_tensors` of all of them.
+        return sha256_json({name: sha256_tensor(tensor.to(dtype).float()) for name, tensor in self.tensors.items()})
 
     def save_pretrained(
         self, save_directory: str | Path, dtype: torch.dtype = torch.bfloat16, max_shard_size: int | str = "5GB"
@@ -188,7 +189,8 @@ class UpdateDelta:
         config = {**self.config, "dtype": str(dtype).removeprefix("torch."), "sha256": self.sha256(dtype)}
         metadata = {"format": "pt", "kind": "hf_unlearn delta", "hf_unlearn_version": __version__}
         metadata |= {key: str(config[key]) for key in ("base_model", "base_revision", "method") if config.get(key)}
-        for filename, names in split.filename_to_tensors.items():
+        # An update that changed nothing is a whole delta too.
+        for filename, names in (split.filename_to_tensors or {WEIGHTS_FILE: []}).items():
             write_safetensors(folder / filename, {name: self.tensors[name].to(dtype) for name in names}, metadata)
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

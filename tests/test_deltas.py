@@ -278,6 +278,14 @@ def test_full_disk_leaves_nothing(tiny_llama, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["delta", "model"]
 
 
+def test_update_that_changed_nothing(tiny_llama, tmp_path):
+    delta = UpdateDelta.between(tiny_llama(), tiny_llama())
+    delta.save_pretrained(tmp_path / "delta")
+    assert UpdateDelta.from_pretrained(tmp_path / "delta").tensors == delta.tensors == {}
+    output = transfer(tmp_path / "delta", checkpoint(tiny_llama(), tmp_path / "model"), tmp_path / "out")
+    assert (output / "model.safetensors").read_bytes() == (tmp_path / "model" / "model.safetensors").read_bytes()
+
+
 def test_config_hashes_the_base(tiny_llama, tmp_path):
     base = tiny_llama()
     config = delta_config({DOWN: base.state_dict()[DOWN]}, base_model="org/base", settings={"alpha": 0.1})
