@@ -50,6 +50,7 @@ def test_figures_are_written_as_a_reader_expects():
         "1.0",
     ]
     assert [format_number(x) for x in (None, 0.0, 0.6184, 2e-5)] == ["–", "0", "0.618", "2.0e-05"]
+    assert format_settings({"a": {"b": [0.5, 1e-6]}, "c": []}) == "a (b 0.5, 1e-06), c none"
     assert format_settings({"steps": 4, "damping": 1e-6, "objective": "margin"}) == (
         "steps 4, damping 1e-06, objective margin"
     )

@@ -43,15 +43,18 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return "0" if value == 0 else f"{value:.1e}" if abs(value) < 10**-digits else f"{value:.{digits}f}"
 
 
+def format_value(value) -> str:
+    """A setting in plain words: mappings in brackets, sequences with commas, floats without padding."""
+    if isinstance(value, Mapping):
+        return f"({format_settings(value)})"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(format_value, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def format_settings(settings: Mapping | None) -> str:
     """{"steps": 4, "step_norm": 0.004} as "steps 4, step_norm 0.004"."""
-
-    def plain(value):
-        if isinstance(value, Mapping):
-            return f"({format_settings(value)})"
-        return f"{value:g}" if isinstance(value, float) else str(value)
-
-    return ", ".join(f"{key} {plain(value)}" for key, value in (settings or {}).items()) or MISSING
+    return ", ".join(f"{key} {format_value(value)}" for key, value in (settings or {}).items()) or MISSING
 
 
 def table_cells(rows: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
@@ -192,7 +195,7 @@ def write_report(
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    templates.filters["settings"] = format_settings
+    templates.filters |= {"settings": format_settings, "value": format_value}
     templates.tests["reached"] = reached
     for name in ("report.md", "report.html"):
         paths[name] = write_text(folder / name, templates.get_template(name).render(context))
