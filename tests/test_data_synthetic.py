@@ -188,7 +188,8 @@ def test_training_learns_and_repeats_itself(splits):
     from transformers import LlamaForCausalLM
 
     rows, config, _ = tiny_problem(splits)
-    settings = {"learning_rate": 1e-2, "batch_size": 16, "seed": 3, "progress": False}
+    rows = rows.select(range(0, 48, 2))
+    settings = {"learning_rate": 1e-2, "batch_size": 8, "seed": 3, "progress": False}
     state = torch.get_rng_state()
     model = train_from_scratch(rows, config, epochs=4, **settings)
     assert torch.equal(state, torch.get_rng_state())
