@@ -100,15 +100,16 @@ def split_head(model: nn.Module, batch: Batch, targets: Mapping[str, nn.Module])
     """(body, head) when the logits are exactly head(body's hidden states), else (model, None).
 
     Then logits can be made a few tokens at a time. Whether it holds (no soft-capping, scaling or prompt tokens) is
-    tried on the first sequence rather than read from the configuration.
+    tried on a few tokens rather than read from the configuration.
     """
     inner = unwrap(model)
     head, body = inner.get_output_embeddings(), inner.base_model
     if head is None or body is inner or head in targets.values():
         return model, None
-    size = len(batch.sequences)
+    # The first real tokens of the first sequence: a whole one would cost as much as a batch on small data.
+    tokens = batch.index[: min(8, batch.lengths[0])]
     one = {
-        key: value[:1] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        key: value[:1, tokens] if isinstance(value, Tensor) and value.shape[:2] == batch.shape else value
         for key, value in batch.inputs.items()
     }
     with torch.no_grad():
