@@ -91,7 +91,8 @@ def test_head_runs_at_answer_positions_only_and_within_the_budget(tokenizer, mon
     expected = [score.nll_sum for score in scoring.score_answers(model, tokenizer, encoded)]
     widths = []
     model.lm_head.register_forward_hook(lambda module, args, output: widths.append(output.shape[:2].numel()))
-    monkeypatch.setattr(scoring, "LOGIT_BUDGET", 12 * model.config.vocab_size)
+    monkeypatch.setitem(scoring.LOGIT_BUDGET, "cpu", 12 * model.config.vocab_size)
+    monkeypatch.setitem(scoring.REDUCTION_BUDGET, "cpu", 5 * model.config.vocab_size)
     found = [score.nll_sum for score in scoring.score_answers(model, tokenizer, encoded)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert sum(widths) == sum(label != -100 for row in encoded for label in row["labels"])
@@ -156,6 +157,14 @@ def test_row_without_answer_tokens(tokenizer):
         assert empty.nll_mean is None and not empty.eos and full.nll_mean > 0
         alone = scoring.score_answers(sharp_llama(), tokenizer, rows[:1], moments=moments)[0]
         assert alone.nll_mean is None
+
+
+def test_ties_go_to_the_first_index():
+    logits, labels = torch.tensor([[1.0, 3.0, 3.0], [3.0, 3.0, 1.0], [0.0, 1.0, 2.0]]), torch.tensor([2, 0, 2])
+    for moments in (False, True):
+        log_probs, correct, *_ = scoring._token_statistics(logits, labels, moments)
+        assert correct.tolist() == [False, True, True]
+        np.testing.assert_allclose(log_probs, logits.log_softmax(-1)[range(3), labels], atol=1e-6)
 
 
 def test_a_diverged_model_is_an_error(tokenizer):

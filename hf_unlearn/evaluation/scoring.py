@@ -16,7 +16,10 @@ from tqdm.auto import tqdm
 from ..errors import InputError, NumericalError
 
 
-LOGIT_BUDGET = 2**26  # numbers in one block of logits (256 MiB in fp32)
+# Numbers in one block of logits, and in one temporary of its reduction. On a CPU big blocks lose half of their time to
+# page faults and cache misses; on an accelerator small ones lose it to launches.
+LOGIT_BUDGET = {"cpu": 2**22, "other": 2**26}
+REDUCTION_BUDGET = {"cpu": 2**19, "other": 2**25}
 LOG_PROB_FLOOR = -1e4  # exp() of it is 0, yet 0 * floor is 0: vocabulary entries masked with -inf make no NaN
 
 
@@ -63,6 +66,10 @@ def evaluation_mode(model, grad: bool = False):
     finally:
         for module in training:
             module.training = True
+
+
+def budget(table: Mapping[str, int], device: torch.device) -> int:
+    return table.get(device.type, table["other"])
 
 
 def model_device(model) -> torch.device:
@@ -125,10 +132,10 @@ def logit_blocks(model, batch: Mapping[str, torch.Tensor]) -> Iterator[tuple[tor
     counts = predicted.sum(1).tolist()
     vocabulary = model.get_input_embeddings().weight.shape[0]
     device = model_device(model)
+    most = budget(LOGIT_BUDGET, device) // vocabulary
     group: list[int] = []
     for row in [*range(len(counts)), None]:
-        full = group and (row is None or (sum(counts[r] for r in group) + counts[row]) * vocabulary > LOGIT_BUDGET)
-        if full:
+        if group and (row is None or sum(counts[r] for r in group) + counts[row] > most):
             rows = torch.tensor(group)
             inputs = {name: value[rows].to(device) for name, value in batch.items() if name != "labels"}
             mask = predicted[rows]
@@ -197,19 +204,27 @@ def score_answers(
 
 
 def _token_statistics(logits: torch.Tensor, labels: torch.Tensor, moments: bool) -> list[np.ndarray]:
-    correct = logits.argmax(-1) == labels
-    if moments:
-        log_probs = logits.log_softmax(-1).clamp_min_(LOG_PROB_FLOOR)
-        chosen = log_probs.gather(1, labels[:, None])[:, 0]
-        weights = log_probs.exp()
-        mean = (weights * log_probs).sum(-1)
-        variance = (weights * (log_probs - mean[:, None]).square_()).sum(-1)
-        columns = [chosen, correct, mean, variance]
-    else:
-        columns = [logits.gather(1, labels[:, None])[:, 0] - logits.logsumexp(-1), correct]
+    """log p of the labels, whether they are the argmax, and on demand mean and variance of log p; each (n,)."""
+    rows = max(1, budget(REDUCTION_BUDGET, logits.device) // logits.shape[1])
+    pieces = [_reduce(*piece, moments) for piece in zip(logits.split(rows), labels[:, None].split(rows))]
+    columns = [torch.cat(column) for column in zip(*pieces)]
     if not torch.isfinite(columns[0]).all():
         raise NumericalError("the model gives logits that are not finite: it diverged; use a smaller step")
     return [column.cpu().numpy() for column in columns]
+
+
+def _reduce(logits: torch.Tensor, labels: torch.Tensor, moments: bool) -> list[torch.Tensor]:
+    top, label = logits.amax(-1, keepdim=True), logits.gather(1, labels)
+    # argmax is slow, and needed only where the label has the top logit: half precision ties, and the first index wins.
+    correct = (label == top)[:, 0]
+    correct[correct.clone()] = logits[correct].argmax(-1) == labels[correct, 0]
+    if not moments:
+        return [((label - top) - (logits - top).exp_().sum(-1, keepdim=True).log_())[:, 0], correct]
+    log_probs = logits.log_softmax(-1).clamp_min_(LOG_PROB_FLOOR)
+    weights = log_probs.exp()
+    mean = (weights * log_probs).sum(-1, keepdim=True)
+    variance = (weights * log_probs.sub(mean).square_()).sum(-1)
+    return [log_probs.gather(1, labels)[:, 0], correct, mean[:, 0], variance]
 
 
 def prompt_ids(encoded: Mapping) -> list[int]:

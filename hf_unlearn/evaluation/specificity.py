@@ -9,10 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import InputError, NumericalError
-from .scoring import LOG_PROB_FLOOR, evaluation_mode, logit_blocks, predicted_tokens
-
-
-KL_CHUNK = 2**22  # numbers in one temporary of the divergence (16 MiB in fp32)
+from .scoring import LOG_PROB_FLOOR, REDUCTION_BUDGET, budget, evaluation_mode, logit_blocks, predicted_tokens
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ def _divergence(reference: torch.Tensor, log_probs: torch.Tensor) -> torch.Tenso
     reference = reference.to(log_probs.device)
     if reference.dtype != log_probs.dtype:
         reference, log_probs = reference.float(), log_probs.float()
-    rows = max(1, KL_CHUNK // reference.shape[1])
+    rows = max(1, budget(REDUCTION_BUDGET, reference.device) // reference.shape[1])
     parts = [
         torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1, dtype=torch.float64)
         for p, q in zip(reference.split(rows), log_probs.split(rows))
