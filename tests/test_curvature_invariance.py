@@ -162,6 +162,14 @@ def test_peft_wrapper(model, data):
     assert_same(reference, fitted(wrapped, data, target_modules=r"model\.layers\.\d\.mlp\..*_proj"))
 
 
+def test_virtual_prompt_tokens_are_refused(model, data):
+    from peft import PromptTuningConfig, get_peft_model
+
+    wrapped = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(InputError, match="rows for a batch of shape"):
+        fitted(wrapped, data)
+
+
 def test_same_inputs_same_bits(tiny_llama, data):
     model = tiny_llama()
     one, other = fitted(model, data), fitted(model, data)
@@ -220,12 +228,13 @@ def test_model_is_left_as_found_also_after_an_error(model, data):
     fitted(model, data)
     assert state() == before
 
-    def broken():
-        yield batches(*data[:2], mask=data[2])[0]
-        raise RuntimeError("disk gone")
+    class Broken:
+        def __iter__(self):
+            yield batches(*data[:2], mask=data[2])[0]
+            raise RuntimeError("disk gone")
 
     with pytest.raises(RuntimeError, match="disk gone"):
-        EKFAC().fit(model, broken(), progress=False)
+        EKFAC().fit(model, Broken(), progress=False)
     assert state() == before
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
 
@@ -265,6 +274,8 @@ def test_unusable_data(model, data):
         EKFAC().fit(model, [], progress=False)
     with pytest.raises(InputError, match="empty or all labels are -100"):
         EKFAC().fit(model, batches(ids, torch.full_like(ids, -100)), progress=False)
+    with pytest.raises(InputError, match="can be read only once"):
+        EKFAC().fit(model, iter(batches(ids)), progress=False)
     with pytest.raises(InputError, match="no labels"):
         EKFAC().fit(model, [{"input_ids": ids}], progress=False)
     with pytest.raises(InputError, match="fisher must be one of"):

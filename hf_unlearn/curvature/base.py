@@ -62,7 +62,8 @@ class Curvature:
         Args:
             dataloader: dicts that the model takes: `input_ids`, `attention_mask`, `labels` (B, T) with -100 ignored,
                 shifted for causal models as transformers does; or `pixel_values` / `input_ids` and `labels` (B,).
-                Left as it is by `accelerator.prepare`, in the same order on every process.
+                Not prepared by an accelerator, and in the same order each time and on every process (a sampler that
+                shuffles needs a seeded generator of its own).
             target_modules: see `select_targets`; None for the linear layers of the MLP blocks.
             fisher: "sampled": labels drawn from the model; "probe": random signs in place of a drawn label, as dear
                 and a little more accurate; "exact": one backward per class and place, no randomness, for small
@@ -77,6 +78,8 @@ class Curvature:
         """
         if fisher not in FISHERS:
             raise InputError(f"fisher must be one of {', '.join(FISHERS)}, not {fisher!r}")
+        if isinstance(dataloader, Iterator):
+            raise InputError("the dataloader can be read only once; pass a DataLoader or a list of batches")
         targets = select_targets(model, target_modules)
         self.tensors, self._warned = {}, False
         self.metadata = {
@@ -108,7 +111,7 @@ class Curvature:
                 )
                 counts = counts.to(next(model.parameters()).device)
                 all_reduce({"counts": counts}, accelerator)
-                sequences, tokens = map(int, counts.tolist())
+                sequences, tokens = counts.tolist()
                 if tokens == 0:
                     raise InputError(
                         "no token to predict in the curvature data: the dataloader is empty or all labels are -100"

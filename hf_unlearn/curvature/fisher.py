@@ -54,7 +54,7 @@ def draw_noise(batch: Batch, seed: int, fisher: str) -> Tensor:
         draws = [stream.integers(2**62, size=count) for stream, count in zip(streams, batch.counts)]
     else:
         draws = [stream.random(count) for stream, count in zip(streams, batch.counts)]
-    return torch.from_numpy(np.concatenate(draws)).to(batch.predicted.device)
+    return torch.from_numpy(np.concatenate(draws))
 
 
 def output_gradients(outputs: Tensor, head, batch: Batch, fisher: str, seed: int) -> Iterator[Tensor]:
@@ -66,10 +66,11 @@ def output_gradients(outputs: Tensor, head, batch: Batch, fisher: str, seed: int
     "exact" yields one gradient for each class and each place in the sequence (sequences do not interact): the sum of
     squares over them is the exact generalised Gauss-Newton. The others yield one.
     """
-    flat = outputs.detach().reshape(-1, outputs.shape[-1])
-    rows = flat.index_select(0, batch.predicted)
+    flat, predicted = outputs.detach().reshape(-1, outputs.shape[-1]), batch.predicted.to(outputs.device)
+    labels = batch.labels.to(outputs.device)
+    rows = flat.index_select(0, predicted)
 
-    def scatter(gradient, index=batch.predicted):
+    def scatter(gradient, index=predicted):
         full = torch.zeros_like(flat)
         full[index] = gradient.to(full.dtype)
         return full.view_as(outputs)
@@ -83,11 +84,11 @@ def output_gradients(outputs: Tensor, head, batch: Batch, fisher: str, seed: int
                 root = p[chosen, label].sqrt()[:, None]
                 gradient = -root * p[chosen]
                 gradient[:, label] += root[:, 0]
-                yield scatter(gradient, batch.predicted[chosen])
+                yield scatter(gradient, predicted[chosen])
         return
-    noise = draw_noise(batch, seed, fisher)
+    noise = draw_noise(batch, seed, fisher).to(outputs.device)
     if head is None:
-        yield scatter(logit_gradients(rows, noise, batch.labels, fisher))
+        yield scatter(logit_gradients(rows, noise, labels, fisher))
         return
     gradient = torch.empty_like(rows)
     size = max(1, CHUNK_ELEMENTS["cpu" if rows.device.type == "cpu" else "cuda"] // head.weight.shape[0])
@@ -95,7 +96,7 @@ def output_gradients(outputs: Tensor, head, batch: Batch, fisher: str, seed: int
         span = slice(part * size, (part + 1) * size)
         hidden = rows[span].requires_grad_()
         logits = head(hidden)
-        at_logits = logit_gradients(logits.detach(), noise[span], batch.labels[span], fisher)
+        at_logits = logit_gradients(logits.detach(), noise[span], labels[span], fisher)
         gradient[span] = torch.autograd.grad(logits, hidden, at_logits.to(logits.dtype))[0]
     yield scatter(gradient)
 

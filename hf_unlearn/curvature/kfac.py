@@ -41,16 +41,15 @@ class KFAC(Curvature):
             }
 
         tokens = measure(sums, "factors", tensors)
-        counts = {
-            name: torch.tensor(count, dtype=torch.float64, device=sums.inputs[name].device)
-            for name, count in sums.counts.items()
-        }
+        counts = {name: torch.tensor(count, device=sums.inputs[name].device) for name, count in sums.counts.items()}
         all_reduce(counts, accelerator)
         for name, target in self.metadata["targets"].items():
             target["input"] = sums.leaders[name]
         with self._stage("eigh"):
             factors = {f"input.{name}": total.div_(counts[name]) for name, total in sums.inputs.items()}
             factors |= {f"output.{name}": total.div_(tokens) for name, total in sums.outputs.items()}
+            # The sums let go of the factors: each is freed when its eigenvectors have taken its place.
+            sums.inputs, sums.outputs = {}, {}
             self._decompose(factors, accelerator)
 
     def _decompose(self, factors: dict[str, Tensor], accelerator):
@@ -67,8 +66,8 @@ class KFAC(Curvature):
                 self.tensors[f"vectors.{name}"] = factors[name] = vectors
         if size > 1:
             for name in sorted(factors):
-                vectors = factors[name].contiguous()
-                values = self.tensors.get(f"values.{name}", torch.empty_like(vectors[0])).contiguous()
+                vectors = factors[name]
+                values = self.tensors.get(f"values.{name}", torch.empty_like(vectors[0]))
                 torch.distributed.broadcast(values, owners[name])
                 torch.distributed.broadcast(vectors, owners[name])
                 self.tensors[f"values.{name}"], self.tensors[f"vectors.{name}"] = values, vectors

@@ -82,4 +82,5 @@ def eigendecompose(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
             raise NumericalError(f"{name} has no eigendecomposition even in fp64: {error}") from error
     with matmul_precision("highest"):
         values = (matrix @ vectors).mul_(vectors).sum(0)
-    return values.clamp_(min=0).mul_(scale), vectors
+    # `eigh` stores columns one after another; rows, as files have them, make products the same bits after loading.
+    return values.clamp_(min=0).mul_(scale), vectors.contiguous()

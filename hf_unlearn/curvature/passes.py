@@ -36,7 +36,7 @@ def run_pass(
     rank, size = rank_and_size(accelerator)
     device = next(model.parameters()).device
     causal = is_causal(model)
-    counts = torch.zeros(2, dtype=torch.float64)
+    counts = torch.zeros(2, dtype=torch.long)
     first, body, head = 0, None, None
     bar = tqdm(dataloader, desc=description, unit="batch", disable=not progress or rank != 0)
     with Capture(model, targets, sums.on_input, sums.on_gradient) as capture, torch.enable_grad():
@@ -63,7 +63,7 @@ def run_pass(
                 outputs.backward(gradient, retain_graph=fisher == "exact")
             if not counts.any():
                 capture.check_seen()
-            counts += torch.tensor([len(batch.sequences), len(batch.labels)], dtype=torch.float64)
+            counts += torch.tensor([len(batch.sequences), len(batch.labels)])
             del outputs
             sums.end()
     return counts

@@ -62,6 +62,7 @@ class KroneckerSums:
 class SquareSums:
     """Sums over sequences of (Q_S^T D Q_A)^2, D = sum over the sequence's rows of g a^T, the gradient (d_out, d_in).
 
+    Every target's input is held from the forward to its gradient, under gradient checkpointing too.
     With rotations this is the EK-FAC correction (George et al. 2018, arXiv 1806.03884; per sequence as in Grosse et
     al. 2023, arXiv 2308.03296); without, the squares of per-sequence gradients themselves.
 
