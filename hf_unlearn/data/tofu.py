@@ -164,7 +164,9 @@ class TofuSplits:
         }
 
 
-def load_tofu(source: str | Path = "locuslab/TOFU", forget: str = "forget10", *, retain_rows: int | None = None):
+def load_tofu(
+    source: str | Path = "locuslab/TOFU", forget: str = "forget10", *, retain_rows: int | None = None
+) -> TofuSplits:
     """Load the splits of one TOFU problem as `TofuSplits`.
 
     Args:
