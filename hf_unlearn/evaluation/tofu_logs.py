@@ -253,7 +253,7 @@ def format_summary(summary: Mapping) -> str:
     for name, value in summary.items():
         if name in ("log10_forget_quality", "ks_statistic", "n", "privleak_retain_auc"):
             continue
-        text = "-" if value is None else f"{value:.4f}"
+        text = "-" if value is None else f"{value:.2e}" if 0 < abs(value) < 5e-4 else f"{value:.4f}"
         if name == "forget_quality":
             text = "- (no retain log)"
             if value is not None:
