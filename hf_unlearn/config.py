@@ -43,6 +43,8 @@ class UnlearnConfig(TrainingArguments):
     logging_steps: float = field(default=1, metadata={"help": "Log every X updates steps."})
     max_length: int = field(default=512, metadata={"help": "Rows are cut to this many tokens."})
     curvature_batch_size: int = field(default=8, metadata={"help": "Retain sequences per pass of a curvature fit."})
+    # A half-made update is nobody's business: only `save_model` and `push_to_hub` publish.
+    hub_strategy: str = field(default="end", metadata={"help": "When to push to the Hub."})
     kl_rows: int = field(
         default=64, metadata={"help": "Retain rows on which the KL is measured after a step; 0: off."}
     )

@@ -1,9 +1,12 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Files that are either whole or absent, and hashes of what they hold."""
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -41,11 +44,59 @@ def write_json(path: str | Path, value) -> Path:
     return write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None):
+def write_safetensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+):
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata=dict(metadata or {})))
+
+    def write(temporary):
+        with writing(path):
+            save_file(tensors, temporary, metadata=dict(metadata or {}))
+
+    return atomic_write(path, write)
+
+
+@contextlib.contextmanager
+def writing(what: str | Path):
+    """Turn what torch and safetensors raise when a file cannot be written (RuntimeError, their own) into OSError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(
+            f"{what} could not be written ({reason}): is the disk full? Free some space and go on"
+        ) from error
+
+
+@contextlib.contextmanager
+def staged_folder(folder: str | Path):
+    """A hidden empty folder inside `folder`; at the end its files are moved to their places, each by a rename.
+
+    For writers that do not know `atomic_write`. When the body fails nothing in `folder` has changed.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".saving-", suffix=".part", dir=folder))
+    try:
+        with writing(folder):
+            yield staging
+        files = [file for file in sorted(staging.rglob("*")) if file.is_file()]
+        for file in files:
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        for file in files:
+            place = folder / file.relative_to(staging)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, place)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def sha256_tensor(tensor: torch.Tensor) -> str:

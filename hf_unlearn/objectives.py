@@ -10,8 +10,6 @@ taken over the whole accumulated batch, so gradient accumulation and padding nev
 import torch
 import torch.nn.functional as F
 
-from .errors import InputError
-
 
 IGNORE = -100
 
@@ -29,6 +27,11 @@ def predictions(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tenso
 def count_predictions(labels: torch.Tensor) -> int:
     """Number of labels that a model predicts: shifted and not ignored."""
     return int((labels[:, 1:] if labels.dim() == 2 else labels).ne(IGNORE).sum())
+
+
+def count_rows(labels: torch.Tensor) -> int:
+    """Number of rows with a label that a model predicts."""
+    return int((labels[:, 1:] if labels.dim() == 2 else labels[:, None]).ne(IGNORE).any(1).sum())
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -74,9 +77,3 @@ def npo(nll: torch.Tensor, reference_nll: torch.Tensor, beta: float) -> torch.Te
 def simnpo(nll: torch.Tensor, lengths: torch.Tensor, beta: float, gamma: float = 0.0) -> torch.Tensor:
     """SimNPO per row (Fan et al. 2024, eq. 4): length-normalised and free of a reference model, (B,)."""
     return -2 / beta * F.logsigmoid(beta * nll / lengths.clamp(min=1) - gamma)
-
-
-def require_labels(labels: torch.Tensor, what: str):
-    """Raise `InputError` when no label of a batch set is predicted."""
-    if count_predictions(labels) == 0:
-        raise InputError(f"every label of the {what} is ignored (-100): give rows whose answer carries labels")

@@ -88,9 +88,7 @@ class NaturalGradientAscent(torch.optim.Optimizer):
     def apply(self, vector: Mapping[str, torch.Tensor], scale: float):
         """Set the weights to base + update + scale * vector without keeping it (a candidate)."""
         for name, parameter in self.named.items():
-            base = self.base[name].to(parameter.device)
-            update = self._update(name) + scale * vector[name].to(parameter.device)
-            parameter.copy_((base.to(update.dtype) + update).to(parameter.dtype))
+            self._set_weight(name, self._update(name).add(vector[name].to(parameter.device), alpha=scale))
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -101,8 +99,7 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         for name, parameter in self.named.items():
             update = self._update(name).add_(vector[name].to(parameter.device), alpha=alpha / norm)
             self.state[parameter]["update"] = update
-            base = self.base[name].to(parameter.device)
-            parameter.copy_((base.to(update.dtype) + update).to(parameter.dtype))
+            self._set_weight(name, update)
         self._group["steps"] += 1
         total = self.curvature.norm({name: self.state[parameter]["update"] for name, parameter in self.named.items()})
         self.diagnostics = {"step_norm": alpha, "predicted_step_kl": alpha**2 / 2, "predicted_kl": total**2 / 2}
@@ -115,14 +112,20 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         update = self.state[parameter].get("update")
         return torch.zeros_like(parameter, dtype=dtype) if update is None else update
 
+    def _set_weight(self, name: str, update: torch.Tensor):
+        parameter = self.named[name]
+        parameter.copy_((self.base[name].to(update.device, update.dtype) + update).to(parameter.dtype))
+
     @torch.no_grad()
     def load_state_dict(self, state_dict):
-        # torch casts floating state to the parameter's dtype; the fp32 update of a bf16 weight must survive as it is.
+        """Take over saved updates, and set the weights to base + update: a PEFT checkpoint holds no base weights."""
         super().load_state_dict(state_dict)
-        for index, parameter in enumerate(self.named.values()):
+        for index, (name, parameter) in enumerate(self.named.items()):
+            # torch casts floating state to the parameter's dtype; the fp32 update of a bf16 weight must survive as it is.
             saved = state_dict["state"].get(index, {}).get("update")
             if saved is not None:
                 self.state[parameter]["update"] = saved.to(parameter.device, copy=True)
+                self._set_weight(name, self.state[parameter]["update"])
 
     def updates(self) -> dict[str, torch.Tensor]:
         """The whole update of every weight so far, as it was made, by `state_dict` name."""

@@ -45,11 +45,22 @@ def claim_folder(folder: Path, identity: dict, write: bool):
 
 def seal_checkpoint(checkpoint: Path):
     """Mark a checkpoint whole. Trainer writes it file by file: the mark comes after all of them have reached the disk."""
-    for file in checkpoint.rglob("*"):
+    sizes = {}
+    for file in sorted(checkpoint.rglob("*")):
         if file.is_file():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
-    write_json(checkpoint / COMPLETE_FILE, {"files": sorted(file.name for file in checkpoint.iterdir())})
+            sizes[file.relative_to(checkpoint).as_posix()] = file.stat().st_size
+    write_json(checkpoint / COMPLETE_FILE, {"bytes": sizes})
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint is marked whole and still is: a kill while an old one is deleted may leave the mark."""
+    mark = checkpoint / COMPLETE_FILE
+    if not mark.is_file():
+        return False
+    sizes = json.loads(mark.read_text())["bytes"]
+    return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size == sizes[name] for name in sizes)
 
 
 def checkpoint_to_resume(folder: Path, resume: str | bool | None, clean: bool) -> str | None:
@@ -64,14 +75,14 @@ def checkpoint_to_resume(folder: Path, resume: str | bool | None, clean: bool) -
     if resume is None or resume is False:
         return None
     if isinstance(resume, str):
-        if not (Path(resume) / COMPLETE_FILE).is_file():
+        if not is_whole(Path(resume)):
             raise InputError(
-                f"{resume} is not a whole checkpoint (no file '{COMPLETE_FILE}'): resume from another one"
+                f"{resume} is not a whole checkpoint (see its file '{COMPLETE_FILE}'): resume from another"
             )
         return resume
     whole = {}
     for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if (checkpoint / COMPLETE_FILE).is_file():
+        if is_whole(checkpoint):
             whole[int(checkpoint.name.rsplit("-", 1)[1])] = checkpoint
         elif clean:
             shutil.rmtree(checkpoint, ignore_errors=True)

@@ -19,18 +19,25 @@ from . import objectives
 from .cards import render_card
 from .config import UnlearnConfig
 from .cost import peak_memory_mb, reset_peak_memory
-from .data.collators import CausalCollator, UnlearnCollator
+from .data.collators import UnlearnCollator
 from .data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows
 from .deltas import UpdateDelta, base_tensors, delta_config, library_versions
 from .errors import InputError, NumericalError
-from .files import sha256_tensors, write_text
+from .files import sha256_tensors, staged_folder, write_text, writing
 from .hub import push_folder
+from .loading import default_collator, load_model, merged_weights
 from .methods.base import Counts, Method
 from .optim import NaturalGradientAscent
 from .runs import LOG_FILE, append_log, checkpoint_to_resume, claim_folder, seal_checkpoint
 
 
 logger = logging.getLogger(__name__)
+
+# Training arguments that change the result, and so belong to a run's identity.
+IDENTITY_ARGUMENTS = (
+    "seed data_seed per_device_train_batch_size gradient_accumulation_steps world_size max_steps num_train_epochs optim "
+    "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon bf16 fp16"
+)
 
 
 class UnlearnTrainer(Trainer):
@@ -83,7 +90,7 @@ class UnlearnTrainer(Trainer):
         args = args if args is not None else UnlearnConfig(output_dir="outputs/unlearn")
         self.model_id = model if isinstance(model, str) else getattr(model.config, "_name_or_path", None) or None
         if isinstance(model, str):
-            model, processing_class = _load(model, processing_class, args)
+            model, processing_class = load_model(model, processing_class, args.model_init_kwargs)
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -113,7 +120,7 @@ class UnlearnTrainer(Trainer):
         elif eval_dataset is not None:
             eval_dataset = prepare(eval_dataset, "evaluation")
 
-        self.single_collator = data_collator or _default_collator(model, processing_class)
+        self.single_collator = data_collator or default_collator(model, processing_class)
         self._parts: dict[str, torch.Tensor] = {}
         self._parts_since = 0
         self._kl = None
@@ -153,8 +160,14 @@ class UnlearnTrainer(Trainer):
         """
         if self.base_weights:
             raise InputError("this trainer has run already: make a new UnlearnTrainer from the model to go on")
+        if self.args.n_gpu > 1:
+            raise InputError(
+                f"one process sees {self.args.n_gpu} GPUs, which torch's DataParallel would share: start with "
+                "`accelerate launch`, or show it one GPU with CUDA_VISIBLE_DEVICES=0"
+            )
         reset_peak_memory()
         started = time.perf_counter()
+        training = self.model.training
         self.method.prepare(self)
         try:
             # Only what may move is copied; a resumed run takes it from the original model, before the checkpoint loads.
@@ -163,14 +176,19 @@ class UnlearnTrainer(Trainer):
                 for name, parameter in self.model.named_parameters()
                 if parameter.requires_grad
             }
-            self._merged_before = merged_weights(self.model) if self.is_peft else {}
             folder = Path(self.args.output_dir)
-            claim_folder(folder, self.run_identity(), write=self.is_world_process_zero())
-            checkpoint = checkpoint_to_resume(folder, resume_from_checkpoint, clean=self.is_world_process_zero())
+            try:
+                self._merged_before = self._merged()
+                claim_folder(folder, self.run_identity(), write=self.is_world_process_zero())
+                checkpoint = checkpoint_to_resume(folder, resume_from_checkpoint, clean=self.is_world_process_zero())
+            except InputError:
+                self.base_weights = {}  # nothing has run yet
+                raise
             self._kl = self._kl_meter()
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         finally:
             self.method.finish(self)
+            self.model.train(training)
         self.cost["seconds"] = time.perf_counter() - started
         self.cost["peak_memory_mb"] = peak_memory_mb()
         if self.is_world_process_zero():
@@ -180,10 +198,9 @@ class UnlearnTrainer(Trainer):
 
     def run_identity(self) -> dict:
         """What makes this run this run: a folder that holds another one is refused."""
-        keys = "seed per_device_train_batch_size gradient_accumulation_steps max_steps num_train_epochs learning_rate optim"
         return {
             "method": self.method.settings(),
-            "arguments": {key: getattr(self.args, key) for key in keys.split()},
+            "arguments": {key: getattr(self.args, key) for key in IDENTITY_ARGUMENTS.split()},
             "forget_rows": fingerprint_rows(self.forget_dataset),
             "retain_rows": fingerprint_rows(self.retain_dataset) if self.retain_dataset is not None else None,
             "base_weights": sha256_tensors(self.base_weights),
@@ -192,17 +209,36 @@ class UnlearnTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
-            super()._save_checkpoint(model, trial)
-        except Exception:
+            with writing(folder):
+                super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes its random state
+            if self.args.should_save:
+                seal_checkpoint(folder)
+        except OSError:
             # A full disk must not leave a folder that looks like a checkpoint.
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        if self.args.should_save:
-            seal_checkpoint(folder)
+
+    def _run_epoch(self, **kwargs):
+        # Trainer tells the epoch to the loader once batches to skip are wrapped around it, where neither the sampler
+        # of several processes nor our data set hears of it: a run resumed within an epoch would see other rows.
+        kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
+        if isinstance(self.train_dataset, PairedRows):
+            self.train_dataset.set_epoch(kwargs["epoch"])
+        super()._run_epoch(**kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        # accelerate repeats rows until all processes have as many batches; a step on the whole forget set must not
+        # count a row twice. Other loops, and evaluation, need the same number of batches everywhere.
+        even, self.accelerator.even_batches = self.accelerator.even_batches, not self.method.natural_gradient
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.accelerator.even_batches = even
 
     def _load_best_model(self):
         super()._load_best_model()
-        if isinstance(self._natural_gradient, NaturalGradientAscent):
+        if self.method.natural_gradient:
             # The update that is reported must be the one of the weights that were kept.
             self._load_optimizer_and_scheduler(self.state.best_model_checkpoint)
 
@@ -217,19 +253,18 @@ class UnlearnTrainer(Trainer):
         numbers = []
         for side in sides:
             numbers += [sum(objectives.count_predictions(batch["labels"]) for batch in side)]
-            numbers += [sum(len(batch["labels"]) for batch in side)]
+            numbers += [sum(objectives.count_rows(batch["labels"]) for batch in side)]
         if self.args.world_size > 1:
             numbers = self.accelerator.reduce(torch.tensor(numbers, device=device), "sum").tolist()
-        if numbers[0] == 0:
-            raise InputError("every forget label of a batch is ignored (-100): give rows whose answer carries labels")
-        return Counts(*numbers)
+        return Counts(*[max(number, 1) for number in numbers])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         counts = num_items_in_batch
         if return_outputs or not model.training:
             labels = inputs["labels"]
             outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
-            loss = objectives.cross_entropy(outputs.logits, labels).mean()
+            nll = objectives.cross_entropy(outputs.logits, labels)
+            loss = nll.sum() / max(len(nll), 1)
             return (loss, {"logits": outputs.logits}) if return_outputs else loss
         loss, parts = self.method.loss(model, inputs, counts)
         if not torch.isfinite(loss):
@@ -237,6 +272,8 @@ class UnlearnTrainer(Trainer):
                 f"the {self.method.label} loss is {loss.item()} at step {self.state.global_step}: "
                 "lower the learning rate or the step norm, or check the rows for labels outside the vocabulary"
             )
+        if not self._parts:
+            self._parts_since = self.state.global_step
         for name, value in parts.items():
             self._parts[name] = self._parts.get(name, 0.0) + value
         # DDP averages gradients over processes, but each share is already divided by the count of all of them.
@@ -248,10 +285,10 @@ class UnlearnTrainer(Trainer):
             values = torch.stack([self._parts[name].float() for name in names])
             if self.args.world_size > 1:
                 values = self.accelerator.reduce(values, "sum")
-            steps = max(self.state.global_step - self._parts_since, 1)
+            steps = self.state.global_step - self._parts_since
             logs |= {name: value / steps for name, value in zip(names, values.tolist())}
-            self._parts, self._parts_since = {}, self.state.global_step
-            if isinstance(self._natural_gradient, NaturalGradientAscent):
+            self._parts = {}
+            if self.method.natural_gradient:
                 logs |= self._natural_gradient.diagnostics
                 if self._kl is not None:
                     logs["measured_kl"] = self._kl(self.model).mean
@@ -282,24 +319,33 @@ class UnlearnTrainer(Trainer):
             "settings": self.method.settings(),
             "seed": self.args.seed,
         }
-        if isinstance(self._natural_gradient, NaturalGradientAscent):
+        if self.method.natural_gradient:
             return UpdateDelta(
                 base_tensors(self._natural_gradient.updates()), delta_config(base_tensors(self.base_weights), **about)
             )
         if self.is_peft:
-            return UpdateDelta.between(self._merged_before, merged_weights(self.model), **about)
+            return UpdateDelta.between(self._merged_before, self._merged(), **about)
         now = dict(self.model.named_parameters())
         return UpdateDelta.between(self.base_weights, {name: now[name] for name in self.base_weights}, **about)
 
+    def _merged(self) -> dict[str, torch.Tensor]:
+        return merged_weights(self.model) if self.is_peft and not self.method.natural_gradient else {}
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Save the model and, beside it, the update as `delta/` and a card; a checkpoint gets neither."""
-        super().save_model(output_dir, _internal_call=True)
+        """Save the model and, beside it, the update as `delta/` and a card; a checkpoint gets neither.
+
+        Raises:
+            OSError: a file could not be written; what the folder held before is still there.
+        """
         if _internal_call or not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
+            return super().save_model(output_dir, _internal_call=True)
         delta = self.update_delta()
-        delta.save_pretrained(folder / "delta")
-        write_text(folder / "README.md", render_card(self.card_context(delta)))
+        if self.is_peft and self.method.natural_gradient:
+            logger.warning("the base weights have changed and a PEFT model saves none: apply delta/ to the base first")
+        with staged_folder(output_dir or self.args.output_dir) as folder:
+            super().save_model(str(folder), _internal_call=True)
+            delta.save_pretrained(folder / "delta")
+            write_text(folder / "README.md", render_card(self.card_context(delta)))
         if self.args.push_to_hub:
             self.push_to_hub()
 
@@ -368,12 +414,12 @@ class UnlearnTrainer(Trainer):
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             self.optimizer = self.method.create_optimizer(self)
-            if isinstance(self.optimizer, NaturalGradientAscent):
+            if self.method.natural_gradient:
                 self._hook_step(self.optimizer)
         return super().create_optimizer(model)
 
     @property
-    def _natural_gradient(self):
+    def _natural_gradient(self) -> NaturalGradientAscent:
         """The optimiser below accelerate's wrapper, which it gets when training begins."""
         return self.optimizer.optimizer if isinstance(self.optimizer, AcceleratedOptimizer) else self.optimizer
 
@@ -411,7 +457,8 @@ class UnlearnTrainer(Trainer):
 
     def _kl_meter(self):
         """Measures KL(original || model) on some retain rows; None for methods that do not take such steps."""
-        if not hasattr(self.method, "kl_budget") or self.args.kl_rows < 1:
+        tokens = isinstance(self.retain_dataset[0]["labels"], list) if self.retain_dataset is not None else False
+        if not self.method.natural_gradient or not tokens or self.args.kl_rows < 1:
             return None
         from .evaluation.specificity import TokenKL
 
@@ -443,37 +490,3 @@ class UnlearnTrainer(Trainer):
             with torch.no_grad():
                 for name, parameter in named.items():
                     parameter.copy_(now[name])
-
-
-def _load(model: str, processing_class, args: UnlearnConfig):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(model)
-        return AutoModelForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {})), processing_class
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot load the model {model!r}: {first}") from error
-
-
-def _default_collator(model, processing_class):
-    pad = getattr(processing_class, "pad_token_id", None)
-    for fallback in (getattr(model.config, "pad_token_id", None), getattr(processing_class, "eos_token_id", None), 0):
-        pad = fallback if pad is None else pad
-    return CausalCollator(pad)
-
-
-@torch.no_grad()
-def merged_weights(model) -> dict[str, torch.Tensor]:
-    """Weights of a PEFT model's tuned layers as merging its active adapters would leave them: {base name: fp32}."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    merged = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, BaseTunerLayer):
-            weight = layer.get_base_layer().weight.float()
-            merged[f"{name}.base_layer.weight"] = weight + sum(
-                layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters
-            )
-    return base_tensors(merged)

@@ -2,6 +2,7 @@
 """Rows of forget and retain sets: checked, tokenised, paired and fingerprinted."""
 
 import hashlib
+import logging
 
 import torch
 from datasets import Dataset
@@ -9,6 +10,8 @@ from datasets import Dataset
 from ..errors import InputError
 from .tofu import tokenize_qa
 
+
+logger = logging.getLogger(__name__)
 
 MODEL_COLUMNS = ("input_ids", "attention_mask", "labels", "pixel_values")
 
@@ -30,6 +33,8 @@ def prepare_rows(rows: Dataset | None, what: str, tokenizer, max_length: int) ->
         raise InputError(f"no {what} dataset was given: pass {what}_dataset")
     if len(rows) == 0:
         raise InputError(f"the {what} set is empty: give it at least one row")
+    # Plain lists, whatever format (torch, numpy) the caller reads them in.
+    rows = rows.with_format(None)
     columns = set(rows.column_names)
     if "pixel_values" in columns and "labels" in columns:
         return rows.select_columns([name for name in MODEL_COLUMNS if name in columns])
@@ -51,14 +56,21 @@ def prepare_rows(rows: Dataset | None, what: str, tokenizer, max_length: int) ->
                 desc=f"tokenise {what}",
             )
         columns = set(rows.column_names)
-    if "labels" not in columns:
-        rows = rows.add_column("labels", rows["input_ids"][:])
     if "attention_mask" not in columns:
         rows = rows.add_column("attention_mask", [[1] * len(ids) for ids in rows["input_ids"]])
-    if not any(
-        label != -100 for labels in rows["labels"] for label in (labels[1:] if isinstance(labels, list) else [labels])
-    ):
+    if "labels" not in columns:
+        pairs = zip(rows["input_ids"], rows["attention_mask"])
+        rows = rows.add_column(
+            "labels", [[token if real else -100 for token, real in zip(ids, mask)] for ids, mask in pairs]
+        )
+    unlabelled = sum(
+        all(label == -100 for label in (labels[1:] if isinstance(labels, list) else [labels]))
+        for labels in rows["labels"]
+    )
+    if unlabelled == len(rows):
         raise InputError(f"every label of the {what} set is ignored (-100): give rows whose answer carries labels")
+    if unlabelled:
+        logger.warning(f"{unlabelled} of {len(rows)} rows of the {what} set have no label: they teach nothing")
     return rows.select_columns(["input_ids", "attention_mask", "labels"])
 
 
@@ -91,11 +103,12 @@ class PairedRows(torch.utils.data.Dataset):
 
     def __init__(self, forget: Dataset, retain: Dataset, seed: int):
         self.forget, self.retain, self.seed = forget, retain, seed
-        self.epoch = 0
+        # In shared memory: a persistent worker keeps the copy of this object that it was started with.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self._orders: dict[int, list[int]] = {}
 
     def set_epoch(self, epoch: int):
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.forget)
@@ -104,7 +117,7 @@ class PairedRows(torch.utils.data.Dataset):
         return {"forget": self.forget[index], "retain": self.retain[self._partner(index)]}
 
     def _partner(self, index: int) -> int:
-        cycle, position = divmod(self.epoch * len(self.forget) + index, len(self.retain))
+        cycle, position = divmod(int(self._epoch) * len(self.forget) + index, len(self.retain))
         if cycle not in self._orders:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + cycle)
             self._orders = {cycle: torch.randperm(len(self.retain), generator=generator).tolist()} | (

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Counts:
-    """Predicted tokens and rows of one optimiser step, over all its micro-batches and processes."""
+    """Predicted tokens, and rows that have any, of one optimiser step: over all its micro-batches and processes.
+
+    At least 1 each, so that a batch without labels gives a loss of 0.
+    """
 
     forget_tokens: int
     forget_rows: int
@@ -33,12 +36,14 @@ class Method(abc.ABC):
         paper: title, id and BibTeX entry, for the card.
         paired: batches are `{"forget": ..., "retain": ...}` pairs instead of forget rows alone.
         needs_retain: a retain dataset must be given.
+        natural_gradient: its optimiser is `NaturalGradientAscent`, which accounts for the update and its KL itself.
     """
 
     label: ClassVar[str]
     paper: ClassVar[dict[str, str]] = {}
     paired: bool = False
     needs_retain: bool = True
+    natural_gradient: ClassVar[bool] = False
 
     def settings(self) -> dict:
         """JSON-able settings, for logs, deltas and the identity of a run."""
@@ -50,7 +55,11 @@ class Method(abc.ABC):
         }
 
     def configure(self, args: "UnlearnConfig", forget_rows: int) -> "UnlearnConfig":
-        """The training arguments that this method needs (a copy)."""
+        """The training arguments that this method needs (a copy).
+
+        Raises:
+            InputError: they do not fit the number of forget rows or of processes.
+        """
         return args
 
     def prepare(self, trainer: "UnlearnTrainer"):

@@ -1,13 +1,13 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """First-order baselines: one loss, the trainer's own optimiser."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
 
 from .. import objectives
 from ..errors import InputError
+from ..evaluation.scoring import evaluation_mode
 from .base import Method, split_labels
 
 
@@ -71,28 +71,18 @@ class FirstOrder(Method):
     def prepare(self, trainer):
         if self.objective not in ("kl", "npo"):
             return
-        model = trainer.model
-        if trainer.is_peft:
-            # The adapter is all that moves: without it the same weights are the original model.
-            self._reference = model
-            self._disabled = model.disable_adapter
-        else:
-            self._reference = copy.deepcopy(model).eval().requires_grad_(False)
-            self._disabled = None
+        # What the model says now, adapters included: a copy of what may move stands in for it in `_reference_logits`.
+        moving = {name: parameter for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+        moving |= dict(trainer.model.named_buffers())
+        self._reference = trainer.model, {name: tensor.detach().clone() for name, tensor in moving.items()}
 
     def finish(self, trainer):
         self._reference = None
 
-    @torch.no_grad()
     def _reference_logits(self, inputs) -> torch.Tensor:
-        if self._disabled is None:
-            return self._reference(**inputs).logits
-        training = self._reference.training
-        with self._disabled():
-            self._reference.eval()
-            logits = self._reference(**inputs).logits
-        self._reference.train(training)
-        return logits
+        model, tensors = self._reference
+        with evaluation_mode(model):
+            return torch.func.functional_call(model, tensors, kwargs=inputs).logits
 
     def loss(self, model, inputs, counts):
         forget, retain = (inputs["forget"], inputs["retain"]) if self.paired else (inputs, None)

@@ -3,12 +3,14 @@
 
 import contextlib
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import objectives
@@ -67,6 +69,7 @@ class KFade(Method):
     forget_batch_size: int | None = None
 
     label: ClassVar[str] = "K-FADE"
+    natural_gradient: ClassVar[bool] = True
     paper: ClassVar[dict[str, str]] = {
         "title": "Gauss-Newton Unlearning for the LLM Era",
         "id": "arXiv:2602.10568",
@@ -92,6 +95,11 @@ class KFade(Method):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}")
         self._curvature = make_curvature(self.curvature)
+        self._chosen: dict[str, float | None] = {}
+
+    def settings(self):
+        # What a sweep chose is what was done.
+        return super().settings() | self._chosen
 
     @property
     def alpha(self) -> float:
@@ -104,12 +112,19 @@ class KFade(Method):
             raise InputError(
                 f"forget_batch_size is {rows} but there are {forget_rows} forget rows: lower it, or give more rows"
             )
-        per_pass = min(args.per_device_train_batch_size, rows)
+        if rows < args.world_size:
+            raise InputError(f"{args.world_size} processes share {rows} forget rows a step: start fewer processes")
+        if args.world_size > 1 and rows < forget_rows and (rows % args.world_size or forget_rows % rows):
+            # Otherwise processes would disagree on where an epoch ends.
+            raise InputError(
+                f"forget_batch_size={rows} with {args.world_size} processes: give a multiple of the processes that "
+                f"divides the {forget_rows} forget rows"
+            )
+        # Every process has a row, so that all take part in the step.
+        per_pass = min(args.per_device_train_batch_size, rows // args.world_size)
         if rows < forget_rows:
             # Whole micro-batches only, else the last one would draw rows beyond the batch.
-            per_pass = max(
-                size for size in range(1, per_pass + 1) if size == 1 or rows % (size * args.world_size) == 0
-            )
+            per_pass = max(size for size in range(1, per_pass + 1) if rows % (size * args.world_size) == 0)
         args.per_device_train_batch_size = per_pass
         args.gradient_accumulation_steps = math.ceil(rows / (per_pass * args.world_size))
         args.max_steps = self.steps
@@ -127,6 +142,7 @@ class KFade(Method):
 
     def prepare(self, trainer):
         self._fitted_for = None
+        self._chosen = {}
         targets = self.targets(trainer.model)
         self._frozen = [(parameter, parameter.requires_grad) for parameter in trainer.model.parameters()]
         chosen = {id(parameter) for parameter in targets.values()}
@@ -150,7 +166,9 @@ class KFade(Method):
 
     def loss(self, model, inputs, counts):
         inputs, labels = split_labels(inputs)
-        with without_dropout(model):
+        # Not put back here: the backward repeats checkpointed layers. Trainer calls train() before every batch.
+        model.eval()
+        with checkpointed_in_eval_mode(model):
             logits = model(**inputs).logits
         nll = objectives.cross_entropy(logits, labels).sum() / counts.forget_tokens
         if self.objective == "margin":
@@ -224,6 +242,7 @@ class KFade(Method):
             result.best = best(result.rows)
             chosen = result.rows[result.best]
             optimizer.param_groups[0].update(lr=chosen["step_norm"], damping=chosen["damping"])
+            self._chosen = {"step_norm": chosen["step_norm"], "kl_budget": None, "damping": chosen["damping"]}
 
         trainer.before_step = search
         try:
@@ -234,16 +253,27 @@ class KFade(Method):
 
 
 @contextlib.contextmanager
-def without_dropout(model):
-    """Dropout off, gradient checkpointing still on: transformers checkpoints a layer only while it is in train mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    for module, training in modes:
-        module.training = training and isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+def checkpointed_in_eval_mode(model):
+    """Layers with gradient checkpointing are checkpointed in eval mode too, where transformers would not.
+
+    Train mode for these layers alone is not the same: some of them (OPT) apply dropout in their own forward.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+    ]
+    forwards = [(layer, vars(layer).get("forward")) for layer in layers]
+    for layer in layers:
+        # No dropout runs, so no random state need be kept.
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for layer, forward in forwards:
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
 
 
 @dataclass

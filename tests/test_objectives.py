@@ -1,0 +1,132 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Objectives against formulas written out token by token in fp64."""
+
+import math
+
+import pytest
+import torch
+
+from hf_unlearn import objectives
+
+
+def naive_tokens(logits, labels):
+    """[(row, logits (V,), label)] of every predicted token of a causal batch, found with plain loops."""
+    found = []
+    for row in range(labels.shape[0]):
+        for position in range(labels.shape[1] - 1):
+            if (label := labels[row, position + 1].item()) != -100:
+                found.append((row, logits[row, position], label))
+    return found
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 6, 11, dtype=torch.float64) * 4
+    labels = torch.randint(0, 11, (3, 6))
+    labels[0, :3] = -100  # a prompt
+    labels[1, 4:] = -100  # padding
+    labels[2, 1] = -100
+    return logits, labels
+
+
+def log_p(scores, label):
+    return (scores[label] - torch.log(torch.exp(scores).sum())).item()
+
+
+def test_margin_is_the_log_odds(batch):
+    expected = [
+        log_p(scores, label) - math.log1p(-math.exp(log_p(scores, label))) for _, scores, label in naive_tokens(*batch)
+    ]
+    assert torch.allclose(objectives.margin(*batch), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)
+
+
+def test_margin_does_not_saturate_where_the_model_is_certain():
+    logits = torch.tensor([[0.0, 0.0, 60.0]], requires_grad=True)
+    value = objectives.margin(logits, torch.tensor([2]))
+    assert value.item() == pytest.approx(60 - math.log(2))
+    value.sum().backward()
+    assert torch.allclose(logits.grad, torch.tensor([[-0.5, -0.5, 1.0]]))
+
+
+def test_cross_entropy_and_sequence_nll(batch):
+    tokens = naive_tokens(*batch)
+    expected = torch.tensor([-log_p(scores, label) for _, scores, label in tokens], dtype=torch.float64)
+    assert torch.allclose(objectives.cross_entropy(*batch), expected)
+    total, lengths = objectives.sequence_nll(*batch)
+    for row in range(3):
+        mine = [value for (owner, _, _), value in zip(tokens, expected) if owner == row]
+        assert total[row].item() == pytest.approx(sum(mine).item()) and lengths[row] == len(mine)
+
+
+def test_kl_is_the_sum_over_classes(batch):
+    reference = torch.randn_like(batch[0])
+    expected = []
+    for (_, q, _), (_, p, _) in zip(naive_tokens(*batch), naive_tokens(reference, batch[1])):
+        p, q = torch.softmax(p, 0), torch.softmax(q, 0)
+        expected.append((p * (p.log() - q.log())).sum())
+    result = objectives.kl_divergence(batch[0], reference, batch[1])
+    assert torch.allclose(result, torch.stack(expected))
+    assert torch.equal(objectives.kl_divergence(batch[0], batch[0], batch[1]), torch.zeros_like(result))
+
+
+def test_npo_and_simnpo_are_the_papers_formulas(batch):
+    reference = torch.randn_like(batch[0])
+    nll, lengths = objectives.sequence_nll(*batch)
+    reference_nll, _ = objectives.sequence_nll(reference, batch[1])
+    for beta in (0.1, 2.5):
+        ratio = (torch.exp(-nll) / torch.exp(-reference_nll)) ** beta
+        assert torch.allclose(objectives.npo(nll, reference_nll, beta), 2 / beta * torch.log1p(ratio))
+    # At the reference itself the gradient of NPO is that of gradient ascent, whatever beta is.
+    leaf = nll.detach().requires_grad_()
+    objectives.npo(leaf, nll.detach(), 0.7).sum().backward()
+    assert torch.allclose(leaf.grad, -torch.ones_like(leaf))
+    sigmoid = 1 / (1 + torch.exp(-(4.5 * nll / lengths - 0.3)))
+    assert torch.allclose(objectives.simnpo(nll, lengths, 4.5, 0.3), -2 / 4.5 * torch.log(sigmoid))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "margin", "kl_divergence"])
+def test_ignored_positions_have_no_gradient(batch, name):
+    logits, labels = batch[0].clone().requires_grad_(), batch[1]
+    more = (torch.randn_like(batch[0]),) if name == "kl_divergence" else ()
+    getattr(objectives, name)(logits, *more, labels).sum().backward()
+    counted = torch.zeros_like(labels, dtype=torch.bool)
+    counted[:, :-1] = labels[:, 1:] != -100
+    assert torch.equal(logits.grad.abs().sum(-1) > 0, counted)
+
+
+def test_gradient_of_the_margin(batch):
+    logits = batch[0].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda values: objectives.margin(values, batch[1]), logits)
+
+
+def test_padding_changes_nothing(batch):
+    logits, labels = batch
+    wide = torch.cat([logits, torch.full((3, 2, 11), 7.0, dtype=torch.float64)], 1)
+    wide_labels = torch.cat([labels, torch.full((3, 2), -100)], 1)
+    assert torch.equal(objectives.margin(wide, wide_labels), objectives.margin(logits, labels))
+    assert (
+        objectives.count_predictions(wide_labels) == objectives.count_predictions(labels) == len(naive_tokens(*batch))
+    )
+    assert objectives.count_rows(wide_labels) == 3
+    assert objectives.count_rows(torch.full((2, 4), -100)) == 0
+    # A label at the first position is predicted by nothing.
+    assert objectives.count_rows(torch.tensor([[5, -100, -100]])) == 0
+
+
+def test_classifiers_are_not_shifted():
+    torch.manual_seed(1)
+    logits, labels = torch.randn(4, 5, dtype=torch.float64), torch.tensor([1, -100, 0, 4])
+    keep = [0, 2, 3]
+    expected = torch.stack([torch.logsumexp(logits[i], 0) - logits[i, labels[i]] for i in keep])
+    assert torch.allclose(objectives.cross_entropy(logits, labels), expected)
+    assert objectives.margin(logits, labels).shape == (3,)
+    total, lengths = objectives.sequence_nll(logits, labels)
+    assert total[1] == 0 and lengths.tolist() == [1, 0, 1, 1]
+    assert objectives.count_predictions(labels) == objectives.count_rows(labels) == 3
+
+
+def test_bf16_logits_are_computed_in_fp32(batch):
+    half = batch[0].bfloat16()
+    assert objectives.cross_entropy(half, batch[1]).dtype == torch.float32
+    assert torch.allclose(objectives.margin(half, batch[1]), objectives.margin(half.float(), batch[1]))
