@@ -23,12 +23,13 @@ def matmul_precision(precision: str):
 def block_rows(size: int, device_type: str) -> list[tuple[int, int]]:
     """Row ranges of the blocks in which a symmetric matrix of `size` is accumulated.
 
-    Four block-rows cost (1 + 1/4) / 2 = 0.625 of the full product. Smaller blocks than these run below the speed of
-    the full one.
+    n block-rows cost (1 + 1/n) / 2 of the full product: 4 0.625, 8 0.5625. Smaller blocks than these run below the speed
+    of the full one, and so do edges that are no multiple of 16 (measured at 1376 on a CPU: 8 blocks with ragged edges
+    0.74, with these 0.63).
     """
-    smallest = 2048 if device_type == "cuda" else 128
-    blocks = max(1, min(4, size // smallest))
-    edges = [size * block // blocks for block in range(blocks + 1)]
+    most, smallest = (4, 2048) if device_type == "cuda" else (8, 64)
+    blocks = max(1, min(most, size // smallest))
+    edges = [size * block // blocks // 16 * 16 for block in range(blocks)] + [size]
     return list(zip(edges, edges[1:]))
 
 
