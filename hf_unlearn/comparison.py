@@ -19,7 +19,7 @@ from .cost import peak_memory_mb, reset_peak_memory
 from .data.collators import CausalCollator
 from .data.tofu import QATemplate, TofuSplits, tokenize_qa
 from .deltas import UpdateDelta
-from .errors import InputError
+from .errors import InputError, NumericalError
 from .evaluation import tofu
 from .evaluation.specificity import TokenKL
 from .files import sha256_json, sha256_tensors, write_json
@@ -146,7 +146,7 @@ class Comparison:
         """All rows of the table: original, retrained, and the chosen candidate of every entry."""
         problem = self.problem
         self.identity = self._identity()
-        collator = CausalCollator(problem.tokenizer.pad_token_id or problem.tokenizer.eos_token_id)
+        collator = CausalCollator(problem.tokenizer.pad_token_id)
         kl_rows = problem.rows(problem.splits.retain_eval).select(
             range(min(problem.sweep_rows, len(problem.splits.retain_eval)))
         )
@@ -169,7 +169,7 @@ class Comparison:
                 "data": self.problem.splits.name,
                 "arguments": self.arguments,
                 "seed": self.seed,
-                "template": self.problem.template.fingerprint(),
+                "template": self.problem.template.fingerprint(self.problem.tokenizer),
                 "sweep_rows": self.problem.sweep_rows,
                 "max_new_tokens": self.problem.max_new_tokens,
             }
@@ -337,9 +337,15 @@ class _Search:
         self.peak_memory = max(self.peak_memory, peak_memory_mb())
         seconds = now - self.started - self.looking
         comparison, problem = self.comparison, self.comparison.problem
-        summary = problem.evaluate(self.model, problem.retain_log, SEARCH_METRICS)
-        kl = comparison.kl(self.model)
-        row = table_row(self.entry.label, summary, kl, self._settings(trainer) | about, seconds)
+        settings = self._settings(trainer) | about
+        try:
+            summary = problem.evaluate(self.model, problem.retain_log, SEARCH_METRICS)
+            row = table_row(self.entry.label, summary, comparison.kl(self.model), settings, seconds)
+        except NumericalError as error:
+            # A candidate that diverged is a result: it stands in the list, and can never be chosen.
+            row = {"method": self.entry.label, "settings": settings, "seconds": seconds, "note": str(error)}
+            row |= dict.fromkeys(("forget_quality", "log10_forget_quality", "ks_statistic", "n", "model_utility"))
+            row |= dict.fromkeys(("forget_probability", "retain_probability", "retain_kl"))
         self.rows.append(row)
         comparison.bar.set_postfix_str(self.entry.label)
         comparison.bar.update()

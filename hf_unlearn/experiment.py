@@ -3,6 +3,7 @@
 
 import importlib.resources
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from .data.synthetic import load_synthetic, scratch_models
 from .data.tofu import QATemplate, TofuSplits, load_tofu
 from .errors import InputError
 from .evaluation import tofu
-from .evaluation.report import format_table, write_report
+from .evaluation.report import environment, format_table, write_report
+from .files import write_json
 
 
 logger = logging.getLogger(__name__)
@@ -156,8 +158,7 @@ def summarise(rows: list[dict]) -> str:
 def run_demo(output_dir: str | Path = "outputs/demo", seed: int = 0, progress: bool = True) -> list[dict]:
     """The embedded default: train two tiny models (cached), unlearn with every method, write the report."""
     rows = run_experiment(read_config() | {"seed": seed}, output_dir, progress=progress)
-    print(format_table(rows))
-    print(f"\n{summarise(rows)}\n\nreport: {Path(output_dir) / 'report.html'}")
+    record(rows, output_dir, None)
     return rows
 
 
@@ -224,3 +225,11 @@ def meta_model(config: Mapping) -> torch.nn.Module:
         return AutoModelForCausalLM.from_config(
             architecture, dtype=getattr(torch, model.get("dtype") or "float32")
         ).eval()
+
+
+def record(rows: list[dict], output_dir: str | Path, path: str | Path | None):
+    """Print the table, and with a path write it down with the command, versions and machine (benchmarks/results)."""
+    print(format_table(rows))
+    print(f"\n{summarise(rows)}\n\nreport: {Path(output_dir) / 'report.html'}")
+    if path is not None:
+        write_json(path, {"command": " ".join(["python", *sys.argv]), "environment": environment(), "rows": rows})
