@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """One unlearning problem, several methods with equal search budgets, one table: what recipes and `hf-unlearn demo` run."""
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -13,6 +14,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import PrinterCallback
+from transformers.utils import logging as transformers_logging
 
 from .config import UnlearnConfig
 from .cost import peak_memory_mb, reset_peak_memory
@@ -145,6 +148,7 @@ class Comparison:
     def run(self) -> list[dict]:
         """All rows of the table: original, retrained, and the chosen candidate of every entry."""
         problem = self.problem
+        transformers_logging.disable_progress_bar()
         self.identity = self._identity()
         collator = CausalCollator(problem.tokenizer.pad_token_id)
         kl_rows = problem.rows(problem.splits.retain_eval).select(
@@ -192,9 +196,26 @@ class Comparison:
         return [table_row("original", original, self.kl(problem.original)), *rows]
 
     # ---- one entry --------------------------------------------------------------------------------------------------
+    def entry_folder(self, label: str) -> Path:
+        return self.folder / "entries" / sha256_json(label)[:12]
+
+    def update(self, label: str) -> UpdateDelta:
+        """The update of the candidate that an entry's row shows."""
+        return UpdateDelta.from_pretrained(self.entry_folder(label) / "delta")
+
+    @contextlib.contextmanager
+    def updated(self, label: str):
+        """The original model with an entry's update, put back afterwards."""
+        model = self.problem.original
+        base = copy_of_weights(model)
+        try:
+            yield self.update(label).apply_to(model)
+        finally:
+            put_back(model, base)
+
     def _entry_row(self, entry: Entry) -> dict:
         key = sha256_json({"run": self.identity, "entry": dataclasses.asdict(entry)})
-        folder = self.folder / "entries" / sha256_json(entry.label)[:12]
+        folder = self.entry_folder(entry.label)
         done = folder / "entry.json"
         if done.is_file() and (saved := json.loads(done.read_text()))["key"] == key:
             logger.info(f"{entry.label}: finished before, read from {folder}")
@@ -206,19 +227,29 @@ class Comparison:
             shutil.rmtree(folder)
         search = _Search(self, entry, folder)
         chosen, update = search.run()
-        self.candidates += search.rows
-        update.apply_to(self.problem.original)
-        summary = self.problem.evaluate(self.problem.original, self.problem.retain_log)
-        kl = self.kl(self.problem.original)
-        tofu.write_log(folder / "TOFU_EVAL.json", summary.pop("log"))
-        search.restore()
-        row = table_row(entry.label, summary, kl, chosen["settings"], chosen["seconds"], search.peak_memory)
-        self.kl_samples[entry.label] = kl.per_token
-        row["reached"] = reached(row)
-        row["candidates"] = len(search.rows)
         update.save_pretrained(folder / "delta", dtype=torch.float32)
+        with self.updated(entry.label) as model:
+            summary = self.problem.evaluate(model, self.problem.retain_log)
+            kl = self.kl(model)
+        tofu.write_log(folder / "TOFU_EVAL.json", summary.pop("log"))
+        row = table_row(entry.label, summary, kl, chosen["settings"], chosen["seconds"], search.peak_memory)
+        row |= {"reached": reached(row), "candidates": len(search.rows)}
+        self.candidates += search.rows
+        self.kl_samples[entry.label] = kl.per_token
         write_json(done, {"key": key, "row": row, "candidates": search.rows, "kl": kl.per_token.tolist()})
         return row
+
+
+def copy_of_weights(model) -> dict[str, torch.Tensor]:
+    """All tensors of a model, copied to the CPU."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+
+
+@torch.no_grad()
+def put_back(model, weights: Mapping[str, torch.Tensor]):
+    """Undo every change since `copy_of_weights`."""
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(weights[name])
 
 
 def table_row(
@@ -272,7 +303,7 @@ class _Search:
     def __init__(self, comparison: Comparison, entry: Entry, folder: Path):
         self.comparison, self.entry, self.folder = comparison, entry, folder
         self.model = comparison.problem.original
-        self.base = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+        self.base = copy_of_weights(self.model)
         self.rows: list[dict] = []
         self.best: tuple[int, UpdateDelta] | None = None
         self.peak_memory = 0.0
@@ -291,11 +322,6 @@ class _Search:
                     )
         index, update = self.best
         return self.rows[index], update
-
-    def restore(self):
-        with torch.no_grad():
-            for name, tensor in self.model.state_dict().items():
-                tensor.copy_(self.base[name])
 
     def _train(self, settings: dict, arguments: dict, sweep: list[float] | None = None):
         comparison, entry = self.comparison, self.entry
@@ -321,6 +347,8 @@ class _Search:
             processing_class=comparison.problem.tokenizer,
             evaluator=lambda model: self._look(trainer),
         )
+        # The bar over all candidates is what a person watches; a line per step would drown it.
+        trainer.remove_callback(PrinterCallback)
         reset_peak_memory()
         try:
             if sweep:
@@ -328,7 +356,7 @@ class _Search:
             else:
                 trainer.train()
         finally:
-            self.restore()
+            put_back(self.model, self.base)
         gc.collect()
 
     def _look(self, trainer: UnlearnTrainer, about: Mapping = {}) -> dict:
@@ -350,10 +378,14 @@ class _Search:
         comparison.bar.set_postfix_str(self.entry.label)
         comparison.bar.update()
         if choose(self.rows) == len(self.rows) - 1:
-            self.best = (len(self.rows) - 1, UpdateDelta.between(self.base, self.model, method=trainer.method.label))
+            self.best = (len(self.rows) - 1, self._update(trainer, settings))
         reset_peak_memory()
         self.looking += time.perf_counter() - now
         return {key: row[key] for key in ("forget_quality", "log10_forget_quality", "retain_probability", "retain_kl")}
+
+    def _update(self, trainer: UnlearnTrainer, settings: dict) -> UpdateDelta:
+        about = {"method": trainer.method.label, "settings": settings, "seed": trainer.args.seed}
+        return UpdateDelta.between(self.base, self.model, base_model=trainer.model_id, **about)
 
     def _settings(self, trainer: UnlearnTrainer) -> dict:
         settings = {key: value for key, value in trainer.method.settings().items() if value is not None}

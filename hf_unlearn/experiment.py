@@ -10,17 +10,23 @@ from pathlib import Path
 import torch
 import yaml
 
-from .comparison import Comparison, Entry, Problem, reached
+from .cards import render_card
+from .comparison import METHODS, Comparison, Entry, Problem, choose, reached
+from .data.rows import fingerprint_rows
 from .data.synthetic import load_synthetic, scratch_models
 from .data.tofu import QATemplate, TofuSplits, load_tofu
+from .deltas import library_versions
 from .errors import InputError
 from .evaluation import tofu
 from .evaluation.report import environment, format_table, write_report
-from .files import write_json
+from .files import staged_folder, write_json, write_text
+from .loading import load_model
+from .methods.kfade import KFade
 
 
 logger = logging.getLogger(__name__)
 
+REFERENCES = ("original", "retrained")
 SECTIONS = {"title", "seed", "data", "model", "template", "evaluation", "arguments", "methods"}
 NOTES = [
     "Every method had the number of candidates shown; the candidate of a row is the one with the least retain KL among those "
@@ -73,8 +79,17 @@ def load_problem(config: Mapping, splits: TofuSplits, progress: bool = True) -> 
     if "scratch" in model:
         tokenizer, original, retrained = scratch_models(splits, config["seed"], **model["scratch"], progress=progress)
     else:
-        tokenizer, original = _load(model["original"], model.get("dtype"))
-        retrained = _load(model["retrained"], model.get("dtype"))[1] if model.get("retrained") else None
+        kwargs = {"dtype": model.get("dtype", "auto"), "device_map": "auto" if torch.cuda.is_available() else None}
+        original, tokenizer = load_model(model["original"], init_kwargs=kwargs)
+        if tokenizer is None:
+            raise InputError(
+                f"{model['original']} has no tokenizer: TOFU needs the one that the model was trained with"
+            )
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        retrained = None
+        if model.get("retrained"):
+            retrained = load_model(model["retrained"], tokenizer, kwargs)[0].eval()
         if retrained is None:
             if not model.get("retain_log"):
                 raise InputError(
@@ -82,22 +97,7 @@ def load_problem(config: Mapping, splits: TofuSplits, progress: bool = True) -> 
                 )
             retain_log = tofu.read_log(model["retain_log"])
     template = QATemplate(**config["template"])
-    return Problem(splits, tokenizer, original, retrained, retain_log, template, **config["evaluation"])
-
-
-def _load(name: str, dtype: str | None):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype or "auto", device_map="auto" if torch.cuda.is_available() else None
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load the model {name!r}: {str(error).strip().splitlines()[0]}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, model.eval()
+    return Problem(splits, tokenizer, original.eval(), retrained, retain_log, template, **config["evaluation"])
 
 
 def run_experiment(config: Mapping, output_dir: str | Path, *, progress: bool = True) -> list[dict]:
@@ -125,14 +125,45 @@ def run_experiment(config: Mapping, output_dir: str | Path, *, progress: bool = 
         summary=summarise(rows),
         notes=NOTES,
     )
+    save_best(comparison, rows, Path(output_dir) / "model")
     return rows
+
+
+def save_best(comparison: Comparison, rows: list[dict], folder: Path):
+    """Save the chosen model of the best line: weights, tokenizer, `delta/`, and a card with the table's numbers."""
+    methods = [row for row in rows if row["method"] not in REFERENCES]
+    best = methods[choose(methods)]
+    problem = comparison.problem
+    delta = comparison.update(best["method"])
+    with staged_folder(folder) as staged, comparison.updated(best["method"]) as model:
+        model.save_pretrained(staged)
+        problem.tokenizer.save_pretrained(staged)
+        delta.save_pretrained(staged / "delta")
+        by_name = {row["method"]: row for row in rows}
+        context = {
+            "method": best["method"],
+            "paper": KFade.paper if best["settings"].get("method") == "KFade" else {},
+            "base_model": delta.config["base_model"],
+            "settings": best["settings"],
+            "seed": comparison.seed,
+            "forget": f"the forget rows of {problem.splits.name}",
+            "retain": "the other rows",
+            "forget_rows": len(comparison.forget),
+            "forget_sha256": fingerprint_rows(comparison.forget),
+            "original": by_name["original"],
+            "unlearned": best,
+            "retrained": by_name.get("retrained", {}),
+            "delta": {"norm": delta.norm(), "tensors": len(delta.tensors), "sha256": delta.sha256(torch.bfloat16)},
+            "environment": library_versions(),
+        }
+        write_text(staged / "README.md", render_card(context))
 
 
 def summarise(rows: list[dict]) -> str:
     """What happened, in sentences, from the rows alone."""
     by_name = {row["method"]: row for row in rows}
     original = by_name["original"]
-    methods = [row for row in rows if row["method"] not in ("original", "retrained")]
+    methods = [row for row in rows if row["method"] not in REFERENCES]
     passing = sorted((row for row in methods if reached(row)), key=lambda row: row["retain_kl"])
     opening = (
         f"{original['n']} rows were to be forgotten. The original model gives their answers a mean probability of "
@@ -179,8 +210,6 @@ def dry_run(config: Mapping, splits: TofuSplits) -> str:
     batch = {"input_ids": torch.zeros(2, 8, dtype=torch.long, device="meta")}
     logits = model(**batch).logits
     lines.append(f"forward: logits {tuple(logits.shape)} {logits.dtype}")
-    from .comparison import METHODS
-
     for entry in (Entry(**entry) for entry in config["methods"]):
         search = {"step_norm": entry.search[0]} if entry.method == "kfade" else {}
         method = METHODS[entry.method](**{**entry.settings, **search})

@@ -302,6 +302,8 @@ class UnlearnTrainer(Trainer):
             extra = {f"eval_{name}": value for name, value in self.evaluator(self.model).items()}
             self.log(dict(extra))
             metrics |= extra
+            # Trainer does this for every dataset; without one, the evaluation would be asked for again.
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     # ---- results -----------------------------------------------------------------------------------------------------
