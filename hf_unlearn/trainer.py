@@ -292,6 +292,11 @@ class UnlearnTrainer(Trainer):
                 logs |= self._natural_gradient.diagnostics
                 if self._kl is not None:
                     logs["measured_kl"] = self._kl(self.model).mean
+                    if logs["measured_kl"] > 10 * logs["predicted_kl"]:
+                        logger.warning(
+                            f"measured KL {logs['measured_kl']:.3g}, predicted {logs['predicted_kl']:.3g} nats a token: the "
+                            "curvature misses directions that matter; use fisher='probe', more retain rows or more damping"
+                        )
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs):
