@@ -1,8 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The package as installed: start-up cost, lazy names, metadata, and the upstream names that the code leans on."""
+"""The package as installed: start-up cost, lazy names and metadata."""
 
 import configparser
-import inspect
 import os
 import re
 import subprocess
@@ -96,22 +95,3 @@ def test_metadata_ships_what_the_package_reads():
     assert files <= shipped, f"not in package_data of setup.cfg: {sorted(map(str, files - shipped))}"
     folders = {path.parent for path in package.rglob("*.py")}
     assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
-
-
-def test_upstream_names_we_rely_on():
-    """An upgrade of transformers, accelerate or peft that moves one of these fails here by name, not deep in a run."""
-    from accelerate import Accelerator, debug_launcher  # noqa: F401
-    from accelerate.utils import DataLoaderConfiguration
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from transformers import Trainer, TrainingArguments
-    from transformers.pytorch_utils import Conv1D  # noqa: F401
-
-    assert Trainer.loss_is_scaled_for_ga is None
-    assert "num_items_in_batch" in inspect.signature(Trainer.compute_loss).parameters
-    assert "num_items_in_batch" in inspect.signature(Trainer.training_step).parameters
-    hooks = "get_train_dataloader get_batch_samples _get_train_sampler _prepare_inputs _load_rng_state prediction_step"
-    for name in [*hooks.split(), "create_optimizer", "create_model_card", "init_hf_repo", "push_to_hub"]:
-        assert callable(getattr(Trainer, name)), name
-    assert callable(BaseTunerLayer.get_base_layer)
-    assert "even_batches" in inspect.signature(DataLoaderConfiguration).parameters
-    assert "use_cache" in inspect.signature(TrainingArguments).parameters
