@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Natural-gradient ascent: objective gradient -> curvature solve -> step of constant norm."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 
@@ -25,7 +25,7 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         base (`Mapping[str, torch.Tensor]`):
             Their values before the first step; may lie on another device.
         curvature:
-            Anything with `solve(grads, damping)` and `norm(steps)`.
+            A fitted [`~curvature.Curvature`].
         step_norm (`float`):
             alpha, in sqrt(nats per token). It is the group's `lr`, so schedulers and logs work.
         damping (`float`):
@@ -60,9 +60,8 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         if self.refit is not None:
             self.refit(self._group["steps"])
 
-    @torch.no_grad()
-    def direction(self, damping: float | None = None) -> tuple[dict[str, torch.Tensor], float]:
-        """The unscaled step `v` from the gradients at hand, and its norm sqrt(v^T G v).
+    def directions(self, dampings: Iterable[float]) -> Iterator[tuple[dict[str, torch.Tensor], float]]:
+        """For each damping the unscaled step `v` from the gradients at hand, and its norm sqrt(v^T G v).
 
         Raises:
             NumericalError: a gradient or the norm is not finite, or the gradient is zero.
@@ -75,14 +74,13 @@ class NaturalGradientAscent(torch.optim.Optimizer):
                     f"the forget gradient of {name} is {state}: check the forget rows and the model's loss"
                 )
             gradients[name] = parameter.grad
-        vector = self.curvature.solve(gradients, self._group["damping"] if damping is None else damping)
-        norm = self.curvature.norm(vector)
-        if not norm > 0 or norm == float("inf"):
-            raise NumericalError(
-                f"the step has norm {norm} under the curvature: the forget gradient is zero or the damping too small; "
-                "check the forget rows, or raise damping"
-            )
-        return vector, norm
+        for vector, norm in self.curvature.solve_many(gradients, dampings):
+            if not norm > 0 or norm == float("inf"):
+                raise NumericalError(
+                    f"the step has norm {norm} under the curvature: the forget gradient is zero or the damping too "
+                    "small; check the forget rows, or raise damping"
+                )
+            yield vector, norm
 
     @torch.no_grad()
     def apply(self, vector: Mapping[str, torch.Tensor], scale: float):
@@ -94,7 +92,7 @@ class NaturalGradientAscent(torch.optim.Optimizer):
     def step(self, closure=None):
         loss = None if closure is None else torch.enable_grad()(closure)()
         self.fit()
-        vector, norm = self.direction()
+        vector, norm = next(self.directions([self._group["damping"]]))
         alpha = self._group["lr"]
         for name, parameter in self.named.items():
             update = self._update(name).add_(vector[name].to(parameter.device), alpha=alpha / norm)

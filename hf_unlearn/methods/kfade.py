@@ -232,8 +232,8 @@ class KFade(Method):
         result = Sweep()
 
         def search(optimizer: NaturalGradientAscent):
-            for damping in dampings or [self.damping]:
-                vector, norm = optimizer.direction(damping)
+            grid = list(dampings or [self.damping])
+            for damping, (vector, norm) in zip(grid, optimizer.directions(grid)):
                 for step_norm in step_norms:
                     optimizer.apply(vector, step_norm / norm)
                     row = {"step_norm": step_norm, "damping": damping, "predicted_kl": step_norm**2 / 2}
