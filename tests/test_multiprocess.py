@@ -57,11 +57,9 @@ def results(trainer):
 
 
 def two_processes(folder):
-    from accelerate import PartialState
-
-    rank = PartialState().process_index
     for name in CASES:
-        torch.save(results(train(name, folder, 2)), folder / f"{name}-rank{rank}.pt")
+        trainer = train(name, folder, 2)
+        torch.save(results(trainer), folder / f"{name}-rank{trainer.args.process_index}.pt")
     # An evaluation, whose rows do not divide evenly, and a checkpoint of both processes.
     trainer = make_trainer(
         trained_llama(), kfade(steps=2), folder / "saved", ODD, eval_strategy="steps", eval_steps=1,
