@@ -39,14 +39,28 @@ def tofu_section(path: Path) -> str:
     return f"`{record['command']}`\n\n{summarise(record['rows'])}\n\n{format_table(record['rows'])}"
 
 
+def bench_section(path: Path) -> str:
+    record = json.loads(path.read_text())
+    lines = ["| random Llama, one thread | K-FAC / kronfluence | K-FAC / curvlinops | EK-FAC correction / kronfluence | peak memory |"]
+    lines.append("|---|---|---|---|---|")
+    for case in record["cases"].values():
+        ratios, size = case["ratios"], case["settings"]
+        pairs = ("K-FAC / kronfluence covariance", "K-FAC / curvlinops K-FAC", "EK-FAC correction / kronfluence lambda")
+        times = [f"{ratios[f'hf_unlearn {pair}']['time_median']:.2f}x" for pair in pairs]
+        peak = max(ratios[f"hf_unlearn {pair}"]["peak"] for pair in pairs)
+        lines.append(f"| vocabulary {size['vocab_size']} | {' | '.join(times)} | at most {peak:.2f}x |")
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return "\n".join([f"Time per token of a curvature fit (`{record['command']}`; {versions}):", "", *lines])
+
+
 def main():
     readme = ROOT / "README.md"
     text = fill(readme.read_text(), "demo", demo_section())
     results = ROOT / "benchmarks/results"
     if (tofu := results / "tofu_tiny.json").is_file():
         text = fill(text, "tofu", tofu_section(tofu))
-    if (bench := results / "curvature.md").is_file():
-        text = fill(text, "bench", bench.read_text().strip())
+    if (bench := results / "curvature.json").is_file():
+        text = fill(text, "bench", bench_section(bench))
     readme.write_text(text)
 
 
