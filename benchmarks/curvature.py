@@ -428,7 +428,7 @@ def report(results: dict) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--case", choices=CASES, help="only this case")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "curvature.json")
     parser.add_argument("--worker", choices=[*ITEMS, AGREEMENT], help=argparse.SUPPRESS)

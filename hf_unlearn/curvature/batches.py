@@ -20,6 +20,7 @@ class Batch:
         shape: (B, T), or (B,) where there is no token grid.
         index: flat rows of the (B, T) grid that enter the factors, in order; None for all rows.
         lengths: rows of each sample in `index`.
+        padded: whether the grid has padding.
         predicted: flat rows of the outputs (grid or samples) that a label is compared with, in order.
         counts: predicted rows of each sample.
         label_shape: shape of the labels, (B, T) or (B,), which the outputs must have too.
@@ -31,24 +32,26 @@ class Batch:
     shape: tuple[int, ...]
     index: Tensor | None
     lengths: list[int]
+    padded: bool
     predicted: Tensor
     counts: list[int]
     labels: Tensor
     label_shape: tuple[int, ...]
 
-    def rows(self, name: str, tensor: Tensor) -> tuple[Tensor, list[int]]:
+    def rows(self, name: str, tensor: Tensor, in_products: bool = False) -> tuple[Tensor, list[int]]:
         """The rows (n, d) of an activation or its gradient that count, sample after sample, and n for each sample.
 
         Gathering costs the same copy that zeroing would, makes every later product smaller, and keeps whatever the
-        model computes at padding (NaN in a fully masked row) out.
+        model computes at padding (NaN in a fully masked row) out. With `in_products` the rows only enter sums of g a^T,
+        to which a last token adds nothing (its g is 0): then a batch without padding gives all its rows, uncopied.
 
         Raises:
             InputError: the tensor does not have one row per token (routed experts).
         """
         flat, samples = tensor.detach().reshape(-1, tensor.shape[-1]), len(self.sequences)
-        if self.index is not None and len(flat) == self.shape.numel():
+        if self.index is not None and len(flat) == self.shape.numel() and (self.padded or not in_products):
             return flat.index_select(0, self.index.to(flat.device)), self.lengths
-        if len(flat) % samples == 0 and (self.index is None or len(flat) == samples):
+        if len(flat) % samples == 0 and (self.index is None or len(flat) in (samples, self.shape.numel())):
             return flat, [len(flat) // samples] * samples
         raise InputError(
             f"{name}: its module sees {len(flat)} rows for a batch of shape {tuple(self.shape)}, so rows cannot be told "
@@ -107,6 +110,7 @@ def read_batch(batch: Mapping, first: int, causal: bool, device: torch.device) -
         shape=rows.shape,
         index=rows.flatten().nonzero().flatten().to(device) if grid else None,
         lengths=rows.sum(1).tolist() if grid else [1] * len(rows),
+        padded=not bool(mask[kept].all()),
         predicted=predicted.flatten().nonzero().flatten().to(device),
         counts=predicted.reshape(len(rows), -1).sum(1).tolist(),
         labels=labels[predicted].to(device),

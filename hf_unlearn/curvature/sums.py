@@ -83,7 +83,7 @@ class SquareSums:
 
     def on_gradient(self, name: str, tensor: Tensor, gradient: Tensor):
         total = self.squares[name]
-        y, lengths = self.batch.rows(name, gradient)
+        y, lengths = self.batch.rows(name, gradient, in_products=True)
         y = y.to(total.dtype)
         with matmul_precision("highest"):
             if self.rotations is None:
@@ -99,7 +99,7 @@ class SquareSums:
         """Rows of the input, rotated. Targets that share an input come one after another, so the last is kept."""
         key = (tensor, q_in)
         if self._rotated[0] is None or any(a is not b for a, b in zip(self._rotated[0], key)):
-            rows = self.batch.rows(name, tensor)[0].to(self.squares[name].dtype)
+            rows = self.batch.rows(name, tensor, in_products=True)[0].to(self.squares[name].dtype)
             self._rotated = key, rows if q_in is None else rows @ q_in
         return self._rotated[1]
 
