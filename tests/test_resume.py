@@ -30,11 +30,11 @@ def fill_disk():
 
 
 class Fragile(KFAC):
-    """Dies in the middle of its second fit, or at the end of the second step, when the weights have been written."""
+    """Counts its fits; dies in the middle of the second one if told to."""
 
     def __init__(self, where=None):
         super().__init__()
-        self.where, self.fits, self.norms = where, 0, 0
+        self.where, self.fits = where, 0
 
     def fit(self, model, dataloader, **kwargs):
         self.fits += 1
@@ -42,12 +42,6 @@ class Fragile(KFAC):
         if self.where == "fit" and self.fits == 2:
             batches = Deadly(batches)
         return super().fit(model, batches, **kwargs)
-
-    def norm(self, steps):
-        self.norms += 1  # twice a step: of the direction, and of the whole update
-        if self.where == "step" and self.norms == 4:
-            die()
-        return super().norm(steps)
 
 
 class Deadly(list):
@@ -57,8 +51,21 @@ class Deadly(list):
 
 
 class Killer(TrainerCallback):
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if state.global_step == 3:
+    """Dies before the fourth step, or in the middle of the second one, when some weights have been written."""
+
+    def __init__(self, where):
+        self.where, self.written = where, 0
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        if self.where == "batch" and state.global_step == 3:
+            die()
+        if self.where == "step" and state.global_step == 1:
+            set_weight = optimizer.optimizer._set_weight
+            optimizer.optimizer._set_weight = lambda *args: (set_weight(*args), self.count())
+
+    def count(self):
+        self.written += 1
+        if self.written == 3:
             die()
 
 
@@ -78,14 +85,13 @@ def program(folder, run, where=None, resume=None):
     """One run that dies where it is told to."""
     curvature = Fragile(where)
     make, settings = RUNS[run]
-    callbacks = [Killer()] if where == "batch" else []
     trainer = make_trainer(
         trained_llama(),
         make(curvature),
         folder / "run",
         save_strategy="steps",
         save_steps=1,
-        callbacks=callbacks,
+        callbacks=[Killer(where)],
         **settings,
     )
     save, save_optimizer = trainer._save, trainer._save_optimizer_and_scheduler
