@@ -148,6 +148,8 @@ def is_repo_id(name: str | None) -> bool:
     """Whether a model's name can be one of the Hub's: a local folder must not stand in a published header."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+    if not name:
+        return False
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -22,12 +22,12 @@ WRONG_OPTIONS = 3
 
 
 def load_synthetic(
-    seed: int = 0, *, authors: int = 40, forget_authors: int = 5, questions_per_author: int = 20
+    seed: int = 0, *, authors: int = 40, forget_authors: int = 2, questions_per_author: int = 20
 ) -> TofuSplits:
     """The embedded problem as `TofuSplits` (columns as `load_tofu` gives them); same arguments, same rows.
 
     `authors` authors are trained on, the last `forget_authors` of them are to be forgotten; as many again are the
-    holdout, which no model sees. The retain evaluation asks about as many retained authors as are forgotten. The rows of
+    holdout, which no model sees. The retain evaluation asks about as many retained authors as are forgotten, or five. The rows of
     real_authors (here: composers) and world_facts (here: countries) belong to the training data of both models.
 
     Raises:
@@ -47,7 +47,7 @@ def load_synthetic(
     people = [_author(rng, values, number) for number in range(authors + forget_authors)]
     rows = [_questions(rng, values, person, questions_per_author) for person in people]
     kept = authors - forget_authors
-    asked = sorted(rng.sample(range(kept), min(forget_authors, kept)))
+    asked = sorted(rng.sample(range(kept), min(max(forget_authors, 5), kept)))
     flat = lambda groups: list(itertools.chain.from_iterable(groups))
     plain = lambda groups: [{"question": row["question"], "answer": row["answer"]} for row in flat(groups)]
     parts = {
@@ -77,7 +77,7 @@ def scratch_models(
     intermediate_size: int = 344,
     layers: int = 2,
     heads: int = 4,
-    epochs: int = 18,
+    epochs: int = 9,
     learning_rate: float = 4e-3,
     batch_size: int = 32,
     progress: bool = True,
