@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 REFERENCES = ("original", "retrained")
 SECTIONS = {"title", "seed", "data", "model", "template", "evaluation", "arguments", "methods"}
 NOTES = [
-    "Every method had the number of candidates shown; the candidate of a row is the one with the least retain KL among those "
-    "with forget quality >= 0.05, else the one that forgot most. Choosing needs the retrained model, as in the papers.",
     "Forget quality is the p-value of a two-sample KS test on truth ratios against the retrained model (TOFU); it says the "
     "two cannot be told apart by this test on n items, not that nothing is left. Relearning attacks are not part of this table.",
     "Seconds are those of the chosen candidate (fit, gradient, steps), without evaluation; on a shared machine compare ratios.",
@@ -111,8 +109,11 @@ def run_experiment(config: Mapping, output_dir: str | Path, *, progress: bool = 
     entries = [Entry(**entry) for entry in config["methods"]]
     comparison = Comparison(problem, entries, output_dir, config["arguments"], config["seed"], progress=progress)
     rows = comparison.run()
+    budgets = sorted({entry.candidates for entry in entries})
+    budget = f"Every method looked at {' or '.join(map(str, budgets))} candidates. The candidate of a row is the one with the least retain KL among those with forget quality >= 0.05, else the one that forgot most. Choosing needs the retrained model, as in the papers."
     sizes = {name: len(rows) for name, rows in splits.evaluation().items() if rows is not None}
-    settings = dict(config) | {
+    # Methods have their own lines in the report.
+    settings = {key: value for key, value in config.items() if value and key not in ("title", "methods")} | {
         "rows": {"forget": len(splits.forget), "retain": len(splits.retain), "evaluated": sizes}
     }
     write_report(
@@ -123,7 +124,7 @@ def run_experiment(config: Mapping, output_dir: str | Path, *, progress: bool = 
         kl_samples={name: sample.tolist() for name, sample in comparison.kl_samples.items()},
         settings=settings,
         summary=summarise(rows),
-        notes=NOTES,
+        notes=[budget, *NOTES],
     )
     save_best(comparison, rows, Path(output_dir) / "model")
     return rows

@@ -9,6 +9,7 @@ import numpy as np
 
 # Okabe and Ito's palette without yellow and black: told apart under every common colour blindness and on paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+LINES = ("-", "-.", ":")
 MARKERS = ("o", "^", "D", "v", "P", "X", "p", "h")
 REFERENCES = {"original": "s", "retrained": "*"}
 REACHED = 0.05
@@ -19,10 +20,17 @@ def styles(methods: Sequence[str]) -> dict[str, dict]:
     """One colour and marker a method, in order; the two reference models are black."""
     tried = [method for method in dict.fromkeys(methods) if method not in REFERENCES]
     chosen = {
-        method: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        method: {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            # Where colours come round again, lines do not.
+            "line": LINES[i // len(COLOURS) % len(LINES)],
+        }
         for i, method in enumerate(tried)
     }
-    return chosen | {method: {"color": "black", "marker": marker} for method, marker in REFERENCES.items()}
+    return chosen | {
+        method: {"color": "black", "marker": marker, "line": "--"} for method, marker in REFERENCES.items()
+    }
 
 
 def _figure(columns: int, height: float):
@@ -178,8 +186,9 @@ def kl_distribution(kl_samples: Mapping[str, Sequence[float]], methods: Sequence
         share = 100 * np.arange(1, len(values) + 1) / len(values)
         mean, look = values.mean(), style[method]
         shown = np.maximum(values, SMALLEST_KL)
-        dash = "--" if method in REFERENCES else "-"
-        ax.step(shown, share, where="post", color=look["color"], linestyle=dash, label=f"{method}, mean {mean:.2g}")
+        ax.step(
+            shown, share, where="post", color=look["color"], linestyle=look["line"], label=f"{method}, mean {mean:.2g}"
+        )
         at_mean = 100 * np.searchsorted(values, mean, side="right") / len(values)
         ax.plot([max(mean, SMALLEST_KL)], [at_mean], color=look["color"], marker=look["marker"], markersize=9)
         lowest, highest = min(lowest, np.quantile(shown, 0.02)), max(highest, shown[-1])
