@@ -26,6 +26,7 @@ from .errors import InputError, NumericalError
 from .evaluation import tofu
 from .evaluation.specificity import TokenKL
 from .files import sha256_json, sha256_tensors, write_json
+from .methods.base import Method
 from .methods.first_order import FirstOrder
 from .methods.kfade import KFade
 from .trainer import UnlearnTrainer
@@ -64,6 +65,11 @@ class Entry:
             raise InputError(f"{self.label}: unknown method {self.method!r}: choose one of {', '.join(METHODS)}")
         if not self.search:
             raise InputError(f"{self.label}: give search, the list of step norms or learning rates to try")
+
+    def make(self, value: float) -> Method:
+        """The method with its settings; `value` is the step norm to try, where the method has one."""
+        searched = {"step_norm": value} if self.method == "kfade" else {}
+        return METHODS[self.method](**{**self.settings, **searched})
 
     @property
     def candidates(self) -> int:
@@ -311,21 +317,23 @@ class _Search:
     def run(self) -> tuple[dict, UpdateDelta]:
         entry = self.entry
         if entry.method == "kfade" and entry.settings.get("steps", 1) == 1:
-            self._train({"step_norm": entry.search[0]}, {}, sweep=entry.search)
+            self._train(entry.search[0], {}, sweep=entry.search)
         else:
             for value in entry.search:
                 if entry.method == "kfade":
-                    self._train({"step_norm": value}, {"eval_strategy": "steps", "eval_steps": 1})
+                    self._train(value, {"eval_strategy": "steps", "eval_steps": 1})
                 else:
                     self._train(
-                        {}, {"learning_rate": value, "num_train_epochs": entry.epochs, "eval_strategy": "epoch"}
+                        value, {"learning_rate": value, "num_train_epochs": entry.epochs, "eval_strategy": "epoch"}
                     )
+        if self.best is None:
+            raise NumericalError(f"every candidate of {entry.label} diverged: lower the values of its search")
         index, update = self.best
         return self.rows[index], update
 
-    def _train(self, settings: dict, arguments: dict, sweep: list[float] | None = None):
+    def _train(self, value: float, arguments: dict, sweep: list[float] | None = None):
         comparison, entry = self.comparison, self.entry
-        method = METHODS[entry.method](**{**entry.settings, **settings})
+        method = entry.make(value)
         # A search keeps no checkpoints: a run of minutes starts again, and finished entries are on disk.
         quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "log_level": "error", "kl_rows": 0}
         args = UnlearnConfig(
@@ -377,7 +385,7 @@ class _Search:
         self.rows.append(row)
         comparison.bar.set_postfix_str(self.entry.label)
         comparison.bar.update()
-        if choose(self.rows) == len(self.rows) - 1:
+        if row["forget_quality"] is not None and choose(self.rows) == len(self.rows) - 1:
             self.best = (len(self.rows) - 1, self._update(trainer, settings))
         reset_peak_memory()
         self.looking += time.perf_counter() - now

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 import yaml
+from tqdm.auto import tqdm
 
 from .cards import render_card
-from .comparison import METHODS, Comparison, Entry, Problem, choose, reached
+from .comparison import Comparison, Entry, Problem, choose, reached
+from .curvature import plan
 from .data.rows import fingerprint_rows
 from .data.synthetic import load_synthetic, scratch_models
 from .data.tofu import QATemplate, TofuSplits, load_tofu
@@ -108,6 +110,9 @@ def run_experiment(config: Mapping, output_dir: str | Path, *, progress: bool = 
     problem = load_problem(config, splits, progress)
     entries = [Entry(**entry) for entry in config["methods"]]
     comparison = Comparison(problem, entries, output_dir, config["arguments"], config["seed"], progress=progress)
+    if progress:
+        lengths = [len(ids) for ids in comparison.retain["input_ids"]]
+        tqdm.write(plans(problem.original, entries, len(lengths), round(sum(lengths) / len(lengths))) + "\n")
     rows = comparison.run()
     budgets = sorted({entry.candidates for entry in entries})
     budget = f"Every method looked at {' or '.join(map(str, budgets))} candidates. The candidate of a row is the one with the least retain KL among those with forget quality >= 0.05, else the one that forgot most. Choosing needs the retrained model, as in the papers."
@@ -202,37 +207,30 @@ def dry_run(config: Mapping, splits: TofuSplits) -> str:
     Raises:
         InputError: as the run would: unknown methods or settings, no target module, missing model configuration.
     """
-    from .curvature import plan
-
     model = meta_model(config)
-    length = config["evaluation"].get("max_length", 512)
     lines = [f"model: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B parameters on the meta device"]
     lines.append(f"data: {splits.name}: {len(splits.forget)} forget rows, {len(splits.retain)} retain rows")
     batch = {"input_ids": torch.zeros(2, 8, dtype=torch.long, device="meta")}
     logits = model(**batch).logits
     lines.append(f"forward: logits {tuple(logits.shape)} {logits.dtype}")
-    for entry in (Entry(**entry) for entry in config["methods"]):
-        search = {"step_norm": entry.search[0]} if entry.method == "kfade" else {}
-        method = METHODS[entry.method](**{**entry.settings, **search})
+    entries = [Entry(**entry) for entry in config["methods"]]
+    lines.append(plans(model, entries, len(splits.retain), config["evaluation"].get("max_length", 512)))
+    return "\n".join(lines)
+
+
+def plans(model, entries: list[Entry], retain_rows: int, length: int) -> str:
+    """What every method will do: its candidates, and bytes and FLOPs of each stage of a curvature fit."""
+    lines = []
+    for entry in entries:
+        method = entry.make(entry.search[0])
         lines.append(f"\n{entry.label}: {entry.candidates} candidates")
-        if entry.method != "kfade":
+        if not isinstance(method, KFade):
             continue
-        targets = method.targets(model)
-        rows = min(method.retain_samples or len(splits.retain), len(splits.retain))
-        lines.append(
-            f"targets: {len(targets)} weights, {sum(p.numel() for p in targets.values()) / 1e9:.2f} B parameters"
-        )
-        lines.append(
-            str(
-                plan(
-                    model,
-                    kind=method.curvature,
-                    target_modules=method.target_modules,
-                    sequences=rows,
-                    sequence_length=length,
-                )
-            )
-        )
+        weights = method.targets(model).values()
+        lines.append(f"targets: {len(weights)} weights, {sum(p.numel() for p in weights) / 1e6:,.1f} M parameters")
+        rows = min(method.retain_samples or retain_rows, retain_rows)
+        fit = {"kind": method.curvature, "target_modules": method.target_modules}
+        lines.append(str(plan(model, **fit, sequences=rows, sequence_length=length)))
     return "\n".join(lines)
 
 
