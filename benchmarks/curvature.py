@@ -2,12 +2,14 @@
 """K-FAC and EK-FAC fits against kronfluence and curvlinops: time, peak memory, agreement. `make bench` runs it.
 
 Every item lives in a process of its own, on one thread, with its own copy of the same random Llama and the same tokens. The
-processes take turns (A B C ... A B C ...), so a busy machine slows all of them alike; time is CPU time of the process, and
-what is compared are ratios inside one run. Peak memory is the highest resident size of an item's first run above the resident
-size just before it, when the model is loaded and every module and thread buffer was warmed up on a tiny model.
+processes take turns (A B C ... A B C ...), so a busy machine slows all of them alike; all this three times over with new
+processes. Time is CPU time of the process, and what is compared are ratios inside one run. Peak memory is the highest
+resident size of a process's first run above the resident size just before it, when the model is loaded and every module and
+thread buffer was warmed up on a tiny model; the median of three.
 
-One sampled label a position; 6 MLP modules. Only passes over the data count: nothing is written to disk, and eigendecompositions
-are in no item (`whole_fit_cpu_seconds` has ours with them). kronfluence gets a mask without each sequence's last token, so that its factors are the same matrices as ours.
+One sampled label a position; 6 MLP modules. Only passes over the data count: nothing is written to disk, and
+eigendecompositions are in no item (`whole_fit_cpu_seconds` has ours with them). kronfluence gets a mask without each
+sequence's last token, so that its factors are the same matrices as ours.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
+ROUNDS = 3
 CASES = {
     "small_head": {"vocab_size": 2000, "sequences": 8, "length": 256, "batch_size": 4},
     "large_head": {"vocab_size": 32000, "sequences": 4, "length": 256, "batch_size": 2},
@@ -352,18 +355,23 @@ class Worker:
 
 
 def measure(case_name: str, items: list[str], repeats: int) -> dict[str, dict]:
-    """Costs of each item: the first run gives the peak memory, the `repeats` after it the times."""
+    """Costs of each item over ROUNDS processes of it: the first run gives the peak memory, `repeats` later ones times.
+
+    Both depend on the mood of a process (where its memory lies) by up to 10 %, so one process is not enough.
+    """
     case = CASES[case_name]
     tokens = case["sequences"] * case["length"]
-    workers = {item: Worker(item, case_name) for item in items}
-    first = {item: process.run() for item, process in workers.items()}
-    runs = {item: [] for item in items}
-    for repeat in range(repeats):
-        print(f"{case_name}: repeat {repeat + 1} of {repeats}", file=sys.stderr)
+    peaks, runs = {item: [] for item in items}, {item: [] for item in items}
+    for number in range(ROUNDS):
+        print(f"{case_name}: round {number + 1} of {ROUNDS}", file=sys.stderr)
+        workers = {item: Worker(item, case_name) for item in items}
         for item, process in workers.items():
-            runs[item].append(process.run())
-    for process in workers.values():
-        process.close()
+            peaks[item].append(process.run()["peak_mib"])
+        for _ in range(repeats):
+            for item, process in workers.items():
+                runs[item].append(process.run())
+        for process in workers.values():
+            process.close()
     rows = {}
     for item in items:
         cpu = [run["cpu"] for run in runs[item]]
@@ -371,7 +379,8 @@ def measure(case_name: str, items: list[str], repeats: int) -> dict[str, dict]:
             "cpu_ms_per_token_median": 1e3 * statistics.median(cpu) / tokens,
             "cpu_ms_per_token_min": 1e3 * min(cpu) / tokens,
             "tokens_per_second": tokens / statistics.median(cpu),
-            "peak_mib": first[item]["peak_mib"],
+            "peak_mib": statistics.median(peaks[item]),
+            "peaks_mib": peaks[item],
             "cpu_seconds": cpu,
             "wall_seconds": [run["wall"] for run in runs[item]],
         }
@@ -428,7 +437,7 @@ def report(results: dict) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=4, help="timed runs of each of the 3 processes of an item")
     parser.add_argument("--case", choices=CASES, help="only this case")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "curvature.json")
     parser.add_argument("--worker", choices=[*ITEMS, AGREEMENT], help=argparse.SUPPRESS)
