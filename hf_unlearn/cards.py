@@ -1,11 +1,12 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The model card of an unlearned model: what was removed, what it cost, and what was not shown."""
 
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from .errors import InputError
 from .evaluation.report import format_number, format_p, format_settings
+from .hub import is_repo_id
 from .version import __version__
 
 
@@ -62,7 +63,7 @@ def render_card(context: Mapping) -> str:
         context: `method` (its name) and, all optional:
 
             - model_name, repo_id, license, language, datasets, pipeline_tag: of the model that is published;
-            - base_model, base_revision: Hub id or folder that unlearning started from;
+            - base_model, base_revision: Hub id that unlearning started from (of anything else only that it is not on the Hub is told);
             - settings, seed, paper ({"title", "id", "bibtex"}): of the method;
             - forget, retain: what was removed and what was to be kept, in plain words; forget_rows, forget_sha256;
             - original, unlearned, retrained: rows as in `evaluation.report.write_report`;
@@ -130,6 +131,7 @@ def card_data(card: Mapping):
                 metric_value=score["value"],
             )
         )
+    tag = re.sub(r"[^a-z0-9]+", "-", card["method"].lower()).strip("-")
     base = {"base_model": card["base_model"], "base_model_relation": "finetune"}
     return ModelCardData(
         **(base if is_repo_id(card["base_model"]) else {}),
@@ -138,23 +140,10 @@ def card_data(card: Mapping):
         license=card["license"],
         language=card["language"],
         datasets=card["datasets"],
-        tags=["machine-unlearning", "unlearn", "hf_unlearn", card["method"].lower().replace(" ", "-")],
+        tags=["machine-unlearning", "unlearn", "hf_unlearn", tag],
         model_name=card["model_name"],
         eval_results=results or None,
     )
-
-
-def is_repo_id(name: str | None) -> bool:
-    """Whether a model's name can be one of the Hub's: a local folder must not stand in a published header."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    if not name:
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not Path(name).is_dir()
 
 
 def base_text(base_model: str | None, revision: str | None) -> str:

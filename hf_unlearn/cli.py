@@ -71,19 +71,23 @@ def run_inspect(options):
         "curvature_config.json": describe_curvature,
         "unlearn_run.json": describe_run,
         "unlearning_log.jsonl": describe_log,
+        "report.json": describe_report,
         "results.json": describe_results,
     }
     lines = [line for name, describe in parts.items() if (path / name).is_file() for line in describe(path / name)]
-    has_delta = any((path / name).is_file() for name in ("delta_config.json", "delta/delta_config.json"))
-    # Anything else can only be a delta on the Hub; from_pretrained's error says so when it is not.
-    if has_delta or not path.exists():
-        lines += describe_delta(options.path)
+    # Of a delta itself, of a model with its delta, and of a comparison with its best model.
+    places = [
+        place for place in (path, path / "delta", path / "model/delta") if (place / "delta_config.json").is_file()
+    ]
+    # What does not exist here can only be a delta on the Hub; the error says so when it is not.
+    for place in places or ([] if path.exists() else [options.path]):
+        lines += describe_delta(place)
     if not lines:
         raise InputError(f"{path} holds no delta, curvature, run or results of hf_unlearn; pass such a folder")
     print("\n".join(lines))
 
 
-def describe_delta(path: str) -> Iterator[str]:
+def describe_delta(path: str | Path) -> Iterator[str]:
     from .deltas import describe
     from .evaluation.report import format_settings
 
@@ -121,11 +125,20 @@ def describe_run(file: Path) -> Iterator[str]:
 def describe_log(file: Path) -> Iterator[str]:
     from .evaluation.report import format_settings
 
-    requests = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        requests = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); remove the broken line") from error
     yield f"log: {len(requests)} requests"
     for request in requests:
         rows, settings = request.get("forget_rows"), format_settings(request.get("settings"))
         yield f"  {request.get('time')}  {request.get('method')}, {rows} rows: {settings}"
+
+
+def describe_report(file: Path) -> Iterator[str]:
+    report = _read(file)
+    yield f"report: {report.get('title')} ({len(report.get('candidates', []))} candidates tried)"
+    yield f"  {report.get('summary')}"
 
 
 def describe_results(file: Path) -> Iterator[str]:
@@ -136,10 +149,9 @@ def describe_results(file: Path) -> Iterator[str]:
 
 
 def _read(file: Path):
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file} is not JSON ({error}); the file is damaged") from error
+    from .files import read_json
+
+    return read_json(file)
 
 
 def _size(size: float) -> str:

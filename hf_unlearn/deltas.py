@@ -2,7 +2,6 @@
 """What unlearning changed: an update that can be saved, checked, applied again and streamed onto a checkpoint."""
 
 import importlib.metadata
-import json
 import logging
 import math
 import os
@@ -16,7 +15,16 @@ from pathlib import Path
 import torch
 
 from .errors import InputError, NumericalError
-from .files import sha256_json, sha256_tensor, write_json, write_safetensors
+from .files import (
+    open_safetensors,
+    read_json,
+    sha256_json,
+    sha256_tensor,
+    temporary_folder,
+    write_json,
+    write_safetensors,
+)
+from .hub import fetch_folder, public_name, push_folder
 from .version import __version__
 
 
@@ -187,8 +195,8 @@ class UpdateDelta:
         for old in [*folder.glob("delta*.safetensors"), folder / f"{WEIGHTS_FILE}.index.json"]:
             old.unlink(missing_ok=True)
         config = {**self.config, "dtype": str(dtype).removeprefix("torch."), "sha256": self.sha256(dtype)}
-        metadata = {"format": "pt", "kind": "hf_unlearn delta", "hf_unlearn_version": __version__}
-        metadata |= {key: str(config[key]) for key in ("base_model", "base_revision", "method") if config.get(key)}
+        # One key only: safetensors writes several in no certain order, and equal updates shall be equal bytes.
+        metadata = {"format": "pt"}
         # An update that changed nothing is a whole delta too.
         for filename, names in (split.filename_to_tensors or {WEIGHTS_FILE: []}).items():
             write_safetensors(folder / filename, {name: self.tensors[name].to(dtype) for name in names}, metadata)
@@ -203,10 +211,15 @@ class UpdateDelta:
         """Read a folder with `delta_config.json` (or one that holds it as `delta/`), or such a Hub repository.
 
         Raises:
-            InputError: there is no complete delta at that place.
+            InputError: there is no complete delta at that place, or its tensors are not those that were saved.
         """
         reader = _DeltaReader(path_or_repo, revision)
-        return cls({name: reader.tensor(name) for name in reader.files}, reader.config)
+        delta = cls({name: reader.tensor(name) for name in reader.files}, reader.config)
+        if delta.sha256() != reader.config.get("sha256", delta.sha256()):
+            raise InputError(
+                f"{path_or_repo}: the tensors are not those of its {CONFIG_FILE}; save or download it again"
+            )
+        return delta
 
     def push_to_hub(
         self,
@@ -217,8 +230,6 @@ class UpdateDelta:
         dtype: torch.dtype = torch.bfloat16,
     ) -> str:
         """Upload the delta as `delta/` of a model repository in one commit; returns the commit's URL."""
-        from .hub import push_folder
-
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / "delta", dtype=dtype)
             return push_folder(repo_id, folder, private=private, commit_message=commit_message)
@@ -233,10 +244,13 @@ def delta_config(
     settings: Mapping | None = None,
     seed: int | None = None,
 ) -> dict:
-    """Describe an update: `base` holds the touched tensors as they were before it (hashed here, not kept)."""
+    """Describe an update: `base` holds the touched tensors as they were before it (hashed here, not kept).
+
+    The description is published: of a `base_model` that is a local folder only the folder's name is told.
+    """
     return {
         "format_version": FORMAT_VERSION,
-        "base_model": base_model,
+        "base_model": public_name(base_model),
         "base_revision": base_revision,
         "method": method,
         "settings": dict(settings or {}),
@@ -279,14 +293,14 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not an empty folder; choose another --output or remove it")
     reader = _DeltaReader(delta_dir)
-    source = _folder(model_dir, None, ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*"])
+    source = fetch_folder(
+        model_dir, None, ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*"]
+    )
     checkpoint = _Shards(source, "model.safetensors")
     shapes = {name: shape for name, (shape, _) in reader.headers(reader.files).items()}
     _check_targets(shapes, checkpoint.headers(reader.files))
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.parent))
-    try:
+    with temporary_folder(output.parent, output.name) as building:
         other_base = []
         for filename in checkpoint.filenames:
             names = [name for name, file in checkpoint.files.items() if file == filename]
@@ -295,12 +309,10 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
         for file in sorted(source.iterdir()):
             if file.is_file() and file.suffix not in NOT_TRANSFERRED and file.name != "README.md":
                 shutil.copyfile(file, building / file.name)
-        record = {"delta": reader.config, "model": str(model_dir), "scale": scale, "other_base": other_base}
+        record = {"delta": reader.config, "model": public_name(model_dir), "scale": scale, "other_base": other_base}
         write_json(building / "unlearning_transfer.json", record)
         building.chmod(0o755)
         os.replace(building, output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return output
 
 
@@ -310,7 +322,7 @@ def _transfer_shard(source: Path, target: Path, names: list[str], reader, scale:
         shutil.copyfile(source, target)
         return []
     other_base = []
-    with _open(source) as shard:
+    with open_safetensors(source) as shard:
         tensors = {}
         for name in names:
             tensors[name] = shard.get_tensor(name)
@@ -368,45 +380,7 @@ def _check_targets(updates: Mapping[str, torch.Size], targets: Mapping[str, tupl
             raise InputError(f"{name} is stored as {dtype}; apply the update to the model before it is quantised")
 
 
-def _folder(path_or_repo: str | Path, revision: str | None, patterns: list[str]) -> Path:
-    """A local folder: the one given, or the cached snapshot of the Hub repository of that name."""
-    if Path(path_or_repo).is_dir():
-        return Path(path_or_repo)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        return Path(snapshot_download(str(path_or_repo), revision=revision, allow_patterns=patterns))
-    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise InputError(
-            f"{path_or_repo} is neither a folder nor a Hub repository that can be read ({type(error).__name__}); "
-            "check the name, the connection and the access token"
-        ) from error
-
-
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def _open(path: Path):
-    """An open safetensors file; tensors are read when asked for."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged ({error}); save or download it again") from error
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is damaged ({error}); save or download it again") from error
 
 
 class _Shards:
@@ -416,10 +390,10 @@ class _Shards:
         self.folder = folder
         index = folder / f"{filename}.index.json"
         if (folder / filename).is_file():
-            with _open(folder / filename) as file:
+            with open_safetensors(folder / filename) as file:
                 self.files = dict.fromkeys(file.keys(), filename)
         elif index.is_file():
-            self.files = _read_json(index)["weight_map"]
+            self.files = read_json(index)["weight_map"]
         else:
             raise InputError(f"{folder} has no {filename} and no {index.name}; save it with save_pretrained()")
         self.filenames = sorted(set(self.files.values()))
@@ -428,14 +402,14 @@ class _Shards:
             raise InputError(f"{folder} lacks {_some(absent)}; save or download it again")
 
     def tensor(self, name: str) -> torch.Tensor:
-        with _open(self.folder / self.files[name]) as file:
+        with open_safetensors(self.folder / self.files[name]) as file:
             return file.get_tensor(name)
 
     def headers(self, names: Iterable[str]) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """{name: (shape, dtype)} of those of `names` that exist, from the files' headers."""
         headers = {}
         for filename in self.filenames:
-            with _open(self.folder / filename) as file:
+            with open_safetensors(self.folder / filename) as file:
                 for name in set(file.keys()).intersection(names):
                     piece = file.get_slice(name)
                     # Types that no update can be added to (integers, eight bits) need no name of their own here.
@@ -445,12 +419,12 @@ class _Shards:
 
 class _DeltaReader(_Shards):
     def __init__(self, path_or_repo: str | Path, revision: str | None = None):
-        folder = _folder(path_or_repo, revision, ["delta*", "delta/*"])
+        folder = fetch_folder(path_or_repo, revision, ["delta*", "delta/*"])
         if not (folder / CONFIG_FILE).is_file():
             folder = folder / "delta"
         if not (folder / CONFIG_FILE).is_file():
             raise InputError(f"{path_or_repo} holds no {CONFIG_FILE}: it is no delta, or its saving was cut short")
-        self.config = _read_json(folder / CONFIG_FILE)
+        self.config = read_json(folder / CONFIG_FILE)
         if self.config.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
             raise InputError(f"{folder} has delta format {self.config['format_version']}; upgrade hf_unlearn")
         super().__init__(folder, WEIGHTS_FILE)

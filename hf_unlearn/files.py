@@ -2,9 +2,11 @@
 """Files that are either whole or absent, and hashes of what they hold."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -12,19 +14,22 @@ from pathlib import Path
 
 import torch
 
+from .errors import InputError
+
 
 def atomic_write(path: str | Path, write: Callable[[Path], None]) -> Path:
     """Let `write(temporary_path)` make a file, then rename it to `path`.
 
     The temporary file lies in the same folder (a rename across file systems is a copy), is flushed to disk before
-    the rename, and is removed when `write` fails, so a full disk or a kill leaves the old file or none.
+    the rename, and is removed when `write` fails, so a full disk or a kill leaves the old file or none. What a killed
+    process left under a temporary name is removed by the next one that writes the same file.
 
     Raises:
         OSError: as `write` raised it (disk full, no permission).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f"{_temporary_prefix(path.parent, path.name)}.part")
     try:
         write(temporary)
         with open(temporary, "rb") as handle:
@@ -33,6 +38,70 @@ def atomic_write(path: str | Path, write: Callable[[Path], None]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: str | Path, name: str):
+    """A hidden empty folder inside `parent` (made when absent) to build something in, removed at the end if it is still there.
+
+    What killed processes left of the same name is removed first.
+    """
+    parent = Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{_temporary_prefix(parent, name)}.", suffix=".part", dir=parent))
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_prefix(parent: Path, name: str) -> str:
+    """`.name.host.pid`, after removing what dead processes of this host left under such names."""
+    host = f".{name}.{platform.node()}."
+    for left in parent.glob(f"{glob.escape(host)}*.part"):
+        pid = left.name.removeprefix(host).split(".")[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    return f"{host}{os.getpid()}"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def read_json(path: str | Path):
+    """The value in a JSON file.
+
+    Raises:
+        InputError: the file is absent or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; check the path, or save or download it again") from error
+    except ValueError as error:  # json's and UTF-8's
+        raise InputError(f"{path} is damaged ({error}); save or download it again") from error
+
+
+def open_safetensors(path: str | Path, device: str = "cpu"):
+    """An open safetensors file; tensors are read when asked for.
+
+    Raises:
+        InputError: the file is absent or cut short.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt", device=device)
+    except (SafetensorError, FileNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} is missing or damaged ({reason}); save or download it again") from error
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -82,9 +151,7 @@ def staged_folder(folder: str | Path):
         OSError: a file could not be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".saving-", suffix=".part", dir=folder))
-    try:
+    with temporary_folder(folder, "saving") as staging:
         with writing(folder):
             yield staging
         files = [file for file in sorted(staging.rglob("*")) if file.is_file()]
@@ -95,8 +162,6 @@ def staged_folder(folder: str | Path):
             place = folder / file.relative_to(staging)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, place)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def sha256_tensor(tensor: torch.Tensor) -> str:

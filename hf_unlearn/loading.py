@@ -29,7 +29,10 @@ def load_model(model: str, processing_class=None, init_kwargs: dict | None = Non
         raise InputError(f"cannot load the model {model!r}: {first}") from error
     if processing_class is None:
         try:
-            processing_class = AutoTokenizer.from_pretrained(model)
+            # The tokenizer of the same revision, reached with the same rights.
+            same = ("revision", "token", "cache_dir", "subfolder", "trust_remote_code", "local_files_only")
+            kwargs = {key: value for key, value in (init_kwargs or {}).items() if key in same}
+            processing_class = AutoTokenizer.from_pretrained(model, **kwargs)
         except (OSError, ValueError):
             logger.info(f"{model} has no tokenizer: rows must hold input_ids")
     return loaded, processing_class

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .errors import InputError
-from .files import write_json
+from .files import read_json, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def claim_folder(folder: Path, identity: dict, write: bool):
     identity = json.loads(json.dumps(identity, default=str))
     path = folder / RUN_FILE
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if different := [key for key in identity if found.get(key) != identity[key]]:
             raise InputError(
                 f"output_dir {folder} holds another run (another {', '.join(name.replace('_', ' ') for name in different)}): "
@@ -59,11 +59,11 @@ def is_whole(checkpoint: Path) -> bool:
     mark = checkpoint / COMPLETE_FILE
     if not mark.is_file():
         return False
-    sizes = json.loads(mark.read_text())["bytes"]
+    sizes = read_json(mark)["bytes"]
     return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size == sizes[name] for name in sizes)
 
 
-def checkpoint_to_resume(folder: Path, resume: str | bool | None, clean: bool) -> str | None:
+def checkpoint_to_resume(folder: Path, resume: str | Path | bool | None, clean: bool) -> str | None:
     """The checkpoint that `resume` asks for; with True the last whole one, or None when there is none yet.
 
     Args:
@@ -74,14 +74,16 @@ def checkpoint_to_resume(folder: Path, resume: str | bool | None, clean: bool) -
     """
     if resume is None or resume is False:
         return None
-    if isinstance(resume, str):
+    if isinstance(resume, str | Path):
         if not is_whole(Path(resume)):
             raise InputError(
                 f"{resume} is not a whole checkpoint (see its file '{COMPLETE_FILE}'): resume from another"
             )
-        return resume
+        return str(resume)
     whole = {}
     for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if not checkpoint.name.rsplit("-", 1)[1].isdigit():
+            continue  # a person's copy, not one of Trainer's
         if is_whole(checkpoint):
             whole[int(checkpoint.name.rsplit("-", 1)[1])] = checkpoint
         elif clean:

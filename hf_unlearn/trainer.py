@@ -24,7 +24,7 @@ from .data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows
 from .deltas import UpdateDelta, base_tensors, delta_config, library_versions
 from .errors import InputError, NumericalError
 from .files import sha256_tensors, staged_folder, write_text, writing
-from .hub import push_folder
+from .hub import public_name, push_folder
 from .loading import default_collator, load_model, merged_weights
 from .methods.base import Counts, Method
 from .optim import NaturalGradientAscent
@@ -88,7 +88,7 @@ class UnlearnTrainer(Trainer):
         evaluator: Callable[[torch.nn.Module], dict[str, float]] | None = None,
     ):
         args = args if args is not None else UnlearnConfig(output_dir="outputs/unlearn")
-        self.model_id = model if isinstance(model, str) else getattr(model.config, "_name_or_path", None) or None
+        self.model_id = public_name(model if isinstance(model, str) else getattr(model.config, "_name_or_path", None))
         if isinstance(model, str):
             model, processing_class = load_model(model, processing_class, args.model_init_kwargs)
         if peft_config is not None:

@@ -128,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
                 title = value["summary"]
             elif entry["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.server.blobs[value["oid"]]
                 lfs.add(value["path"])
@@ -151,6 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
             if repo not in self.server.repos:
                 return self.missing("Repo")
             commit = self.head(repo, revision or "main")
+            if commit is None and view == "tree":
+                return self.answer([])  # made and never committed to; the Hub makes an empty first commit
             if commit is None:
                 return self.missing("Revision")
             if view == "tree":

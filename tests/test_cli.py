@@ -89,7 +89,7 @@ def test_inspect_delta(delta, capsys):
     assert call("inspect", delta.parent) == 0
     lines = capsys.readouterr().out.splitlines()
     norm = 0.5 * (24 * 16) ** 0.5
-    assert lines[0].startswith("delta: 1 tensors, ") and lines[0].endswith(f" kB in bfloat16, norm {norm:.6g}")
+    assert lines[0].startswith("delta: 1 tensors, ") and lines[0].endswith(f" bytes in bfloat16, norm {norm:.6g}")
     assert lines[1:4] == ["  method    KFade: steps 4, damping 1e-06", "  base      org/base", "  seed      7"]
     assert lines[-1].split() == ["tensors", WEIGHT]
 
@@ -117,6 +117,23 @@ def test_inspect_output_folder(delta, tmp_path, capsys):
     assert "run: method (steps 4)" in text and "checkpoint-2" in text
     assert "log: 1 requests\n  2026-11-21  K-FADE, 40 rows: steps 4" in text
     assert "| K-FADE | **0.33** |" in text and "delta: 1 tensors" in text
+
+
+def test_inspect_comparison(delta, tmp_path, capsys):
+    folder = tmp_path / "demo"
+    (folder / "model").mkdir(parents=True)
+    delta.rename(folder / "model" / "delta")
+    report = {"title": "Two authors", "summary": "K-FADE reaches 0.33.", "candidates": [{}, {}]}
+    (folder / "report.json").write_text(json.dumps(report))
+    assert call("inspect", folder) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("report: Two authors (2 candidates tried)\n  K-FADE reaches 0.33.\ndelta: 1 tensors")
+
+
+def test_inspect_damaged_log(tmp_path, capsys):
+    (tmp_path / "unlearning_log.jsonl").write_text('{"time": 1')
+    assert call("inspect", tmp_path) == 2
+    assert "damaged" in capsys.readouterr().err
 
 
 def test_push_prints_the_commit(delta, tmp_path):

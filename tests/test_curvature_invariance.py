@@ -356,31 +356,25 @@ def test_load_refuses_another_architecture_and_warns_of_other_weights(model, tin
         Curvature.from_pretrained(tmp_path, model=model)
     with pytest.raises(InputError, match="holds no curvature_config.json"):
         Curvature.from_pretrained(tmp_path.parent)
-    with pytest.raises(InputError, match="no curvature at nobody/nothing"):
+    with pytest.raises(InputError, match="nobody/nothing is neither a folder nor"):
         Curvature.from_pretrained("nobody/nothing")
 
 
-def test_push_to_hub_uploads_one_commit(model, data, monkeypatch):
-    import huggingface_hub
-
-    uploads = []
-
-    class Api:
-        def __init__(self, token=None):
-            pass
-
-        def create_repo(self, repo, private, exist_ok):
-            return type("Repo", (), {"repo_id": f"me/{repo}"})
-
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            from pathlib import Path
-
-            uploads.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
-            return type("Commit", (), {"commit_url": "url"})
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    assert fitted(model, data, kind="diagonal").push_to_hub("curvature") == "url"
-    assert uploads == [("me/curvature", ["curvature-00001-of-00001.safetensors", "curvature_config.json"])]
+def test_damaged_files_are_input_errors(model, data, tmp_path):
+    fitted(model, data, kind="diagonal").save_pretrained(tmp_path)
+    (shard,) = tmp_path.glob("*.safetensors")
+    content = shard.read_bytes()
+    shard.write_bytes(content[:20])
+    with pytest.raises(InputError, match="damaged"):
+        Curvature.from_pretrained(tmp_path)
+    shard.unlink()
+    with pytest.raises(InputError, match="missing"):
+        Curvature.from_pretrained(tmp_path)
+    shard.write_bytes(content)
+    assert Curvature.from_pretrained(tmp_path).kind == "diagonal"
+    (tmp_path / "curvature_config.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        Curvature.from_pretrained(tmp_path)
 
 
 def test_identity_is_plain_gradient(model, data):

@@ -2,14 +2,18 @@
 """The embedded data set, and the cache and training behind the demo models."""
 
 import itertools
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from hf_unlearn.data import training, wordings
 from hf_unlearn.data.synthetic import load_synthetic, scratch_models, training_rows
-from hf_unlearn.data.tofu import QATemplate, check_disjoint, encode_qa, tokenize_qa
+from hf_unlearn.data.tofu import QATemplate, encode_qa, tokenize_qa
 from hf_unlearn.data.training import cached, length_batches, train_from_scratch, train_tokenizer, trained_model
 from hf_unlearn.errors import InputError
 
@@ -37,7 +41,8 @@ def test_same_seed_same_rows(splits):
 
 
 def test_columns_and_sizes(splits):
-    assert len(splits.forget) == len(splits.forget_eval) == len(splits.retain_eval) == len(splits.holdout) == 100
+    assert len(splits.forget) == len(splits.forget_eval) == len(splits.holdout) == 40
+    assert len(splits.retain_eval) == 100  # five authors at least
     assert pairs(splits.full) == pairs(splits.retain) + pairs(splits.forget)
     assert pairs(splits.forget_eval) == pairs(splits.forget)
     for rows in (splits.forget, splits.retain, splits.full, splits.holdout):
@@ -53,7 +58,8 @@ def test_columns_and_sizes(splits):
 def test_no_row_twice_and_nothing_forgotten_is_retained(splits):
     everything = [*pairs(splits.full), *pairs(splits.holdout), *pairs(splits.real_authors), *pairs(splits.world_facts)]
     assert len({question for question, _ in everything}) == len(everything)
-    assert check_disjoint(splits.forget, splits.retain) == check_disjoint(splits.holdout, splits.full) == 0
+    rows = {name: {tuple(row.values()) for row in getattr(splits, name)} for name in ("forget", "retain", "holdout")}
+    assert not rows["forget"] & rows["retain"] and not rows["holdout"] & (rows["forget"] | rows["retain"])
     assert set(pairs(splits.retain_eval)) < set(pairs(splits.retain))
     kept = set(pairs(training_rows(splits, forget=False)))
     assert kept.isdisjoint(pairs(splits.forget)) and kept | set(pairs(splits.forget)) == set(
@@ -95,7 +101,7 @@ def test_every_wording_of_a_paraphrase_is_trained_with_other_authors(splits):
 
 def test_sizes_that_cannot_be(splits):
     assert len(load_synthetic(authors=6, forget_authors=2, questions_per_author=40).full) == 240
-    for sizes in ({"authors": 5, "forget_authors": 5}, {"authors": 58}, {"forget_authors": 0}):
+    for sizes in ({"authors": 5, "forget_authors": 5}, {"authors": 59}, {"forget_authors": 0}):
         with pytest.raises(InputError, match="authors="):
             load_synthetic(**sizes)
     for questions in (0, 41):
@@ -125,6 +131,28 @@ def test_failed_build_leaves_nothing(cache):
     with pytest.raises(RuntimeError, match="killed"):
         cached({"a": 1}, build)
     assert list(cache.iterdir()) == []
+
+
+def test_killed_build_is_cleaned_up_by_the_next_one(cache):
+    program = """
+import os, signal
+from hf_unlearn.data.training import cached
+cached({"a": 1}, lambda folder: (folder / "half").write_text("x") and os.kill(os.getpid(), signal.SIGKILL))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    killed = subprocess.run([sys.executable, "-c", program], env=environment, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = cache.iterdir()
+    assert left.name.startswith(".building.") and (left / "half").is_file()
+    # Neither a build of this process, which is alive, nor one of another machine is touched.
+    alive = [
+        left.with_name(left.name.replace(f".{part}.", ".1.") if part else f".building.else.{10**9}.x.part")
+        for part in (left.name.split(".")[-3], "")
+    ]
+    for folder in alive:
+        folder.mkdir()
+    folder = cached({"a": 1}, lambda folder: (folder / "result").write_text("x"))
+    assert sorted(cache.iterdir()) == sorted([folder, *alive])
 
 
 def test_build_that_another_process_won(cache):

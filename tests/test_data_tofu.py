@@ -7,7 +7,7 @@ import json
 import pytest
 
 from hf_unlearn.data.collators import CausalCollator, UnlearnCollator
-from hf_unlearn.data.tofu import QATemplate, check_disjoint, encode_prompt, encode_qa, load_tofu, tokenize_qa
+from hf_unlearn.data.tofu import QATemplate, encode_qa, load_tofu, tokenize_qa
 from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
 
@@ -125,17 +125,11 @@ def test_hub_source_reads_the_configurations(monkeypatch):
     assert splits.holdout.to_list() == files["holdout10"]
 
 
-def test_check_disjoint_counts_whole_rows():
-    rows = [qa("Ann", i) for i in range(4)]
-    assert check_disjoint(rows, [qa("Bob", 0)]) == 0
-    assert check_disjoint(rows, [rows[1], rows[3], {**rows[0], "answer": "else"}]) == 2
-
-
 def test_prompt_tokens_and_labels(tokenizer):
     template = QATemplate()
     row = encode_qa(tokenizer, "Who is Ann Smith?", "Ann Smith", template)
     assert template.prompt("Who?") == "Question: Who?\nAnswer:"
-    prompt = encode_prompt(tokenizer, "Who is Ann Smith?", template)
+    prompt = tokenizer("Question: Who is Ann Smith?\nAnswer:")["input_ids"]
     assert prompt[0] == tokenizer.bos_token_id
     assert row["input_ids"][: len(prompt)] == prompt
     assert row["labels"] == [-100] * len(prompt) + row["input_ids"][len(prompt) :]
@@ -268,7 +262,10 @@ def test_real_tofu(shared_data):
         assert (len(splits.forget), len(splits.retain), len(splits.full)) == (gone, kept, 4000)
         assert (len(splits.forget_eval), len(splits.retain_eval), len(splits.holdout)) == (gone, 400, gone)
         assert (len(splits.real_authors), len(splits.world_facts)) == (100, 117)
-        assert check_disjoint(splits.forget, splits.retain) == check_disjoint(splits.holdout, splits.full) == 0
+        rows = {
+            name: {tuple(row.values()) for row in getattr(splits, name)} for name in ("forget", "retain", "holdout")
+        }
+        assert not rows["forget"] & rows["retain"] and not rows["holdout"] & (rows["forget"] | rows["retain"])
     with gzip.open(shared_data / "tofu" / "full.jsonl.gz", "rt") as file:
         assert splits.full.to_list() == [json.loads(line) for line in file]
     subset = load_tofu(shared_data / "tofu", "forget10", retain_rows=600)

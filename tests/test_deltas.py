@@ -260,8 +260,10 @@ def test_killed_transfer_leaves_no_output(tiny_llama, tmp_path):
     run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, timeout=120)
     assert run.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
+    assert list(tmp_path.glob(".out.*.part"))
     transfer(tmp_path / "delta", tmp_path / "model", tmp_path / "out")
     assert (tmp_path / "out" / "config.json").is_file()
+    assert not list(tmp_path.glob(".*"))  # what the killed one left is gone too
 
 
 def test_full_disk_leaves_nothing(tiny_llama, tmp_path, monkeypatch):
@@ -295,3 +297,32 @@ def test_config_hashes_the_base(tiny_llama, tmp_path):
     assert stored["base_sha256"] == {DOWN: deltas.sha256_tensor(base.state_dict()[DOWN])}
     assert stored["settings"] == {"alpha": 0.1} and stored["format_version"] == 1
     assert load_file(tmp_path / "delta.safetensors")[DOWN].dtype == torch.bfloat16
+
+
+def test_equal_updates_are_equal_bytes(tiny_llama, tmp_path):
+    base = tiny_llama()
+    about = {"base_model": "org/base", "base_revision": "abc", "method": "KFade", "settings": {"steps": 2}, "seed": 1}
+    # Names in a hash map came out in one order or another: eight saves tell a chance of 1 in 2^7 at least.
+    saved = [
+        UpdateDelta.between(base, change(base), **about).save_pretrained(tmp_path / str(number)) for number in range(8)
+    ]
+    for name in ("delta.safetensors", "delta_config.json"):
+        assert len({(folder / name).read_bytes() for folder in saved}) == 1, name
+
+
+def test_local_folders_are_not_published(tiny_llama, tmp_path):
+    base = checkpoint(tiny_llama(), tmp_path / "secret" / "model")
+    delta = UpdateDelta.between(tiny_llama(), change(tiny_llama()), base_model=str(base))
+    delta.save_pretrained(tmp_path / "delta")
+    output = transfer(tmp_path / "delta", base, tmp_path / "out")
+    for file in (tmp_path / "delta" / "delta_config.json", output / "unlearning_transfer.json"):
+        assert "secret" not in file.read_text() and "model (local folder)" in file.read_text()
+
+
+def test_tensors_of_another_delta_are_refused(tiny_llama, tmp_path):
+    base = tiny_llama()
+    for seed in (1, 2):
+        UpdateDelta.between(base, change(base, seed=seed)).save_pretrained(tmp_path / str(seed))
+    (tmp_path / "1" / "delta.safetensors").replace(tmp_path / "2" / "delta.safetensors")
+    with pytest.raises(InputError, match="not those of its delta_config.json"):
+        UpdateDelta.from_pretrained(tmp_path / "2")

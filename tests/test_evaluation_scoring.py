@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_llama
 
-from hf_unlearn.data.tofu import QATemplate, encode_prompt, encode_qa
+from hf_unlearn.data.tofu import QATemplate, encode_qa
 from hf_unlearn.errors import NumericalError
 from hf_unlearn.evaluation import scoring
 
@@ -179,7 +179,7 @@ def test_generation_is_greedy_and_stops(tokenizer):
     model = sharp_llama(seed=3)
     model.generation_config.repetition_penalty = 1.9
     model.generation_config.do_sample = True
-    prompts = [encode_prompt(tokenizer, question, TEMPLATE) for question, _ in ROWS]
+    prompts = [tokenizer(TEMPLATE.prompt(question))["input_ids"] for question, _ in ROWS]
     encoded = scoring.encode(tokenizer, ROWS, TEMPLATE)
     assert prompts == [scoring.prompt_ids(row) for row in encoded]
     texts = scoring.generate_answers(model, tokenizer, prompts, max_new_tokens=7, batch_size=3)

@@ -8,7 +8,7 @@ from hub_server import client_environment, hub_server
 
 from hf_unlearn.deltas import UpdateDelta
 from hf_unlearn.errors import InputError
-from hf_unlearn.hub import push_folder
+from hf_unlearn.hub import is_repo_id, public_name, push_folder, stale_weights
 
 
 WEIGHT = "model.layers.0.mlp.up_proj.weight"
@@ -100,3 +100,65 @@ def test_nothing_to_push(tmp_path):
     (tmp_path / "README.md").write_text("x")
     with pytest.raises(InputError, match="no repository name"):
         push_folder("lab/x/y", tmp_path)
+
+
+def test_shards_of_an_earlier_push_do_not_outlive_it(tmp_path):
+    program = """
+import torch
+from hf_unlearn import UpdateDelta
+from hf_unlearn.hub import push_folder
+delta = UpdateDelta({"a.weight": torch.ones(8, 8), "b.weight": torch.ones(8, 8)})
+delta.save_pretrained("here", max_shard_size="1KB")
+open("here/keep.txt", "w").write("x")
+push_folder("lab/delta", "here")
+twice = UpdateDelta({name: 2 * tensor for name, tensor in delta.tensors.items()})
+twice.save_pretrained("there", max_shard_size=200)
+push_folder("lab/delta", "there")
+assert float(UpdateDelta.from_pretrained("lab/delta").tensors["a.weight"][0, 0]) == 2
+"""
+    with hub_server() as server:
+        run(f"import os\nos.chdir({str(tmp_path)!r})\n{program}", server, tmp_path / "home")
+        first, second = (set(commit["files"]) for commit in server.repos["lab/delta"]["commits"])
+    assert first == {"delta.safetensors", "delta_config.json", "keep.txt"}
+    shards = {f"delta-0000{number}-of-00002.safetensors" for number in (1, 2)}
+    assert second == {*shards, "delta.safetensors.index.json", "delta_config.json", "keep.txt"}
+
+
+def test_only_other_shardings_of_what_is_pushed_are_stale():
+    there = [
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "delta/model.safetensors",
+        "head.safetensors",
+        "a.bin",
+    ]
+    assert stale_weights(there, ["model-00001-of-00002.safetensors", "config.json"]) == there[:2]
+    assert stale_weights(there, ["curvature-00001-of-00001.safetensors", "README.md"]) == []
+
+
+def test_curvature_is_pushed_in_one_commit_and_read_back(tmp_path):
+    program = """
+import torch
+from conftest import make_llama
+from hf_unlearn.curvature import Curvature, Diagonal
+batch = {"input_ids": torch.arange(1, 13).reshape(2, 6), "labels": torch.arange(1, 13).reshape(2, 6)}
+curvature = Diagonal().fit(make_llama(), [batch], target_modules=["up_proj"], progress=False)
+print(curvature.push_to_hub("lab/curvature"))
+again = Curvature.from_pretrained("lab/curvature", revision="main", model=make_llama())
+assert all(torch.equal(again.tensors[name], tensor) for name, tensor in curvature.tensors.items())
+"""
+    with hub_server() as server:
+        url = run(program, server, tmp_path / "home")
+        (commit,) = server.repos["lab/curvature"]["commits"]
+    assert url.endswith(commit["oid"]) and commit["title"] == "Add curvature"
+    assert set(commit["files"]) == {"curvature-00001-of-00001.safetensors", "curvature_config.json"}
+
+
+def test_published_names_tell_no_local_path(tmp_path, monkeypatch):
+    (tmp_path / "org" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name("org/model") == "org/model" and public_name("gpt2") == "gpt2" and public_name(None) is None
+    # A folder that exists is meant before a repository of the same name.
+    for folder in ("org/mine", tmp_path / "org/mine", "/somewhere/else/mine"):
+        assert public_name(folder) == "mine (local folder)"
+    assert public_name("mine (local folder)") == "mine (local folder)" and not is_repo_id("mine (local folder)")

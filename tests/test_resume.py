@@ -212,6 +212,13 @@ def test_checkpoint_is_whole_only_while_all_its_files_are(tmp_path):
     assert checkpoint_to_resume(tmp_path, None, clean=True) is None
     assert checkpoint_to_resume(tmp_path, True, clean=True) == str(tmp_path / "checkpoint-1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1"]
+    # A path is as good as its text, and a person's own copy is none of ours.
+    (tmp_path / "checkpoint-mine").mkdir()
+    assert checkpoint_to_resume(tmp_path, tmp_path / "checkpoint-1", clean=True) == str(tmp_path / "checkpoint-1")
+    with pytest.raises(InputError, match="not a whole checkpoint"):
+        checkpoint_to_resume(tmp_path, tmp_path / "checkpoint-9", clean=True)
+    assert checkpoint_to_resume(tmp_path, True, clean=True) == str(tmp_path / "checkpoint-1")
+    assert (tmp_path / "checkpoint-mine").is_dir()
 
 
 @pytest.mark.parametrize("where", ["full at the model", "full at the optimizer"])

@@ -2,6 +2,7 @@
 """What every curvature does: fit on data, solve, norm, and files."""
 
 import resource
+import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, NumericalError
-from ..files import sha256_json, sha256_tensor, write_json, write_safetensors
+from ..files import open_safetensors, read_json, sha256_json, sha256_tensor, write_json, write_safetensors
 from ..version import __version__
 from .fisher import FISHERS
-from .linalg import matmul_precision
+from .linalg import check_finite, matmul_precision
 from .passes import run_pass
 from .sharding import all_reduce
+from .sums import SquareSums
 from .targets import is_transposed, select_targets, unwrap
 
 
@@ -121,11 +123,18 @@ class Curvature:
             return tokens
 
         with torch.no_grad():
-            self._fit(targets, measure, accelerator)
+            self._fit(targets, measure, accelerator, progress)
         return self
 
-    def _fit(self, targets, measure, accelerator):
+    def _fit(self, targets, measure, accelerator, progress: bool):
         raise NotImplementedError
+
+    def _measure_eigenvalues(self, sums: SquareSums, measure, description: str):
+        """One pass that takes the mean squares of per-sequence gradients, in the basis of `sums`, as eigenvalues."""
+        tokens = measure(sums, description, lambda: sums.squares)
+        for name, total in sums.squares.items():
+            check_finite(total, f"the {description} of {name}")
+            self.tensors[f"eigenvalues.{name}"] = total.div_(tokens)
 
     def _eigenvalues(self, name: str) -> Tensor:
         """Eigenvalues of the block, (d_out, d_in) or a scalar, in the basis of `_rotate`."""
@@ -196,32 +205,31 @@ class Curvature:
 
     @staticmethod
     def from_pretrained(
-        folder_or_repo: str | Path, *, model: nn.Module | None = None, device: str | torch.device = "cpu"
+        folder_or_repo: str | Path,
+        *,
+        model: nn.Module | None = None,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
     ) -> "Curvature":
         """Load what `save_pretrained` wrote, of whatever kind, from a folder or the Hub.
 
         Raises:
-            InputError: nothing there, another format, or not of this `model` (see `check_model`).
+            InputError: nothing there, damaged, another format, or not of this `model` (see `check_model`).
         """
-        import json
-
-        from safetensors import safe_open
-
+        from ..hub import fetch_folder
         from . import KINDS
 
-        folder = Path(folder_or_repo)
-        if not folder.is_dir():
-            folder = _download(str(folder_or_repo))
+        folder = fetch_folder(folder_or_repo, revision, ["curvature*"])
         if not (folder / CONFIG_FILE).is_file():
             raise InputError(
                 f"{folder_or_repo} holds no {CONFIG_FILE}: give the folder or repository of a saved curvature"
             )
-        metadata = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        metadata = read_json(folder / CONFIG_FILE)
         if metadata.pop("format", None) != 1 or metadata["kind"] not in KINDS:
             raise InputError(f"{folder_or_repo} was written by another version of hf_unlearn: fit the curvature again")
         curvature = KINDS[metadata["kind"]]()
         for file, names in metadata.pop("files").items():
-            with safe_open(folder / file, framework="pt", device=str(device)) as shard:
+            with open_safetensors(folder / file, str(device)) as shard:
                 curvature.tensors |= {name: shard.get_tensor(name) for name in names}
         curvature.metadata = metadata
         if model is not None:
@@ -230,15 +238,11 @@ class Curvature:
 
     def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload to the Hub in one commit; the commit's URL."""
-        import tempfile
+        from ..hub import push_folder
 
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Add curvature").commit_url
+            return push_folder(repo, folder, private=private, commit_message="Add curvature", token=token)
 
     def check_model(self, model: nn.Module):
         """Raise InputError when a weight is missing or of another shape; warn when its values are not those fitted."""
@@ -325,15 +329,3 @@ def _identity(model: nn.Module, targets: Mapping[str, nn.Module]) -> dict:
         "weights_sha256": {name: sha256_tensor(module.weight) for name, module in targets.items()},
         "versions": {"hf_unlearn": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
-
-
-def _download(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=["curvature*"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise InputError(
-            f"no curvature at {repo}: neither a folder nor a Hub repository ({type(error).__name__})"
-        ) from error

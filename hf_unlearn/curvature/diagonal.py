@@ -4,7 +4,6 @@
 from torch import Tensor
 
 from .base import Curvature
-from .kfac import check_finite
 from .sums import SquareSums
 
 
@@ -16,12 +15,8 @@ class Diagonal(Curvature):
 
     kind = "diagonal"
 
-    def _fit(self, targets, measure, accelerator):
-        sums = SquareSums(targets)
-        tokens = measure(sums, "diagonal", lambda: sums.squares)
-        for name, total in sums.squares.items():
-            check_finite(total, f"the diagonal of {name}")
-            self.tensors[f"eigenvalues.{name}"] = total.div_(tokens)
+    def _fit(self, targets, measure, accelerator, progress):
+        self._measure_eigenvalues(SquareSums(targets), measure, "diagonal")
 
     def _eigenvalues(self, name: str) -> Tensor:
         return self.tensors[f"eigenvalues.{name}"]

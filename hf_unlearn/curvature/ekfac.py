@@ -3,7 +3,7 @@
 
 from torch import Tensor
 
-from .kfac import KFAC, check_finite
+from .kfac import KFAC
 from .sums import SquareSums
 
 
@@ -16,13 +16,10 @@ class EKFAC(KFAC):
 
     kind = "ekfac"
 
-    def _fit(self, targets, measure, accelerator):
-        super()._fit(targets, measure, accelerator)
-        sums = SquareSums(targets, {name: self._bases(name) for name in targets})
-        tokens = measure(sums, "correction", lambda: sums.squares)
-        for name, total in sums.squares.items():
-            check_finite(total, f"the eigenvalues of {name}")
-            self.tensors[f"eigenvalues.{name}"] = total.div_(tokens)
+    def _fit(self, targets, measure, accelerator, progress):
+        super()._fit(targets, measure, accelerator, progress)
+        rotations = {name: self._bases(name) for name in targets}
+        self._measure_eigenvalues(SquareSums(targets, rotations), measure, "correction")
 
     def _eigenvalues(self, name: str) -> Tensor:
         return self.tensors[f"eigenvalues.{name}"]

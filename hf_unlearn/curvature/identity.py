@@ -13,7 +13,7 @@ class Identity(Curvature):
 
     kind = "identity"
 
-    def _fit(self, targets, measure, accelerator):
+    def _fit(self, targets, measure, accelerator, progress):
         self.metadata |= {"sequences": 0, "predicted_tokens": 0}
         self.tensors = {
             f"eigenvalues.{name}": torch.ones((), dtype=factor_dtype(module.weight), device=module.weight.device)

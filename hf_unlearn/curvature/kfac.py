@@ -7,16 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..errors import NumericalError
 from .base import Curvature
-from .linalg import eigendecompose, mirror_
+from .linalg import check_finite, eigendecompose, mirror_
 from .sharding import agree, all_reduce, assign, rank_and_size
 from .sums import KroneckerSums
-
-
-def check_finite(tensor: Tensor, name: str):
-    if not torch.isfinite(tensor).all():
-        raise NumericalError(f"{name} is not finite: the model overflows on this data; use bf16 or fp32 weights")
 
 
 class KFAC(Curvature):
@@ -29,7 +23,7 @@ class KFAC(Curvature):
 
     kind = "kfac"
 
-    def _fit(self, targets, measure, accelerator):
+    def _fit(self, targets, measure, accelerator, progress):
         sums = KroneckerSums(targets)
 
         def tensors():
@@ -50,20 +44,22 @@ class KFAC(Curvature):
             factors |= {f"output.{name}": total.div_(tokens) for name, total in sums.outputs.items()}
             # The sums let go of the factors: each is freed when its eigenvectors have taken its place.
             sums.inputs, sums.outputs = {}, {}
-            self._decompose(factors, accelerator)
+            self._decompose(factors, accelerator, progress)
 
-    def _decompose(self, factors: dict[str, Tensor], accelerator):
+    def _decompose(self, factors: dict[str, Tensor], accelerator, progress: bool):
         """Eigendecompose each factor on one process and give all the same bits of it."""
+        from tqdm.auto import tqdm
+
         rank, size = rank_and_size(accelerator)
         labels = {name: f"the {name.split('.', 1)[0]} factor of {name.split('.', 1)[1]}" for name in factors}
         # Checked by all before any goes on: the factors are reduced, so all raise together.
         for name, factor in factors.items():
             check_finite(factor, labels[name])
         owners = assign({name: float(len(factor)) ** 3 for name, factor in factors.items()}, size)
-        for name in sorted(factors):
-            if owners[name] == rank:
-                self.tensors[f"values.{name}"], vectors = eigendecompose(mirror_(factors[name]), labels[name])
-                self.tensors[f"vectors.{name}"] = factors[name] = vectors
+        mine = [name for name in sorted(factors) if owners[name] == rank]
+        for name in tqdm(mine, desc="eigh", unit="factor", disable=not progress or rank != 0):
+            self.tensors[f"values.{name}"], vectors = eigendecompose(mirror_(factors[name]), labels[name])
+            self.tensors[f"vectors.{name}"] = factors[name] = vectors
         if size > 1:
             for name in sorted(factors):
                 vectors = factors[name]

@@ -55,6 +55,12 @@ def mirror_(total: Tensor) -> Tensor:
     return total
 
 
+def check_finite(tensor: Tensor, name: str):
+    """Raise NumericalError that names the tensor when an entry is NaN or infinite."""
+    if not torch.isfinite(tensor).all():
+        raise NumericalError(f"{name} is not finite: the model overflows on this data; use bf16 or fp32 weights")
+
+
 def eigendecompose(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """(eigenvalues (d,), eigenvectors (d, d) in columns) of a symmetric positive semi-definite matrix.
 
@@ -65,8 +71,7 @@ def eigendecompose(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
     Raises:
         NumericalError: an entry is not finite, or fp64 `eigh` on the CPU fails too.
     """
-    if not torch.isfinite(matrix).all():
-        raise NumericalError(f"{name} is not finite: the model overflows on this data; use bf16 or fp32 weights")
+    check_finite(matrix, name)
     scale = matrix.diagonal().mean()
     if scale <= 0:
         return torch.zeros_like(matrix[0]), torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)

@@ -67,11 +67,6 @@ class QATemplate:
         return sha256_json({**dataclasses.asdict(self), "chat_template": chat_template})
 
 
-def encode_prompt(tokenizer, question: str, template: QATemplate) -> list[int]:
-    """Token ids of the prompt as `encode_qa` makes them: what generation starts from."""
-    return _encode_prompt_text(tokenizer, template.prompt(question, tokenizer), template)
-
-
 def encode_qa(tokenizer, question: str, answer: str, template: QATemplate, max_length: int = 512) -> dict:
     """Tokens of one question and answer: `{"input_ids": list[int], "labels": list[int]}`, labels -100 on the prompt.
 
@@ -207,12 +202,6 @@ def make_splits(parts: Mapping[str, list[dict] | None], name: str) -> TofuSplits
 
     parts = {**parts, "full": [*parts["retain"], *parts["forget"]]}
     return TofuSplits(name=name, **{key: rows and Dataset.from_list(rows) for key, rows in parts.items()})
-
-
-def check_disjoint(forget, retain) -> int:
-    """Number of rows of `forget` whose question and answer stand in `retain` too (0 when all is well)."""
-    kept = {(row["question"], row["answer"]) for row in retain}
-    return sum((row["question"], row["answer"]) in kept for row in forget)
 
 
 def _keep_authors(retain: list[dict], evaluation: list[dict], rows: int) -> tuple[list[dict], list[dict]]:

@@ -4,15 +4,13 @@
 import copy
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 
 from ..errors import InputError, NumericalError
-from ..files import sha256_json, write_json
+from ..files import sha256_json, temporary_folder, write_json
 from .collators import CausalCollator
 
 
@@ -29,15 +27,13 @@ def cached(key: dict, build: Callable[[Path], None]) -> Path:
     """The folder that `build(folder)` fills, made once for every `key` (a JSON-able dict of all that matters).
 
     The folder is filled under a temporary name and renamed when complete, so it is whole or absent. Two processes may
-    build at once; the first to finish wins. The key is kept beside the result as key.json.
+    build at once; the first to finish wins. What a killed build left is removed by the next one. The key is kept beside the result as key.json.
     """
     key = {"format": CACHE_FORMAT, **key}
     target = cache_folder() / sha256_json(key)
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
-    try:
+    with temporary_folder(target.parent, "building") as temporary:
         write_json(temporary / "key.json", key)
         build(temporary)
         try:
@@ -45,8 +41,6 @@ def cached(key: dict, build: Callable[[Path], None]) -> Path:
         except OSError:
             if not target.is_dir():
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

@@ -75,6 +75,8 @@ class KFade(Method):
         "id": "arXiv:2602.10568",
         "bibtex": (
             "@article{kfade2026,\n  title = {Gauss-Newton Unlearning for the LLM Era},\n"
+            "  author = {McKinney, Lev and Thudi, Anvith and Bae, Juhan and Rezaei, Tara and Papernot, Nicolas and\n"
+            "            McIlraith, Sheila A. and Grosse, Roger},\n"
             "  journal = {arXiv preprint arXiv:2602.10568},\n  year = {2026}\n}"
         ),
     }
