@@ -2,6 +2,7 @@
 """From a YAML file to a report: the road that `hf-unlearn demo` and `recipes/kfade_tofu.py` share."""
 
 import importlib.resources
+import inspect
 import logging
 import sys
 from collections.abc import Mapping
@@ -63,9 +64,28 @@ def read_config(path: str | Path | None = None) -> dict:
 def load_splits(config: Mapping) -> TofuSplits:
     """The rows of `data`: `source: synthetic` with its sizes, or a folder or Hub id of TOFU with `forget` and `retain_rows`."""
     data = dict(config["data"])
-    if data.pop("source") == "synthetic":
-        return load_synthetic(config["seed"], **data)
-    return load_tofu(**config["data"])
+    if data.get("source") == "synthetic":
+        del data["source"]
+        return configured(load_synthetic, "data", data, seed=config["seed"])
+    return configured(load_tofu, "data", data)
+
+
+def configured(function, section: str, settings: Mapping | None, **others):
+    """`function(**settings, **others)`, where settings come from a person's YAML.
+
+    Raises:
+        InputError: a setting that the function does not have.
+    """
+    settings = settings or {}
+    known = set(inspect.signature(function).parameters) - set(others)
+    if unknown := set(settings) - known:
+        raise InputError(f"{section}: no setting {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+    return function(**settings, **others)
+
+
+def read_entries(config: Mapping) -> list[Entry]:
+    """The lines of `methods`."""
+    return [configured(Entry, f"methods, {entry.get('label', 'no label')}", entry) for entry in config["methods"]]
 
 
 def load_problem(config: Mapping, splits: TofuSplits, progress: bool = True) -> Problem:
@@ -77,7 +97,9 @@ def load_problem(config: Mapping, splits: TofuSplits, progress: bool = True) -> 
     model = config["model"]
     retain_log = None
     if "scratch" in model:
-        tokenizer, original, retrained = scratch_models(splits, config["seed"], **model["scratch"], progress=progress)
+        tokenizer, original, retrained = configured(
+            scratch_models, "model.scratch", model["scratch"], splits=splits, seed=config["seed"], progress=progress
+        )
     else:
         kwargs = {"dtype": model.get("dtype", "auto"), "device_map": "auto" if torch.cuda.is_available() else None}
         original, tokenizer = load_model(model["original"], init_kwargs=kwargs)
@@ -96,8 +118,9 @@ def load_problem(config: Mapping, splits: TofuSplits, progress: bool = True) -> 
                     "give model.retrained or model.retain_log: forget quality compares with a retrained model"
                 )
             retain_log = tofu.read_log(model["retain_log"])
-    template = QATemplate(**config["template"])
-    return Problem(splits, tokenizer, original.eval(), retrained, retain_log, template, **config["evaluation"])
+    loaded = {"splits": splits, "tokenizer": tokenizer, "original": original.eval(), "retrained": retrained}
+    loaded |= {"retain_log": retain_log, "template": configured(QATemplate, "template", config["template"])}
+    return configured(Problem, "evaluation", config["evaluation"], **loaded)
 
 
 def run_experiment(config: Mapping, output_dir: str | Path, *, progress: bool = True) -> list[dict]:
@@ -108,7 +131,7 @@ def run_experiment(config: Mapping, output_dir: str | Path, *, progress: bool = 
     """
     splits = load_splits(config)
     problem = load_problem(config, splits, progress)
-    entries = [Entry(**entry) for entry in config["methods"]]
+    entries = read_entries(config)
     comparison = Comparison(problem, entries, output_dir, config["arguments"], config["seed"], progress=progress)
     if progress:
         lengths = [len(ids) for ids in comparison.retain["input_ids"]]
@@ -213,7 +236,7 @@ def dry_run(config: Mapping, splits: TofuSplits) -> str:
     batch = {"input_ids": torch.zeros(2, 8, dtype=torch.long, device="meta")}
     logits = model(**batch).logits
     lines.append(f"forward: logits {tuple(logits.shape)} {logits.dtype}")
-    entries = [Entry(**entry) for entry in config["methods"]]
+    entries = read_entries(config)
     lines.append(plans(model, entries, len(splits.retain), config["evaluation"].get("max_length", 512)))
     return "\n".join(lines)
 

@@ -44,7 +44,9 @@ def configure(arguments: argparse.Namespace) -> dict:
 
     config = read_config(arguments.config)
     if arguments.data_dir:
-        config["data"] = config["data"] | {"source": arguments.data_dir}
+        # The sizes of the embedded problem are none of TOFU's.
+        kept = {key: config["data"][key] for key in ("forget", "retain_rows") if key in config["data"]}
+        config["data"] = kept | {"source": arguments.data_dir}
     if arguments.forget:
         config["data"] = config["data"] | {"forget": arguments.forget}
     if arguments.seed is not None:

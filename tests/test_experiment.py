@@ -143,6 +143,10 @@ def test_bad_configurations(config, tmp_path):
     (tmp_path / "typo.yaml").write_text("metods: []")
     with pytest.raises(InputError, match="metods"):
         experiment.read_config(tmp_path / "typo.yaml")
+    with pytest.raises(InputError, match="data: no setting authers; there are authors"):
+        experiment.load_splits(config | {"data": {"source": "synthetic", "authers": 3}})
+    with pytest.raises(InputError, match="methods, x: no setting learning_rate"):
+        experiment.read_entries({"methods": [{"label": "x", "method": "kfade", "learning_rate": 1}]})
     with pytest.raises(InputError, match="unknown method"):
         Entry("x", "sorcery", search=[1])
     with pytest.raises(InputError, match="search"):
