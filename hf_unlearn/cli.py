@@ -94,7 +94,8 @@ def describe_delta(path: str | Path) -> Iterator[str]:
     delta = describe(path)
     names = delta["tensors"]
     yield f"delta: {len(names)} tensors, {_size(delta['bytes'])} in {delta.get('dtype')}, norm {delta['norm']:.6g}"
-    yield f"  method    {delta.get('method') or 'unknown'}: {format_settings(delta.get('settings'))}"
+    settings = {key: value for key, value in (delta.get("settings") or {}).items() if key != "method"}
+    yield f"  method    {delta.get('method') or 'unknown'}: {format_settings(settings)}"
     revision = f" at {delta['base_revision']}" if delta.get("base_revision") else ""
     yield f"  base      {delta.get('base_model') or 'unknown'}{revision}"
     yield f"  seed      {delta.get('seed')}"

@@ -16,6 +16,7 @@ from hf_unlearn.version import __version__
 
 
 WEIGHT = "model.layers.0.mlp.up_proj.weight"
+SETTINGS = {"method": "KFade", "steps": 4, "kl_budget": None, "damping": 1e-6}
 
 
 def call(*arguments):
@@ -30,7 +31,7 @@ def call(*arguments):
 @pytest.fixture
 def delta(tmp_path, tiny_llama):
     base = {WEIGHT: tiny_llama().state_dict()[WEIGHT]}
-    config = delta_config(base, base_model="org/base", method="KFade", settings={"steps": 4, "damping": 1e-6}, seed=7)
+    config = delta_config(base, base_model="org/base", method="KFade", settings=SETTINGS, seed=7)
     return UpdateDelta({WEIGHT: torch.full(base[WEIGHT].shape, 0.5)}, config).save_pretrained(tmp_path / "delta")
 
 

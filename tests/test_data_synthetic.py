@@ -3,6 +3,7 @@
 
 import itertools
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -144,11 +145,8 @@ cached({"a": 1}, lambda folder: (folder / "half").write_text("x") and os.kill(os
     assert killed.returncode == -signal.SIGKILL
     (left,) = cache.iterdir()
     assert left.name.startswith(".building.") and (left / "half").is_file()
-    # Neither a build of this process, which is alive, nor one of another machine is touched.
-    alive = [
-        left.with_name(left.name.replace(f".{part}.", ".1.") if part else f".building.else.{10**9}.x.part")
-        for part in (left.name.split(".")[-3], "")
-    ]
+    # Neither a build of a process that is alive (1 always is) nor one of another machine is touched.
+    alive = [cache / f".building.{platform.node()}.1.x.part", cache / f".building.elsewhere.{10**9}.x.part"]
     for folder in alive:
         folder.mkdir()
     folder = cached({"a": 1}, lambda folder: (folder / "result").write_text("x"))

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -200,6 +201,20 @@ def test_model_by_folder_with_its_tokenizer_and_rows_of_text(tmp_path):
     assert (tmp_path / "run" / "tokenizer.json").is_file()
 
 
+def test_tokenizer_is_that_of_the_models_revision(monkeypatch):
+    import transformers
+
+    from hf_unlearn.loading import load_model
+
+    asked = {}
+    for name in ("AutoModelForCausalLM", "AutoTokenizer"):
+        load = lambda source, name=name, **kwargs: asked.update({name: kwargs})
+        monkeypatch.setattr(transformers, name, types.SimpleNamespace(from_pretrained=load))
+    load_model("org/model", init_kwargs={"revision": "abc", "token": "t", "dtype": "bfloat16"})
+    assert asked["AutoModelForCausalLM"] == {"revision": "abc", "token": "t", "dtype": "bfloat16"}
+    assert asked["AutoTokenizer"] == {"revision": "abc", "token": "t"}
+
+
 def test_model_by_folder_without_tokenizer_takes_tokens(tmp_path):
     make_llama().save_pretrained(tmp_path / "model")
     trainer = make_trainer(str(tmp_path / "model"), KFade(step_norm=0.1, curvature="identity"), tmp_path / "run")
@@ -300,6 +315,7 @@ def test_no_update_before_training_and_no_second_run(tmp_path):
 def test_push_to_hub_is_one_commit(tmp_path):
     program = f"""
 import sys
+import types
 sys.path.insert(0, {str(__import__("pathlib").Path(__file__).parent)!r})
 from unlearn_setup import make_trainer, trained_llama
 from hf_unlearn import KFade
@@ -376,3 +392,16 @@ def test_several_gpus_in_one_process_are_refused(tmp_path):
     trainer.args._n_gpu = 2
     with pytest.raises(InputError, match="accelerate launch"):
         trainer.train()
+
+
+def test_card_and_log_of_a_first_order_method(tmp_path):
+    trainer = make_trainer(trained_llama(), FirstOrder("npo"), tmp_path, max_steps=2, learning_rate=1e-3)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "removed with NPO, by hf_unlearn" in card and "objective npo, beta 0.1" in card and "None" not in card
+    delta = UpdateDelta.from_pretrained(tmp_path / "model")
+    assert delta.sha256() == trainer.update_delta().sha256(torch.bfloat16) and delta.sha256() in card
+    (line,) = (tmp_path / "unlearning_log.jsonl").read_text().splitlines()
+    request = json.loads(line)
+    assert request["method"] == "NPO" and request["delta_sha256"] == trainer.update_delta().sha256()

@@ -53,8 +53,9 @@ def format_value(value) -> str:
 
 
 def format_settings(settings: Mapping | None) -> str:
-    """{"steps": 4, "step_norm": 0.004} as "steps 4, step_norm 0.004"."""
-    return ", ".join(f"{key} {format_value(value)}" for key, value in (settings or {}).items()) or MISSING
+    """{"steps": 4, "step_norm": 0.004} as "steps 4, step_norm 0.004"; what is None was not set, and is left out."""
+    given = {key: value for key, value in (settings or {}).items() if value is not None}
+    return ", ".join(f"{key} {format_value(value)}" for key, value in given.items()) or MISSING
 
 
 def table_cells(rows: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
