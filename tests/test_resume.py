@@ -2,6 +2,7 @@
 """Runs that are killed, or whose disk is full: in processes of their own, killed for good."""
 
 import functools
+import json
 import multiprocessing
 import os
 import resource
@@ -15,7 +16,7 @@ from unlearn_setup import logged, make_trainer, trained_llama
 from hf_unlearn import FirstOrder, KFade
 from hf_unlearn.curvature import KFAC
 from hf_unlearn.errors import InputError, exit_codes
-from hf_unlearn.runs import checkpoint_to_resume, is_whole, seal_checkpoint
+from hf_unlearn.runs import append_log, checkpoint_to_resume, is_whole, seal_checkpoint
 
 
 def die():
@@ -234,3 +235,16 @@ def test_full_disk_while_saving_keeps_what_was_there(tmp_path):
     code, error = in_a_process(save_twice, tmp_path)
     assert code == 1 and "run could not be written" in error.splitlines()[-1], error
     assert {"model.safetensors", "delta/delta.safetensors", "README.md"} <= set(contents(tmp_path / "run"))
+
+
+def test_log_line_is_whole_or_absent_and_json(tmp_path, monkeypatch):
+    append_log(tmp_path, {"metrics": {"loss": float("nan"), "kl": float("-inf"), "step_norm": 0.5}})
+    log = tmp_path / "unlearning_log.jsonl"
+    first = log.read_bytes()
+    refuse = lambda name: pytest.fail(f"{name} is not JSON")
+    assert json.loads(first, parse_constant=refuse)["metrics"] == {"loss": None, "kl": None, "step_norm": 0.5}
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:7]))
+    with pytest.raises(OSError, match="disk full"):
+        append_log(tmp_path, {"method": "K-FADE"})
+    assert log.read_bytes() == first
