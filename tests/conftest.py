@@ -25,7 +25,9 @@ def shared_data() -> Path:
     return folder
 
 
-def make_llama(vocab_size=50, hidden_size=16, intermediate_size=24, layers=2, heads=2, kv_heads=None, seed=0, **kwargs):
+def make_llama(
+    vocab_size=50, hidden_size=16, intermediate_size=24, layers=2, heads=2, kv_heads=None, seed=0, **kwargs
+):
     """A random tiny Llama in eval mode."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
