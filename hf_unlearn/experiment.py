@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """From a YAML file to a report: the road that `hf-unlearn demo` and `recipes/kfade_tofu.py` share."""
 
+import datetime
 import importlib.resources
 import inspect
 import logging
@@ -217,8 +218,9 @@ def summarise(rows: list[dict]) -> str:
 
 def run_demo(output_dir: str | Path = "outputs/demo", seed: int = 0, progress: bool = True) -> list[dict]:
     """The embedded default: train two tiny models (cached), unlearn with every method, write the report."""
-    rows = run_experiment(read_config() | {"seed": seed}, output_dir, progress=progress)
-    record(rows, output_dir, None)
+    config = read_config() | {"seed": seed}
+    rows = run_experiment(config, output_dir, progress=progress)
+    record(rows, output_dir, config)
     return rows
 
 
@@ -278,9 +280,20 @@ def meta_model(config: Mapping) -> torch.nn.Module:
         ).eval()
 
 
-def record(rows: list[dict], output_dir: str | Path, path: str | Path | None):
-    """Print the table, and with a path write it down with the command, versions and machine (benchmarks/results)."""
+def record(rows: list[dict], output_dir: str | Path, config: Mapping, path: str | Path | None = None):
+    """Print the table, and with a path write it down with command, settings, versions and machine (benchmarks/results)."""
     print(format_table(rows))
     print(f"\n{summarise(rows)}\n\nreport: {Path(output_dir) / 'report.html'}")
-    if path is not None:
-        write_json(path, {"command": " ".join(["python", *sys.argv]), "environment": environment(), "rows": rows})
+    if path is None:
+        return
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    # The data folder's place on this machine says nothing to a reader.
+    data = config["data"] | {"source": Path(config["data"]["source"]).name}
+    shown = [Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.argv]
+    about = {
+        "command": " ".join(["python", *shown]),
+        "date": date,
+        "seed": config["seed"],
+        "config": dict(config) | {"data": data},
+    }
+    write_json(path, about | {"environment": environment(), "rows": rows})

@@ -75,7 +75,7 @@ def main(argv=None):
             return
         rows = run_experiment(config, arguments.output_dir, progress=state.is_main_process)
         if state.is_main_process:
-            record(rows, arguments.output_dir, arguments.record)
+            record(rows, arguments.output_dir, config, arguments.record)
 
 
 if __name__ == "__main__":

@@ -35,21 +35,31 @@ METHODS = [
 ]
 
 
-@pytest.fixture
-def config(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_UNLEARN_CACHE", str(tmp_path / "cache"))
-    return {
-        "title": "a problem of seconds",
-        "seed": 0,
-        "data": {"source": "synthetic", "authors": 4, "forget_authors": 1, "questions_per_author": 6},
-        "model": {
-            "scratch": {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "layers": 1, "epochs": 1}
-        },
-        "template": {},
-        "evaluation": {"max_new_tokens": 3, "sweep_rows": 6},
-        "arguments": {"per_device_train_batch_size": 6, "use_cpu": True},
-        "methods": METHODS,
-    }
+CONFIG = {
+    "title": "a problem of seconds",
+    "seed": 0,
+    "data": {"source": "synthetic", "authors": 4, "forget_authors": 1, "questions_per_author": 6},
+    "model": {"scratch": {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "layers": 1, "epochs": 1}},
+    "template": {},
+    "evaluation": {"max_new_tokens": 3, "sweep_rows": 6},
+    "arguments": {"per_device_train_batch_size": 6, "use_cpu": True},
+    "methods": METHODS,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Models are trained once for all tests of this file, outside the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_UNLEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, rows) of one whole run."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, experiment.run_experiment(CONFIG, folder, progress=False)
 
 
 def row(quality, kl):
@@ -64,8 +74,8 @@ def test_choose_prefers_least_kl_among_those_that_forgot():
     assert choose([row(None, None), row(0.001, 0.1)]) == 1  # a diverged candidate is never chosen
 
 
-def test_table_report_and_model(config, tmp_path):
-    rows = experiment.run_experiment(config, tmp_path / "out", progress=False)
+def test_table_report_and_model(finished):
+    folder, rows = finished
     assert [row["method"] for row in rows] == ["original", "retrained", "one step", "two steps", "GradDiff"]
     original = rows[0]
     assert original["retain_kl"] == 0 and original["forget_quality"] < 1
@@ -77,8 +87,8 @@ def test_table_report_and_model(config, tmp_path):
         assert entry["n"] == 6 and 0 < entry["forget_probability"] < 1
     for entry in rows[2:]:
         assert entry["candidates"] == 2 and entry["seconds"] > 0 and entry["retain_kl"] > 0
-    assert json.loads((tmp_path / "out/results.json").read_text()) == rows
-    page = (tmp_path / "out/report.html").read_text()
+    assert json.loads((folder / "results.json").read_text()) == rows
+    page = (folder / "report.html").read_text()
     assert "two steps" in page and "http://" not in page.replace("http://www.w3.org", "")
     for name in (
         "report.json",
@@ -88,24 +98,24 @@ def test_table_report_and_model(config, tmp_path):
         "model/README.md",
         "model/delta/delta_config.json",
     ):
-        assert (tmp_path / "out" / name).stat().st_size > 0
-    candidates = json.loads((tmp_path / "out/report.json").read_text())["candidates"]
+        assert (folder / name).stat().st_size > 0
+    candidates = json.loads((folder / "report.json").read_text())["candidates"]
     assert len(candidates) == 6
     # Each K-FADE candidate says which step norm and how many steps made it.
     assert sorted(c["settings"]["step_norm"] for c in candidates if c["method"] == "one step") == [0.01, 0.05]
     assert [c["settings"]["steps"] for c in candidates if c["method"] == "two steps"] == [1, 2]
 
 
-def test_saved_model_is_original_plus_chosen_update(config, tmp_path):
+def test_saved_model_is_original_plus_chosen_update(finished):
     from transformers import AutoModelForCausalLM
 
     from hf_unlearn import UpdateDelta
 
-    problem = experiment.load_problem(config, experiment.load_splits(config), progress=False)
+    folder, _ = finished
+    problem = experiment.load_problem(CONFIG, experiment.load_splits(CONFIG), progress=False)
     before = {name: tensor.clone() for name, tensor in problem.original.state_dict().items()}
-    experiment.run_experiment(config, tmp_path / "out", progress=False)
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
-    delta = UpdateDelta.from_pretrained(tmp_path / "out/model/delta")
+    saved = AutoModelForCausalLM.from_pretrained(folder / "model")
+    delta = UpdateDelta.from_pretrained(folder / "model/delta")
     assert delta.tensors
     for name, tensor in saved.state_dict().items():
         expected = before[name] + delta.tensors.get(name, 0)
@@ -114,8 +124,7 @@ def test_saved_model_is_original_plus_chosen_update(config, tmp_path):
     assert moved == set(delta.tensors)
 
 
-def test_killed_comparison_goes_on_after_the_finished_entries(config, tmp_path, monkeypatch):
-    whole = experiment.run_experiment(config, tmp_path / "whole", progress=False)
+def test_killed_comparison_goes_on_after_the_finished_entries(finished, tmp_path, monkeypatch):
     searches = []
     run = comparison._Search.run
 
@@ -127,14 +136,14 @@ def test_killed_comparison_goes_on_after_the_finished_entries(config, tmp_path, 
 
     monkeypatch.setattr(comparison._Search, "run", killed_in_the_second)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run_experiment(config, tmp_path / "out", progress=False)
-    rows = experiment.run_experiment(config, tmp_path / "out", progress=False)
+        experiment.run_experiment(CONFIG, tmp_path / "out", progress=False)
+    rows = experiment.run_experiment(CONFIG, tmp_path / "out", progress=False)
     assert searches == ["one step", "two steps", "two steps", "GradDiff"]
     measured = lambda rows: [(r["method"], r["forget_quality"], r["retain_kl"], r["forget_probability"]) for r in rows]
-    assert measured(rows) == measured(whole)
+    assert measured(rows) == measured(finished[1])
 
 
-def test_bad_configurations(config, tmp_path):
+def test_bad_configurations(tmp_path):
     with pytest.raises(InputError, match="no such configuration"):
         experiment.read_config(tmp_path / "absent.yaml")
     (tmp_path / "bad.yaml").write_text("methods: [")
@@ -144,7 +153,7 @@ def test_bad_configurations(config, tmp_path):
     with pytest.raises(InputError, match="metods"):
         experiment.read_config(tmp_path / "typo.yaml")
     with pytest.raises(InputError, match="data: no setting authers; there are authors"):
-        experiment.load_splits(config | {"data": {"source": "synthetic", "authers": 3}})
+        experiment.load_splits(CONFIG | {"data": {"source": "synthetic", "authers": 3}})
     with pytest.raises(InputError, match="methods, x: no setting learning_rate"):
         experiment.read_entries({"methods": [{"label": "x", "method": "kfade", "learning_rate": 1}]})
     with pytest.raises(InputError, match="unknown method"):
@@ -152,12 +161,12 @@ def test_bad_configurations(config, tmp_path):
     with pytest.raises(InputError, match="search"):
         Entry("x", "kfade")
     with pytest.raises(InputError, match="share a label"):
-        experiment.run_experiment(config | {"methods": METHODS[:1] * 2}, tmp_path / "out", progress=False)
+        experiment.run_experiment(CONFIG | {"methods": METHODS[:1] * 2}, tmp_path / "out", progress=False)
 
 
-def test_recipe_from_the_command_line(config, tmp_path):
+def test_recipe_from_the_command_line(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(CONFIG))
     command = [sys.executable, str(RECIPE), "--config", str(path), "--output_dir", str(tmp_path / "out")]
     done = subprocess.run([*command, "--only", "one step"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
