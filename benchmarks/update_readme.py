@@ -41,11 +41,17 @@ def tofu_section(path: Path) -> str:
 
 def bench_section(path: Path) -> str:
     record = json.loads(path.read_text())
-    lines = ["| random Llama, one thread | K-FAC / kronfluence | K-FAC / curvlinops | EK-FAC correction / kronfluence | peak memory |"]
+    lines = [
+        "| random Llama, one thread | K-FAC / kronfluence | K-FAC / curvlinops | EK-FAC correction / kronfluence | peak memory |"
+    ]
     lines.append("|---|---|---|---|---|")
     for case in record["cases"].values():
         ratios, size = case["ratios"], case["settings"]
-        pairs = ("K-FAC / kronfluence covariance", "K-FAC / curvlinops K-FAC", "EK-FAC correction / kronfluence lambda")
+        pairs = (
+            "K-FAC / kronfluence covariance",
+            "K-FAC / curvlinops K-FAC",
+            "EK-FAC correction / kronfluence lambda",
+        )
         times = [f"{ratios[f'hf_unlearn {pair}']['time_median']:.2f}x" for pair in pairs]
         peak = max(ratios[f"hf_unlearn {pair}"]["peak"] for pair in pairs)
         lines.append(f"| vocabulary {size['vocab_size']} | {' | '.join(times)} | at most {peak:.2f}x |")
