@@ -48,6 +48,6 @@ class UnlearnConfig(TrainingArguments):
     kl_rows: int = field(
         default=64, metadata={"help": "Retain rows on which the KL is measured after a step; 0: off."}
     )
-    model_init_kwargs: dict | str | None = field(
+    model_init_kwargs: dict | None = field(
         default=None, metadata={"help": "Keyword arguments of from_pretrained when the model is a name or folder."}
     )

@@ -164,6 +164,7 @@ def save_best(comparison: Comparison, rows: list[dict], folder: Path):
     methods = [row for row in rows if row["method"] not in REFERENCES]
     best = methods[choose(methods)]
     problem = comparison.problem
+    entry = next(entry for entry in comparison.entries if entry.label == best["method"])
     delta = comparison.update(best["method"])
     with staged_folder(folder) as staged, comparison.updated(best["method"]) as model:
         model.save_pretrained(staged)
@@ -172,7 +173,7 @@ def save_best(comparison: Comparison, rows: list[dict], folder: Path):
         by_name = {row["method"]: row for row in rows}
         context = {
             "method": best["method"],
-            "paper": KFade.paper if best["settings"].get("method") == "KFade" else {},
+            "paper": entry.make(entry.search[0]).paper,
             "base_model": delta.config["base_model"],
             "settings": best["settings"],
             "seed": comparison.seed,

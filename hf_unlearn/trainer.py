@@ -21,13 +21,14 @@ from .config import UnlearnConfig
 from .cost import peak_memory_mb, reset_peak_memory
 from .data.collators import UnlearnCollator
 from .data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows
-from .deltas import UpdateDelta, base_tensors, delta_config, library_versions
+from .deltas import UpdateDelta, base_tensors, delta_config
 from .errors import InputError, NumericalError
 from .files import sha256_tensors, staged_folder, write_text, writing
 from .hub import public_name, push_folder
 from .loading import default_collator, load_model, merged_weights
 from .methods.base import Counts, Method
 from .optim import NaturalGradientAscent
+from .records import card_context, request_record
 from .runs import LOG_FILE, append_log, checkpoint_to_resume, claim_folder, seal_checkpoint
 
 
@@ -91,6 +92,7 @@ class UnlearnTrainer(Trainer):
         self.model_id = public_name(model if isinstance(model, str) else getattr(model.config, "_name_or_path", None))
         if isinstance(model, str):
             model, processing_class = load_model(model, processing_class, args.model_init_kwargs)
+        self.base_revision = getattr(model.config, "_commit_hash", None)
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -99,6 +101,7 @@ class UnlearnTrainer(Trainer):
         self.evaluator = evaluator
         self.before_step: Callable[[torch.optim.Optimizer], None] | None = None
         self.cost: dict[str, float] = {}
+        # Scores, and plain words on what was removed, for the card (`cards.render_card`).
         self.card_extras: dict = {}
 
         prepare = lambda rows, what: prepare_rows(rows, what, processing_class, args.max_length)
@@ -193,7 +196,7 @@ class UnlearnTrainer(Trainer):
         self.cost["peak_memory_mb"] = peak_memory_mb()
         if self.is_world_process_zero():
             delta = self.update_delta()
-            append_log(folder, self.request_record() | {"delta_sha256": delta.sha256()})
+            append_log(folder, request_record(self) | {"delta_sha256": delta.sha256()})
         return output
 
     def run_identity(self) -> dict:
@@ -322,6 +325,7 @@ class UnlearnTrainer(Trainer):
             raise InputError("there is no update yet: call train() first")
         about = {
             "base_model": self.model_id,
+            "base_revision": self.base_revision,
             "method": type(self.method).__name__,
             "settings": self.method.settings(),
             "seed": self.args.seed,
@@ -352,7 +356,7 @@ class UnlearnTrainer(Trainer):
         with staged_folder(output_dir or self.args.output_dir) as folder:
             super().save_model(str(folder), _internal_call=True)
             delta.save_pretrained(folder / "delta")
-            write_text(folder / "README.md", render_card(self.card_context(delta)))
+            write_text(folder / "README.md", render_card(card_context(self, delta) | self.card_extras))
         if self.args.push_to_hub:
             self.push_to_hub()
 
@@ -385,37 +389,6 @@ class UnlearnTrainer(Trainer):
                 commit_message=commit_message,
                 token=token or self.args.hub_token,
             )
-
-    def card_context(self, delta: UpdateDelta) -> dict:
-        """What `cards.render_card` is given; `card_extras` (scores, plain words on what was removed) overrides it."""
-        return {
-            "method": self.method.label,
-            "repo_id": self.args.hub_model_id,
-            "base_model": self.model_id,
-            "settings": self.method.settings(),
-            "seed": self.args.seed,
-            "paper": self.method.paper,
-            "forget_rows": len(self.forget_dataset),
-            "forget_sha256": fingerprint_rows(self.forget_dataset),
-            "unlearned": {"seconds": self.cost.get("seconds"), "peak_memory_mb": self.cost.get("peak_memory_mb")},
-            "delta": {"norm": delta.norm(), "tensors": len(delta.tensors), "sha256": delta.sha256(torch.bfloat16)},
-            "environment": library_versions(),
-        } | self.card_extras
-
-    def request_record(self) -> dict:
-        """What `unlearning_log.jsonl` says of this request: method, rows, model, metrics and cost."""
-        return {
-            "method": self.method.label,
-            "settings": self.method.settings(),
-            "model": self.model_id,
-            "base_weights_sha256": sha256_tensors(self.base_weights),
-            "forget_rows": len(self.forget_dataset),
-            "forget_sha256": fingerprint_rows(self.forget_dataset),
-            "metrics": {
-                key: value for entry in self.state.log_history for key, value in entry.items() if key != "step"
-            },
-            "cost": self.cost,
-        }
 
     # ---- natural gradient ------------------------------------------------------------------------------------------
     def create_optimizer(self, model=None):

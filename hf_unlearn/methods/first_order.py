@@ -19,6 +19,33 @@ OBJECTIVES = {
     "simnpo": "NPO without a reference model, with a retain loss",
     "finetune": "go on training on the retain rows alone",
 }
+PAPERS = {
+    "ga": (
+        "Knowledge Unlearning for Mitigating Privacy Risks in Language Models",
+        "2210.01504",
+        "Jang, Joel and others",
+        2022,
+    ),
+    "grad_diff": (
+        "Continual Learning and Private Unlearning",
+        "2203.12817",
+        "Liu, Bo and Liu, Qiang and Stone, Peter",
+        2022,
+    ),
+    "kl": ("TOFU: A Task of Fictitious Unlearning for LLMs", "2401.06121", "Maini, Pratyush and others", 2024),
+    "npo": (
+        "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning",
+        "2404.05868",
+        "Zhang, Ruiqi and others",
+        2024,
+    ),
+    "simnpo": (
+        "Simplicity Prevails: Rethinking Negative Preference Optimization for LLM Unlearning",
+        "2410.07163",
+        "Fan, Chongyu and others",
+        2024,
+    ),
+}
 LABELS = {"ga": "GA", "grad_diff": "GradDiff", "kl": "KL", "npo": "NPO", "simnpo": "SimNPO", "finetune": "Finetune"}
 
 
@@ -59,6 +86,14 @@ class FirstOrder(Method):
     @property
     def label(self) -> str:
         return LABELS[self.objective]
+
+    @property
+    def paper(self) -> dict[str, str]:
+        if self.objective not in PAPERS:
+            return {}
+        title, arxiv, authors, year = PAPERS[self.objective]
+        entry = f"  title = {{{title}}},\n  author = {{{authors}}},\n  journal = {{arXiv preprint arXiv:{arxiv}}},\n  year = {{{year}}}\n"
+        return {"title": title, "id": f"arXiv:{arxiv}", "bibtex": f"@article{{{self.objective}{year},\n{entry}}}"}
 
     @property
     def paired(self) -> bool:
