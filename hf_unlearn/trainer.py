@@ -123,6 +123,8 @@ class UnlearnTrainer(Trainer):
         elif eval_dataset is not None:
             eval_dataset = prepare(eval_dataset, "evaluation")
 
+        if data_collator is None and "input_ids" not in self.forget_dataset.column_names:
+            raise InputError("rows without input_ids have no default padding: pass data_collator")
         self.single_collator = data_collator or default_collator(model, processing_class)
         self._parts: dict[str, torch.Tensor] = {}
         self._parts_since = 0

@@ -405,3 +405,9 @@ def test_card_and_log_of_a_first_order_method(tmp_path):
     (line,) = (tmp_path / "unlearning_log.jsonl").read_text().splitlines()
     request = json.loads(line)
     assert request["method"] == "NPO" and request["delta_sha256"] == trainer.update_delta().sha256()
+
+
+def test_rows_without_tokens_ask_for_a_collator(tmp_path):
+    images = Dataset.from_list([{"pixel_values": [[0.0, 1.0]], "labels": 1}] * 2)
+    with pytest.raises(InputError, match="pass data_collator"):
+        make_trainer(make_llama(), FirstOrder("grad_diff"), tmp_path, images, images)
