@@ -165,6 +165,7 @@ def save_best(comparison: Comparison, rows: list[dict], folder: Path):
     best = methods[choose(methods)]
     problem = comparison.problem
     entry = next(entry for entry in comparison.entries if entry.label == best["method"])
+    method = entry.make(entry.search[0])
     delta = comparison.update(best["method"])
     with staged_folder(folder) as staged, comparison.updated(best["method"]) as model:
         model.save_pretrained(staged)
@@ -172,13 +173,14 @@ def save_best(comparison: Comparison, rows: list[dict], folder: Path):
         delta.save_pretrained(staged / "delta")
         by_name = {row["method"]: row for row in rows}
         context = {
-            "method": best["method"],
-            "paper": entry.make(entry.search[0]).paper,
+            "method": method.label,
+            "model_name": f"{problem.splits.name} unlearned with {best['method']}",
+            "paper": method.paper,
             "base_model": delta.config["base_model"],
             "settings": best["settings"],
             "seed": comparison.seed,
-            "forget": f"the forget rows of {problem.splits.name}",
-            "retain": "the other rows",
+            "forget": f"the forget set of {problem.splits.name}",
+            "retain": "its other rows",
             "forget_rows": len(comparison.forget),
             "forget_sha256": fingerprint_rows(comparison.forget),
             "original": by_name["original"],

@@ -38,7 +38,7 @@ def _figure(columns: int, height: float):
     from matplotlib.figure import Figure
 
     # Without pyplot: no global state, no display, nothing for the caller to close.
-    figure = Figure(figsize=(10, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(10 if columns < 3 else 14, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
     for ax in axes:
@@ -57,21 +57,26 @@ def kept_percent(row: Mapping, original: Mapping | None) -> float | None:
 
 
 def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping]):
-    """Forget quality against what was kept of the retained answers (else model utility) and against the retain KL.
+    """Forget quality against what was kept of the retained answers, the retain KL, and model utility.
 
     Candidates are faint and joined in the order they were tried, the reported setting of each method is large.
     Returns a matplotlib figure; what lacks a value for a panel is not in it.
     """
     original = next((row for row in rows if row["method"] == "original"), None)
     kept = [kept_percent(row, original) for row in rows]
-    by_kept = any(value is not None for value in kept)
-    panels = [lambda row: kept_percent(row, original) if by_kept else row.get("model_utility")]
-    if any((row.get("retain_kl") or 0) > 0 for row in [*rows, *candidates]):
-        panels.append(lambda row: None if row.get("retain_kl") is None else max(row["retain_kl"], 0.0))
+    everything = [*rows, *candidates]
+    panels = []
+    if any(value is not None for value in kept):
+        panels.append((lambda row: kept_percent(row, original), _kept_axis))
+    if any((row.get("retain_kl") or 0) > 0 for row in everything):
+        panels.append((lambda row: None if row.get("retain_kl") is None else max(row["retain_kl"], 0.0), _kl_axis))
+    # Of the reported settings alone: a search does not measure utility, which needs generations.
+    if any(row.get("model_utility") is not None for row in everything) or not panels:
+        panels.append((lambda row: row.get("model_utility"), _utility_axis))
     figure, axes = _figure(len(panels), 5.2)
     style = styles([row["method"] for row in [*rows, *candidates]])
     handles = {}
-    for ax, x_of in zip(axes, panels, strict=True):
+    for ax, (x_of, set_axis) in zip(axes, panels, strict=True):
         points = {"rows": [], "candidates": []}
         for kind, group in (("rows", rows), ("candidates", candidates)):
             for row in group:
@@ -98,18 +103,14 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping]):
                 zorder=5,
             )
         _forget_quality_axis(ax, [y for kind in points.values() for _, _, y in kind])
-    _cost_axis(
-        axes[0], by_kept, [x_of_row for x_of_row in map(panels[0], [*rows, *candidates]) if x_of_row is not None]
-    )
-    if len(panels) == 2:
-        _kl_axis(axes[1], [x for x in map(panels[1], [*rows, *candidates]) if x])
+        set_axis(ax, [x for x in map(x_of, everything) if x is not None])
     axes[0].set_ylabel("forget quality: p-value against\nthe retrained model (higher is better)", fontsize=11)
     if handles:
         figure.legend(
             handles.values(),
             handles.keys(),
             loc="outside lower center",
-            ncol=min(4, len(handles)),
+            ncol=min(4 if len(panels) < 3 else 6, len(handles)),
             frameon=False,
             fontsize=11,
         )
@@ -141,10 +142,11 @@ def _forget_quality_axis(ax, values: Sequence[float]):
         artist.set_clip_on(False)
 
 
-def _cost_axis(ax, by_kept: bool, values: Sequence[float]):
-    if not by_kept:
-        ax.set_xlabel("model utility (higher is better)", fontsize=11)
-        return
+def _utility_axis(ax, values: Sequence[float]):
+    ax.set_xlabel("model utility\n(further right is better)", fontsize=11)
+
+
+def _kept_axis(ax, values: Sequence[float]):
     # Linear near 100 %, where good methods differ, logarithmic below, where bad ones collapse.
     ax.set_xscale(
         "function",
@@ -158,15 +160,16 @@ def _cost_axis(ax, by_kept: bool, values: Sequence[float]):
     ax.set_xticks(ticks, [str(x) for x in ticks])
     ax.set_xlim(lowest - 0.15 * (100 - lowest) - 0.3, highest + 0.15 * (highest - 100) + 0.5)
     ax.minorticks_off()
-    ax.set_xlabel("retained-answer probability kept, % of original\n(further right is better)", fontsize=11)
+    ax.set_xlabel("retained probability kept, % of original\n(further right is better)", fontsize=11)
 
 
-def _kl_axis(ax, positive: Sequence[float]):
+def _kl_axis(ax, values: Sequence[float]):
+    positive = [x for x in values if x > 0]
     # The original's KL is 0: linear up to the smallest power of ten in use, logarithmic above.
     smallest = 10.0 ** math.floor(math.log10(min(positive)))
     ax.set_xscale("symlog", linthresh=smallest, linscale=0.4)
     ax.set_xlim(-0.15 * smallest, max(positive) * 2)
-    ax.set_xlabel("KL from the original on retained answers, nats per token\n(further left is better)", fontsize=11)
+    ax.set_xlabel("KL from the original, nats per retained token\n(further left is better)", fontsize=11)
 
 
 def kl_distribution(kl_samples: Mapping[str, Sequence[float]], methods: Sequence[str] = ()):
