@@ -37,6 +37,11 @@ logger = logging.getLogger(__name__)
 METHODS = {"kfade": KFade, "first_order": FirstOrder}
 SEARCH_METRICS = ("forget_truth_ratio", "forget_Q_A_Prob", "retain_Q_A_Prob")
 REMEMBERED = 2**34  # bytes for the original model's log-probabilities
+# What the table shows, without the membership scores that take one backward pass per row.
+TABLE_METRICS = (
+    *("forget_quality", "model_utility", "forget_Q_A_Prob", "forget_Q_A_ROUGE"),
+    *("exact_memorization", "extraction_strength"),
+)
 FORGOTTEN = 0.05  # TOFU's line: a p-value above it cannot tell the model from the retrained one.
 
 
@@ -103,6 +108,8 @@ class Problem:
         return tokenize_qa(split, self.tokenizer, self.template, self.max_length)
 
     def evaluate(self, model, retain_log, metrics=None) -> dict:
+        if metrics is None:
+            metrics = TABLE_METRICS if self.splits.holdout is None else (*TABLE_METRICS, "privleak")
         log = tofu.evaluate(
             model,
             self.tokenizer,

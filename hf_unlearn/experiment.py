@@ -222,7 +222,14 @@ def summarise(rows: list[dict]) -> str:
 def run_demo(output_dir: str | Path = "outputs/demo", seed: int = 0, progress: bool = True) -> list[dict]:
     """The embedded default: train two tiny models (cached), unlearn with every method, write the report."""
     config = read_config() | {"seed": seed}
-    rows = run_experiment(config, output_dir, progress=progress)
+    threads = torch.get_num_threads()
+    # Models of this size gain little from a second thread, and threads that wait for each other on a busy machine take
+    # many times as long as one.
+    torch.set_num_threads(1)
+    try:
+        rows = run_experiment(config, output_dir, progress=progress)
+    finally:
+        torch.set_num_threads(threads)
     record(rows, output_dir, config)
     return rows
 
