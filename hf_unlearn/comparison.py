@@ -52,7 +52,7 @@ class Entry:
     Args:
         label: the line's name.
         method: "kfade" or "first_order".
-        settings: fields of the method. K-FADE with `steps` above 1 is evaluated after every step.
+        settings: fields of the method. K-FADE with `steps` above 1 is evaluated after every step, or `eval_steps`.
         search: values to try, one run each: `step_norm` (K-FADE) or `learning_rate` (first order).
         epochs: first order: epochs of each run, evaluated after each of them.
         arguments: other fields of `UnlearnConfig`.
@@ -79,8 +79,9 @@ class Entry:
     @property
     def candidates(self) -> int:
         """How many models this line may look at."""
-        steps = self.settings.get("steps", 1) if self.method == "kfade" else self.epochs
-        return len(self.search) * steps
+        if self.method == "kfade":
+            return len(self.search) * (self.settings.get("steps", 1) // self.arguments.get("eval_steps", 1))
+        return len(self.search) * self.epochs
 
 
 @dataclasses.dataclass
@@ -347,7 +348,7 @@ class _Search:
             output_dir=str(self.folder / "run"),
             seed=comparison.seed,
             max_length=comparison.problem.max_length,
-            **{**quiet, **comparison.arguments, **entry.arguments, **arguments},
+            **{**quiet, **comparison.arguments, **arguments, **entry.arguments},
         )
         shutil.rmtree(args.output_dir, ignore_errors=True)
         self.looking = 0.0
