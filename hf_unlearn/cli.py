@@ -20,6 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train a tiny model on fictional authors, unlearn some, write a report")
     demo.add_argument("--output_dir", default="outputs/demo", help="folder of the report (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="seed of data, models and methods (default: %(default)s)")
+    demo.add_argument("--record", metavar="FILE", help="also write the rows with command, versions and machine")
     demo.set_defaults(run=run_demo)
 
     transfer = commands.add_parser("transfer", help="apply a saved update to a checkpoint, shard by shard")
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None):
 def run_demo(options):
     from .experiment import run_demo
 
-    run_demo(output_dir=options.output_dir, seed=options.seed)
+    run_demo(output_dir=options.output_dir, seed=options.seed, record_to=options.record)
 
 
 def run_transfer(options):

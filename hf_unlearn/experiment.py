@@ -219,7 +219,9 @@ def summarise(rows: list[dict]) -> str:
     return " ".join(sentences)
 
 
-def run_demo(output_dir: str | Path = "outputs/demo", seed: int = 0, progress: bool = True) -> list[dict]:
+def run_demo(
+    output_dir: str | Path = "outputs/demo", seed: int = 0, progress: bool = True, record_to: str | Path | None = None
+) -> list[dict]:
     """The embedded default: train two tiny models (cached), unlearn with every method, write the report."""
     config = read_config() | {"seed": seed}
     threads = torch.get_num_threads()
@@ -230,7 +232,7 @@ def run_demo(output_dir: str | Path = "outputs/demo", seed: int = 0, progress: b
         rows = run_experiment(config, output_dir, progress=progress)
     finally:
         torch.set_num_threads(threads)
-    record(rows, output_dir, config)
+    record(rows, output_dir, config, record_to)
     return rows
 
 
@@ -300,6 +302,7 @@ def record(rows: list[dict], output_dir: str | Path, config: Mapping, path: str 
     # The data folder's place on this machine says nothing to a reader.
     data = config["data"] | {"source": Path(config["data"]["source"]).name}
     shown = [Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.argv]
+    shown = ["python", *shown] if shown[0].endswith(".py") else shown
     about = {
         "command": " ".join(["python", *shown]),
         "date": date,

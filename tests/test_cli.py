@@ -155,4 +155,4 @@ def test_demo_passes_its_arguments(monkeypatch, tmp_path):
     module = types.SimpleNamespace(run_demo=lambda **arguments: calls.append(arguments))
     monkeypatch.setitem(sys.modules, "hf_unlearn.experiment", module)
     assert call("demo", "--output_dir", tmp_path, "--seed", "3") == 0
-    assert calls == [{"output_dir": str(tmp_path), "seed": 3}]
+    assert calls == [{"output_dir": str(tmp_path), "seed": 3, "record_to": None}]
