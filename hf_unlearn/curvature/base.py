@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """What every curvature does: fit on data, solve, norm, and files."""
 
+import abc
 import resource
 import tempfile
 import time
@@ -26,7 +27,7 @@ CONFIG_FILE = "curvature_config.json"
 SHARD_BYTES = 5 * 10**9
 
 
-class Curvature:
+class Curvature(abc.ABC):
     """A positive semi-definite matrix G over some weights of a model, block-diagonal over the weights.
 
     G is per predicted token: G = (1 / N) sum over sequences, N predicted tokens (samples for classifiers), so that for
@@ -126,8 +127,9 @@ class Curvature:
             self._fit(targets, measure, accelerator, progress)
         return self
 
+    @abc.abstractmethod
     def _fit(self, targets, measure, accelerator, progress: bool):
-        raise NotImplementedError
+        """Fill `self.tensors` with passes over the data: `measure(sums, description, tensors)` makes one."""
 
     def _measure_eigenvalues(self, sums: SquareSums, measure, description: str):
         """One pass that takes the mean squares of per-sequence gradients, in the basis of `sums`, as eigenvalues."""
@@ -136,9 +138,9 @@ class Curvature:
             check_finite(total, f"the {description} of {name}")
             self.tensors[f"eigenvalues.{name}"] = total.div_(tokens)
 
+    @abc.abstractmethod
     def _eigenvalues(self, name: str) -> Tensor:
         """Eigenvalues of the block, (d_out, d_in) or a scalar, in the basis of `_rotate`."""
-        raise NotImplementedError
 
     def _rotate(self, name: str, matrix: Tensor) -> Tensor:
         """The matrix (d_out, d_in) in the block's eigenbasis; the identity unless a subclass has bases."""
