@@ -8,10 +8,11 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PrinterCallback
@@ -231,27 +232,37 @@ class Comparison:
         key = sha256_json({"run": self.identity, "entry": dataclasses.asdict(entry)})
         folder = self.entry_folder(entry.label)
         done = folder / "entry.json"
+        PartialState().wait_for_everyone()
         if done.is_file() and (saved := json.loads(done.read_text()))["key"] == key:
             logger.info(f"{entry.label}: finished before, read from {folder}")
             self.candidates += saved["candidates"]
             self.bar.update(len(saved["candidates"]))
             self.kl_samples[entry.label] = torch.tensor(saved["kl"])
             return saved["row"]
-        if folder.exists():
-            shutil.rmtree(folder)
+        on_main_process(lambda: shutil.rmtree(folder, ignore_errors=True))
         search = _Search(self, entry, folder)
         chosen, update = search.run()
-        update.save_pretrained(folder / "delta", dtype=torch.float32)
+        on_main_process(lambda: update.save_pretrained(folder / "delta", dtype=torch.float32))
         with self.updated(entry.label) as model:
             summary = self.problem.evaluate(model, self.problem.retain_log)
             kl = self.kl(model)
-        tofu.write_log(folder / "TOFU_EVAL.json", summary.pop("log"))
+        log = summary.pop("log")
+        on_main_process(lambda: tofu.write_log(folder / "TOFU_EVAL.json", log))
         row = table_row(entry.label, summary, kl, chosen["settings"], chosen["seconds"], search.peak_memory)
         row |= {"reached": reached(row), "candidates": len(search.rows)}
         self.candidates += search.rows
         self.kl_samples[entry.label] = kl.per_token
-        write_json(done, {"key": key, "row": row, "candidates": search.rows, "kl": kl.per_token.tolist()})
+        result = {"key": key, "row": row, "candidates": search.rows, "kl": kl.per_token.tolist()}
+        on_main_process(lambda: write_json(done, result))
         return row
+
+
+def on_main_process(action: Callable[[], object]):
+    """Let one process do what touches files; the others wait until it is done."""
+    state = PartialState()
+    if state.is_main_process:
+        action()
+    state.wait_for_everyone()
 
 
 def copy_of_weights(model) -> dict[str, torch.Tensor]:
@@ -350,7 +361,7 @@ class _Search:
             max_length=comparison.problem.max_length,
             **{**quiet, **comparison.arguments, **arguments, **entry.arguments},
         )
-        shutil.rmtree(args.output_dir, ignore_errors=True)
+        on_main_process(lambda: shutil.rmtree(args.output_dir, ignore_errors=True))
         self.looking = 0.0
         self.started = time.perf_counter()
         trainer = UnlearnTrainer(

@@ -14,7 +14,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from .cards import render_card
-from .comparison import Comparison, Entry, Problem, choose, reached
+from .comparison import Comparison, Entry, Problem, choose, on_main_process, reached
 from .curvature import plan
 from .data.rows import fingerprint_rows
 from .data.synthetic import load_synthetic, scratch_models
@@ -145,17 +145,21 @@ def run_experiment(config: Mapping, output_dir: str | Path, *, progress: bool = 
     settings = {key: value for key, value in config.items() if value and key not in ("title", "methods")} | {
         "rows": {"forget": len(splits.forget), "retain": len(splits.retain), "evaluated": sizes}
     }
-    write_report(
-        output_dir,
-        title=config["title"],
-        rows=rows,
-        candidates=comparison.candidates,
-        kl_samples={name: sample.tolist() for name, sample in comparison.kl_samples.items()},
-        settings=settings,
-        summary=summarise(rows),
-        notes=[budget, *NOTES],
-    )
-    save_best(comparison, rows, Path(output_dir) / "model")
+
+    def publish():
+        write_report(
+            output_dir,
+            title=config["title"],
+            rows=rows,
+            candidates=comparison.candidates,
+            kl_samples={name: sample.tolist() for name, sample in comparison.kl_samples.items()},
+            settings=settings,
+            summary=summarise(rows),
+            notes=[budget, *NOTES],
+        )
+        save_best(comparison, rows, Path(output_dir) / "model")
+
+    on_main_process(publish)
     return rows
 
 

@@ -63,12 +63,14 @@ def configure(arguments: argparse.Namespace) -> dict:
 def main(argv=None):
     arguments = parse_arguments(argv)
     with exit_codes():
+        import torch
         from accelerate import PartialState
 
         from hf_unlearn.experiment import dry_run, load_splits, record, run_experiment
 
         config = configure(arguments)
-        state = PartialState()
+        # Without cpu=True, processes that torchrun starts on a machine without CUDA would each run alone, on the same files.
+        state = PartialState(cpu=not torch.cuda.is_available())
         state.print(f"processes: {state.num_processes} on {state.device.type}")
         if arguments.dry_run:
             state.print(dry_run(config, load_splits(config)))

@@ -2,6 +2,7 @@
 """Comparison, experiment and recipe on a problem of seconds: the table, the search rule, resume, bad configurations."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -184,3 +185,20 @@ def test_dry_run_of_large_models(name, shared_data):
     text = experiment.dry_run(config, experiment.load_splits(config))
     assert "400 forget rows, 3600 retain rows" in text
     assert ("96 weights" if "llama" in name else "48 weights") in text
+
+
+@pytest.mark.multi_process
+def test_two_processes_make_the_table_of_one(finished, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, str(RECIPE), "--config", str(path), "--output_dir", str(tmp_path / "out"), "--only", "step"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("processes: 2 on cpu") == 1
+    rows = json.loads((tmp_path / "out/results.json").read_text())
+    for row, alone in zip(rows, finished[1][:4], strict=True):
+        assert row["method"] == alone["method"]
+        for key in ("retain_kl", "forget_probability", "retain_probability"):
+            assert row[key] == pytest.approx(alone[key], rel=1e-3, abs=1e-6)

@@ -29,18 +29,22 @@ def cached(key: dict, build: Callable[[Path], None]) -> Path:
     The folder is filled under a temporary name and renamed when complete, so it is whole or absent. Two processes may
     build at once; the first to finish wins. What a killed build left is removed by the next one. The key is kept beside the result as key.json.
     """
+    from accelerate import PartialState
+
     key = {"format": CACHE_FORMAT, **key}
     target = cache_folder() / sha256_json(key)
-    if target.is_dir():
-        return target
-    with temporary_folder(target.parent, "building") as temporary:
-        write_json(temporary / "key.json", key)
-        build(temporary)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
+    # Of the processes of one run the first builds, the others find its result; transformers too writes weights on one alone.
+    with PartialState().main_process_first():
+        if target.is_dir():
+            return target
+        with temporary_folder(target.parent, "building") as temporary:
+            write_json(temporary / "key.json", key)
+            build(temporary)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
     return target
 
 
