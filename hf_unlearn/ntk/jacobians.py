@@ -1,0 +1,239 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Per-sample Jacobians of a classifier's outputs with respect to a few of its parameters."""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import InputError, NumericalError
+
+
+logger = logging.getLogger(__name__)
+
+OUTPUTS = ("logits", "probabilities")
+
+
+class Jacobians:
+    """Outputs and Jacobians of a model at some parameters, batch by batch.
+
+    Every chosen parameter gets a leading batch axis (`expand(n, ...)`, one leaf), so that the gradient of
+    `outputs[:, k].sum()` with respect to it *is* the Jacobian row of every sample: C backwards in all, through any
+    operation, SDPA and convolutions included. Batch normalisation runs on its running statistics, as in evaluation;
+    on batch statistics samples would mix.
+
+    Args:
+        model: takes `pixel_values` or `input_ids` ... and gives `.logits` (B, C), or a tensor.
+        names: parameters, by `named_parameters()` name, in the order of the columns.
+        at: values to linearise at, by name; the model's own where left out. The model is not changed.
+        outputs: "logits" or "probabilities" (softmax of them).
+        chunk_size: samples at a time; memory is about chunk_size times one sample's activations and C * p numbers.
+
+    Raises:
+        InputError: no such parameter, or one whose module cannot take a batch of values.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        *,
+        at: Mapping[str, Tensor] | None = None,
+        outputs: str = "logits",
+        chunk_size: int = 16,
+    ):
+        if outputs not in OUTPUTS:
+            raise InputError(f"outputs must be one of {', '.join(OUTPUTS)}, not {outputs!r}")
+        if chunk_size < 1:
+            raise InputError(f"chunk_size must be at least 1, not {chunk_size}")
+        parameters = dict(model.named_parameters())
+        if missing := [name for name in names if name not in parameters]:
+            raise InputError(f"the model has no parameter {missing[0]}; name those of named_parameters()")
+        if not names:
+            raise InputError("no parameter to take Jacobians of: tune some first (BatchNorm, prompts, a head)")
+        self.model, self.outputs, self.chunk_size = model, outputs, chunk_size
+        self.values = {name: (at or {}).get(name, parameters[name]).detach() for name in names}
+        self.shapes = {name: tuple(value.shape) for name, value in self.values.items()}
+        self.size = sum(value.numel() for value in self.values.values())
+        self.device = next(iter(self.values.values())).device
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """(p,) fp64: tensors by name, in the order of the columns."""
+        return torch.cat([tensors[name].detach().double().flatten() for name in self.shapes])
+
+    def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        """The inverse of `flatten`: name -> tensor of the parameter's shape."""
+        parts = flat.split([self.values[name].numel() for name in self.shapes])
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts)}
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(outputs (n, C), Jacobian (n, C, p)) of every chunk of a batch of N samples, in order; fp32 (or fp64)."""
+        for leaves, outputs in self._forward(inputs):
+            jacobian = outputs.new_empty(*outputs.shape, self.size)
+            for label in range(outputs.shape[1]):
+                last = label == outputs.shape[1] - 1
+                self._rows(outputs[:, label].sum(), leaves, jacobian[:, label], retain_graph=not last)
+            yield outputs.detach(), jacobian
+
+    def products(
+        self, inputs: Mapping[str, Tensor], weights: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(outputs (n, C), rows (n, p)) of every chunk: sum over k of weights[:, k] * Jacobian[:, k], one backward.
+
+        Args:
+            weights: given the outputs (n, C), the cotangents (n, C).
+        """
+        for leaves, outputs in self._forward(inputs):
+            rows = outputs.new_empty(len(outputs), self.size)
+            self._rows((outputs * weights(outputs.detach())).sum(), leaves, rows, retain_graph=False)
+            yield outputs.detach(), rows
+
+    def jvp(self, inputs: Mapping[str, Tensor], vector: Mapping[str, Tensor]) -> Tensor:
+        """J v (N, C) for a batch: forward-mode differentiation, no Jacobian."""
+        return torch.cat(
+            [torch.func.jvp(call, (values,), (tangent,))[1] for call, values, tangent in self._calls(inputs, vector)]
+        )
+
+    def vjp(self, inputs: Mapping[str, Tensor], cotangents: Tensor) -> dict[str, Tensor]:
+        """J^T u by name for a batch and u (N, C), summed over samples: one backward."""
+        total = {name: torch.zeros_like(value) for name, value in self.values.items()}
+        for (call, values, _), part in zip(self._calls(inputs), cotangents.split(self.chunk_size)):
+            outputs, pull = torch.func.vjp(call, values)
+            for name, gradient in pull(part.to(outputs))[0].items():
+                total[name] += gradient
+        return total
+
+    def _calls(self, inputs: Mapping[str, Tensor], vector: Mapping[str, Tensor] | None = None):
+        """(outputs as a function of the parameters, their values, `vector` cast to them) for every chunk."""
+        tangent = {name: (vector or self.values)[name].to(value) for name, value in self.values.items()}
+        inputs = {name: value.to(self.device) for name, value in inputs.items() if name != "labels"}
+        total = len(next(iter(inputs.values())))
+        with _evaluation(self.model):
+            for start in range(0, total, self.chunk_size):
+                chunk = {name: value[start : start + self.chunk_size] for name, value in inputs.items()}
+                yield functools.partial(self._outputs, chunk), self.values, tangent
+
+    def _outputs(self, chunk: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Tensor:
+        outputs = functional_call(self.model, dict(values), kwargs=dict(chunk))
+        outputs = outputs if isinstance(outputs, Tensor) else outputs.logits
+        return outputs.softmax(-1) if self.outputs == "probabilities" else outputs
+
+    def _forward(self, inputs: Mapping[str, Tensor]):
+        inputs = {name: value.to(self.device) for name, value in inputs.items() if name != "labels"}
+        total = len(next(iter(inputs.values())))
+        with _evaluation(self.model), batched_modules(self.model, self.shapes):
+            for start in range(0, total, self.chunk_size):
+                chunk = {name: value[start : start + self.chunk_size] for name, value in inputs.items()}
+                count = len(next(iter(chunk.values())))
+                leaves = {
+                    name: value.expand(count, *value.shape).clone().requires_grad_()
+                    for name, value in self.values.items()
+                }
+                with torch.enable_grad():
+                    outputs = self._outputs(chunk, leaves)
+                if not outputs.requires_grad:
+                    raise InputError(
+                        f"{next(iter(leaves))} does not reach the outputs: leave it out of the tuned parameters"
+                    )
+                if not torch.isfinite(outputs).all():
+                    raise NumericalError("the model's outputs are not finite: it overflows on these samples")
+                yield leaves, outputs
+
+    def _rows(self, scalar: Tensor, leaves: Mapping[str, Tensor], rows: Tensor, retain_graph: bool):
+        gradients = torch.autograd.grad(scalar, list(leaves.values()), retain_graph=retain_graph, allow_unused=True)
+        start = 0
+        for (name, value), gradient in zip(self.values.items(), gradients):
+            if gradient is None:
+                raise InputError(f"{name} does not reach the outputs: leave it out of the tuned parameters")
+            rows[:, start : start + value.numel()] = gradient.flatten(1)
+            start += value.numel()
+
+
+@contextlib.contextmanager
+def _evaluation(model: nn.Module):
+    """Evaluation mode within; gradients of the leaves alone, so no weight-gradient products."""
+    training = {module: module.training for module in model.modules()}
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    if any(isinstance(module, _BatchNorm) and training[module] for module in training):
+        logger.info("BatchNorm layers are in training mode; Jacobians are taken in evaluation mode, sample by sample")
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter, flag in required.items():
+            parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def batched_modules(model: nn.Module, names: Sequence[str]):
+    """Within the context, modules that own one of the parameters take it with a leading batch axis.
+
+    Batch and layer normalisation and linear layers are known. A module of another kind must broadcast over the axis by
+    itself and say so with the class attribute `batched_parameters = True`, as the tuners of this package do.
+    """
+    owners = {}
+    for name in names:
+        path, _, attribute = name.rpartition(".")
+        owners.setdefault(path, set()).add(attribute)
+    patched = []
+    try:
+        for path in owners:
+            module = model.get_submodule(path)
+            # The entries of a ParameterDict belong to the layer that holds it.
+            holder = model.get_submodule(path.rpartition(".")[0]) if isinstance(module, nn.ParameterDict) else module
+            if getattr(holder, "batched_parameters", False):
+                continue
+            forward = next((make for kind, make in BATCHED_FORWARDS.items() if isinstance(module, kind)), None)
+            if forward is None:
+                raise InputError(
+                    f"{path} is a {type(module).__name__}: per-sample Jacobians know BatchNorm, LayerNorm, Linear and the "
+                    "tuners of hf_unlearn; tune other parameters"
+                )
+            patched.append((module, vars(module).get("forward")))
+            module.forward = forward.__get__(module)
+        yield
+    finally:
+        for module, forward in patched:
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+def _per_sample(parameter: Tensor, like: Tensor, axis: int) -> Tensor:
+    """(n, d) values or (d,) ones, shaped to broadcast against `like` (n, ...) along `axis`."""
+    if parameter.dim() == 1:
+        parameter = parameter[None]
+    shape = [1] * like.dim()
+    shape[0], shape[axis] = parameter.shape
+    return parameter.view(shape)
+
+
+def _batch_norm(module: _BatchNorm, x: Tensor) -> Tensor:
+    if module.running_mean is None:
+        raise InputError("a BatchNorm layer keeps no running statistics: its outputs depend on the whole batch")
+    normal = F.batch_norm(x, module.running_mean, module.running_var, None, None, False, 0.0, module.eps)
+    return normal * _per_sample(module.weight, x, 1) + _per_sample(module.bias, x, 1)
+
+
+def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
+    normal = F.layer_norm(x, module.normalized_shape, None, None, module.eps)
+    normal = normal * _per_sample(module.weight, x, -1)
+    return normal if module.bias is None else normal + _per_sample(module.bias, x, -1)
+
+
+def _linear(module: nn.Linear, x: Tensor) -> Tensor:
+    weight = module.weight if module.weight.dim() == 3 else module.weight[None].expand(len(x), -1, -1)
+    rows = x.reshape(len(x), -1, x.shape[-1])
+    out = (rows @ weight.transpose(1, 2)).view(*x.shape[:-1], weight.shape[1])
+    return out if module.bias is None else out + _per_sample(module.bias, out, -1)
+
+
+BATCHED_FORWARDS = {_BatchNorm: _batch_norm, nn.LayerNorm: _layer_norm, nn.Linear: _linear}
