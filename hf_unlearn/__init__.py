@@ -3,6 +3,7 @@
 
 import importlib
 
+from .peft_types import add_types_with_peft
 from .version import __version__
 
 
@@ -13,9 +14,15 @@ _EXPORTS = {
     "UpdateDelta": "deltas",
     "KFade": "methods.kfade",
     "FirstOrder": "methods.first_order",
+    "FastNTK": "methods.fast_ntk",
+    "BatchNormTuningConfig": "tuners",
+    "KeyValuePromptConfig": "tuners",
+    "BorderPromptConfig": "tuners",
 }
 
 __all__ = ["__version__", *_EXPORTS]
+
+add_types_with_peft()
 
 
 def __getattr__(name):

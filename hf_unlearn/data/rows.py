@@ -5,7 +5,7 @@ import hashlib
 import logging
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 
 from ..errors import InputError
 from .tofu import tokenize_qa
@@ -13,11 +13,11 @@ from .tofu import tokenize_qa
 
 logger = logging.getLogger(__name__)
 
-MODEL_COLUMNS = ("input_ids", "attention_mask", "labels", "pixel_values")
+MODEL_COLUMNS = ("input_ids", "attention_mask", "labels", "pixel_values", "image")
 
 
 def prepare_rows(rows: Dataset | None, what: str, tokenizer, max_length: int) -> Dataset:
-    """Rows as a model takes them: `input_ids`, `attention_mask` and `labels`, or `pixel_values` and `labels`.
+    """Rows as a model takes them: `input_ids`, `attention_mask` and `labels`, or `pixel_values` or `image` and `labels`.
 
     Args:
         rows: a dataset with these columns, or with `question` and `answer` (labels on the answer and its EOS), or with
@@ -36,7 +36,7 @@ def prepare_rows(rows: Dataset | None, what: str, tokenizer, max_length: int) ->
     # Plain lists, whatever format (torch, numpy) the caller reads them in.
     rows = rows.with_format(None)
     columns = set(rows.column_names)
-    if "pixel_values" in columns and "labels" in columns:
+    if {"pixel_values", "labels"} <= columns or {"image", "labels"} <= columns:
         return rows.select_columns([name for name in MODEL_COLUMNS if name in columns])
     if "input_ids" not in columns:
         if not ({"question", "answer"} <= columns or "text" in columns):
@@ -76,7 +76,10 @@ def prepare_rows(rows: Dataset | None, what: str, tokenizer, max_length: int) ->
 
 def row_hashes(rows: Dataset) -> list[str]:
     """SHA-256 of what each row teaches: inputs and labels, whatever else its columns hold."""
-    columns = [name for name in ("input_ids", "pixel_values", "labels") if name in rows.column_names]
+    columns = [name for name in ("input_ids", "pixel_values", "image", "labels") if name in rows.column_names]
+    if "image" in columns:
+        # The encoded file stands for the picture: decoding it to hash pixels would cost many times as much.
+        rows = rows.cast_column("image", Image(decode=False))
     return [
         hashlib.sha256(repr([values[name] for name in columns]).encode()).hexdigest()
         for values in rows.select_columns(columns)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError, NumericalError
@@ -58,7 +59,7 @@ class Jacobians:
         if not names:
             raise InputError("no parameter to take Jacobians of: tune some first (BatchNorm, prompts, a head)")
         self.model, self.outputs, self.chunk_size = model, outputs, chunk_size
-        self.values = {name: (at or {}).get(name, parameters[name]).detach() for name in names}
+        self.values = {name: (at or {}).get(name, parameters[name]).detach().to(parameters[name]) for name in names}
         self.shapes = {name: tuple(value.shape) for name, value in self.values.items()}
         self.size = sum(value.numel() for value in self.values.values())
         self.device = next(iter(self.values.values())).device
@@ -76,9 +77,10 @@ class Jacobians:
         """(outputs (n, C), Jacobian (n, C, p)) of every chunk of a batch of N samples, in order; fp32 (or fp64)."""
         for leaves, outputs in self._forward(inputs):
             jacobian = outputs.new_empty(*outputs.shape, self.size)
+            onehot = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
             for label in range(outputs.shape[1]):
                 last = label == outputs.shape[1] - 1
-                self._rows(outputs[:, label].sum(), leaves, jacobian[:, label], retain_graph=not last)
+                self._rows(outputs, onehot[label], leaves, jacobian[:, label], retain_graph=not last)
             yield outputs.detach(), jacobian
 
     def products(
@@ -91,14 +93,21 @@ class Jacobians:
         """
         for leaves, outputs in self._forward(inputs):
             rows = outputs.new_empty(len(outputs), self.size)
-            self._rows((outputs * weights(outputs.detach())).sum(), leaves, rows, retain_graph=False)
+            self._rows(outputs, weights(outputs.detach()), leaves, rows, retain_graph=False)
             yield outputs.detach(), rows
+
+    @torch.no_grad()
+    def outputs_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Outputs (N, C) of a batch at the linearisation point."""
+        return torch.cat([call(values) for call, values, _ in self._calls(inputs)])
 
     def jvp(self, inputs: Mapping[str, Tensor], vector: Mapping[str, Tensor]) -> Tensor:
         """J v (N, C) for a batch: forward-mode differentiation, no Jacobian."""
-        return torch.cat(
-            [torch.func.jvp(call, (values,), (tangent,))[1] for call, values, tangent in self._calls(inputs, vector)]
-        )
+        # The fused kernels of attention have no forward mode.
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.cat(
+                [torch.func.jvp(call, (values,), (tangent,))[1] for call, values, tangent in self._calls(inputs, vector)]
+            )
 
     def vjp(self, inputs: Mapping[str, Tensor], cotangents: Tensor) -> dict[str, Tensor]:
         """J^T u by name for a batch and u (N, C), summed over samples: one backward."""
@@ -112,7 +121,7 @@ class Jacobians:
     def _calls(self, inputs: Mapping[str, Tensor], vector: Mapping[str, Tensor] | None = None):
         """(outputs as a function of the parameters, their values, `vector` cast to them) for every chunk."""
         tangent = {name: (vector or self.values)[name].to(value) for name, value in self.values.items()}
-        inputs = {name: value.to(self.device) for name, value in inputs.items() if name != "labels"}
+        inputs = model_inputs(self.model, inputs)
         total = len(next(iter(inputs.values())))
         with _evaluation(self.model):
             for start in range(0, total, self.chunk_size):
@@ -125,7 +134,7 @@ class Jacobians:
         return outputs.softmax(-1) if self.outputs == "probabilities" else outputs
 
     def _forward(self, inputs: Mapping[str, Tensor]):
-        inputs = {name: value.to(self.device) for name, value in inputs.items() if name != "labels"}
+        inputs = model_inputs(self.model, inputs)
         total = len(next(iter(inputs.values())))
         with _evaluation(self.model), batched_modules(self.model, self.shapes):
             for start in range(0, total, self.chunk_size):
@@ -145,14 +154,27 @@ class Jacobians:
                     raise NumericalError("the model's outputs are not finite: it overflows on these samples")
                 yield leaves, outputs
 
-    def _rows(self, scalar: Tensor, leaves: Mapping[str, Tensor], rows: Tensor, retain_graph: bool):
-        gradients = torch.autograd.grad(scalar, list(leaves.values()), retain_graph=retain_graph, allow_unused=True)
+    def _rows(self, outputs: Tensor, weights: Tensor, leaves: Mapping[str, Tensor], rows: Tensor, retain_graph: bool):
+        """One backward of the outputs weighted by (n, C) or (C,) numbers, into rows (n, p)."""
+        gradients = torch.autograd.grad(
+            outputs, list(leaves.values()), weights.expand_as(outputs), retain_graph=retain_graph, allow_unused=True
+        )
         start = 0
         for (name, value), gradient in zip(self.values.items(), gradients):
             if gradient is None:
                 raise InputError(f"{name} does not reach the outputs: leave it out of the tuned parameters")
             rows[:, start : start + value.numel()] = gradient.flatten(1)
             start += value.numel()
+
+
+def model_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch without its labels, on the model's device; images in the model's precision."""
+    weight = next(model.parameters())
+    return {
+        name: value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype)
+        for name, value in batch.items()
+        if name != "labels"
+    }
 
 
 @contextlib.contextmanager

@@ -85,16 +85,27 @@ def choose_solver(rows: int, size: int, solver: str = "auto", memory: float = 8e
 
 
 def dual_update(j_r: Tensor, e_r: Tensor, j_f: Tensor, e_f: Tensor, ridge: float) -> Tensor:
-    """With the kernel of all rows, retain rows first: its leading block is the retain kernel, factorised on the way."""
-    j, e = torch.cat([j_r, j_f]), torch.cat([e_r, e_f])
-    kernel = j @ j.T
-    count = len(j_r)
+    """From rows of Jacobians (n C, p) and residuals (n C,), fp64, through the kernel of all rows."""
+    j = torch.cat([j_r, j_f])
+    return j.T @ dual_coefficients(j @ j.T, torch.cat([e_r, e_f])[:, None], len(j_r), ridge)[:, 0]
+
+
+def dual_coefficients(kernel: Tensor, e: Tensor, retain: int, ridge: float) -> Tensor:
+    """(rows, m): what each row of the Jacobian is multiplied with in the update, for m residuals that share a kernel.
+
+    Retain rows come first: the leading block of the kernel's factor is then the factor of the retain kernel, so one
+    factorisation serves both solutions.
+
+    Args:
+        kernel: (rows, rows). e: (rows, m). retain: how many of the rows are retained.
+    """
+    coefficients = torch.zeros_like(e)
     factor = _cholesky(kernel, ridge)
     if factor is None:
-        return j_r.T @ _minimum_norm(kernel[:count, :count], e_r, ridge) - j.T @ _minimum_norm(kernel, e, ridge)
-    a_r = torch.cholesky_solve(e_r[:, None], factor[:count, :count])[:, 0]
-    a = torch.cholesky_solve(e[:, None], factor)[:, 0]
-    return j_r.T @ (a_r - a[:count]) - j_f.T @ a[count:]
+        coefficients[:retain] = _minimum_norm(kernel[:retain, :retain], e[:retain], ridge)
+        return coefficients - _minimum_norm(kernel, e, ridge)
+    coefficients[:retain] = torch.cholesky_solve(e[:retain], factor[:retain, :retain])
+    return coefficients - torch.cholesky_solve(e, factor)
 
 
 def primal_update(gram_r: Tensor, b_r: Tensor, gram_f: Tensor, b_f: Tensor, ridge: float) -> Tensor:
@@ -106,7 +117,7 @@ def primal_update(gram_r: Tensor, b_r: Tensor, gram_f: Tensor, b_f: Tensor, ridg
     full = _cholesky(gram, ridge)
     part = _cholesky(gram_r, ridge)
     if full is None or part is None:
-        return _minimum_norm(gram_r, b_r, ridge) - _minimum_norm(gram, b, ridge)
+        return (_minimum_norm(gram_r, b_r[:, None], ridge) - _minimum_norm(gram, b[:, None], ridge))[:, 0]
     w = torch.cholesky_solve(b[:, None], full)
     return -torch.cholesky_solve(b_f[:, None] - gram_f @ w, part)[:, 0]
 
@@ -119,11 +130,14 @@ def cgls(
     *,
     tolerance: float = 1e-12,
     max_iterations: int = 10000,
+    reduce: Callable[[Tensor], Tensor] = lambda number: number,
 ) -> Tensor:
     """argmin |J w - e|^2 + ridge |w|^2 by conjugate gradients on the normal equations, never formed (Hestenes & Stiefel).
 
     Args:
-        product, transposed: v (p,) -> J v, and u -> J^T u.
+        product, transposed: v (p,) -> J v, and u -> J^T u. With rows spread over processes the first gives those of
+            this process, and the second the sum over all.
+        reduce: sums a number over the processes that hold rows.
 
     Started at 0 it tends to the minimum-norm solution when ridge is 0.
 
@@ -138,7 +152,7 @@ def cgls(
         return w
     for _ in range(max_iterations):
         image = product(direction)
-        step = square / (image.square().sum() + ridge * direction.square().sum())
+        step = square / (reduce(image.square().sum()) + ridge * direction.square().sum())
         w += step * direction
         residual -= step * image
         gradient = transposed(residual) - ridge * w
@@ -191,7 +205,7 @@ def _shifted(matrix: Tensor, ridge: float, jitter: float) -> Tensor | None:
 
 
 def _minimum_norm(matrix: Tensor, b: Tensor, ridge: float) -> Tensor:
-    """(matrix + ridge I)^+ b by eigendecomposition; says so when directions are left out."""
+    """(matrix + ridge I)^+ b, b (rows, m), by eigendecomposition; says so when directions are left out."""
     values, vectors = torch.linalg.eigh(matrix)
     kept = values > 10 * EPSILON * len(values) * values.max()
     if ridge == 0 and not kept.all():
@@ -201,4 +215,4 @@ def _minimum_norm(matrix: Tensor, b: Tensor, ridge: float) -> Tensor:
             stacklevel=4,
         )
     inverse = torch.where(kept, 1 / (values + ridge).clamp_min(torch.finfo(values.dtype).tiny), 0)
-    return vectors @ (inverse * (vectors.T @ b))
+    return vectors @ (inverse[:, None] * (vectors.T @ b))

@@ -1,0 +1,227 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Fast-NTK: one closed-form step over BatchNorm, prompt and head parameters (arXiv 2312.14923)."""
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import objectives
+from ..errors import InputError, NumericalError
+from ..ntk.jacobians import OUTPUTS
+from ..ntk.request import KERNELS, ClosedForm, solve_request
+from ..ntk.solvers import SOLVERS
+from .base import Method, split_labels
+
+
+if TYPE_CHECKING:
+    from ..trainer import UnlearnTrainer
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FastNTK(Method):
+    r"""
+    Moves the tuned parameters from where training on everything took them to where training on the retain set would
+    have, in the model linearised at w0: w + w(D_r) - w(D), in closed form.
+
+    The parameters are those that require a gradient: BatchNorm or prompts and a head, a few thousand numbers. With
+    e = y - f(x) at w0, w(D) = w0 + (J^T J + r I)^-1 J^T e. The paper's equation (1) has two misprints; see
+    `hf_unlearn.ntk.solvers`.
+
+    Which point to linearise at: the pretrained weights are the default, because both solutions start there and the
+    residuals are large; at the tuned weights the residuals are about zero, so the step rests on the scale of the
+    targets alone. A model tuned with cross-entropy has logits of scale 10 rather than 1: targets are one-hot, centred, times
+    the tuned model's own mean margin on the retain rows, without which nothing is forgotten.
+
+    Args:
+        solver (`str`, defaults to `"auto"`):
+            `"dual"` (n C x n C kernel), `"primal"` (p x p Gram, memory independent of n), `"cg"` (matrix-free), or the
+            cheaper one.
+        ridge (`float`, defaults to `1.0`): r relative to the mean diagonal of the Gram of all rows.
+        linearize (`str`, defaults to `"pretrained"`): `"pretrained"` or `"tuned"`.
+        target_scale (`float` or `"auto"`, defaults to `"auto"`):
+            Distance of the right class from the mean of the others in the targets.
+        outputs (`str`, defaults to `"logits"`): `"logits"` or `"probabilities"` (targets of scale 1).
+        kernel (`str`, defaults to `"full"`):
+            For many classes: `"classwise"` drops what ties two classes (n x n for each), `"pseudo"` takes the kernel of
+            the summed logit for all of them (n x n, one backward a sample instead of C).
+        pretrained (`PreTrainedModel`, folder or state dict, *optional*):
+            Where the values before tuning are found; the tuners of this package know theirs.
+        gram_cache (`str`, *optional*):
+            Folder in which the Gram of all rows is kept, so that a later request on the same model costs only its own rows.
+        chunk_size (`int`, defaults to 32): Samples whose Jacobians are made at a time.
+
+    Raises:
+        InputError: a value that is none of these; when it runs: a model that was never tuned, no pretrained values,
+            labels out of range.
+    """
+
+    solver: str = "auto"
+    ridge: float = 1.0
+    linearize: str = "pretrained"
+    target_scale: float | str = "auto"
+    outputs: str = "logits"
+    kernel: str = "full"
+    pretrained: object = field(default=None, repr=False)
+    gram_cache: str | None = None
+    chunk_size: int = 32
+
+    label: ClassVar[str] = "Fast-NTK"
+    paper: ClassVar[dict[str, str]] = {
+        "title": "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models",
+        "id": "arXiv:2312.14923",
+        "bibtex": (
+            "@article{li2023fastntk,\n  title = {Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models},\n"
+            "  author = {Li, Guihong and Hsu, Hsiang and Chen, Chun-Fu and Marculescu, Radu},\n"
+            "  journal = {arXiv preprint arXiv:2312.14923},\n  year = {2023}\n}"
+        ),
+    }
+
+    def __post_init__(self):
+        for name, known in (("solver", SOLVERS), ("kernel", KERNELS), ("outputs", OUTPUTS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.linearize not in ("pretrained", "tuned"):
+            raise InputError(f"linearize must be 'pretrained' or 'tuned', not {self.linearize!r}")
+        if not self.ridge >= 0:
+            raise InputError(f"ridge must not be negative, got {self.ridge}")
+        if self.target_scale != "auto" and not (isinstance(self.target_scale, int | float) and self.target_scale > 0):
+            raise InputError(f"target_scale must be 'auto' or a number above 0, not {self.target_scale!r}")
+        if self.kernel != "full" and self.solver not in ("auto", "dual"):
+            raise InputError(f"the {self.kernel} kernel has the dual solver only, not {self.solver!r}")
+        if self.gram_cache is not None and self.solver not in ("auto", "primal"):
+            raise InputError(f"gram_cache needs the primal solver, not {self.solver!r}")
+        self.report: dict = {}
+
+    def settings(self):
+        settings = super().settings() | {"pretrained": None, "gram_cache": None}
+        return settings | {name: self.report[name] for name in ("solver", "target_scale") if name in self.report}
+
+    def configure(self, args, forget_rows):
+        args = copy.copy(args)
+        # One step; the loop's batch only shows the loss before it.
+        args.max_steps = args.gradient_accumulation_steps = 1
+        args.per_device_train_batch_size = min(args.per_device_train_batch_size, forget_rows)
+        args.max_grad_norm = args.weight_decay = 0.0
+        return args
+
+    def prepare(self, trainer):
+        self.report = {}
+        model = trainer.model
+        self._tuned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if not self._tuned:
+            raise InputError(
+                "no parameter requires a gradient: wrap the model with a tuner, or unfreeze what was tuned"
+            )
+        if len(self._tuned) == len(list(model.parameters())):
+            logger.warning(
+                f"all {sum(p.numel() for p in self._tuned.values()):,} parameters require a gradient: Fast-NTK is meant for "
+                "a few tuned ones; freeze the others"
+            )
+        if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in self._tuned.values()):
+            logger.warning(
+                "half-precision weights: Jacobians are taken of an fp32 copy, and the update is rounded once"
+            )
+        training = sum(module.training for module in model.modules() if isinstance(module, _BatchNorm))
+        if training:
+            logger.warning(
+                f"{training} BatchNorm layers are in training mode: Jacobians are taken with their running statistics, in "
+                "evaluation mode, because batch statistics mix the samples"
+            )
+        self._start = self._pretrained_values(model) if self.linearize == "pretrained" else None
+
+    def create_optimizer(self, trainer):
+        return ClosedForm(self._tuned, lambda: self._update(trainer))
+
+    def loss(self, model, inputs, counts):
+        inputs, labels = split_labels(inputs)
+        with torch.no_grad():
+            model.eval()
+            nll = objectives.cross_entropy(model(**inputs).logits, labels).sum() / counts.forget_tokens
+        # The step is solved for, not descended to: the backward gives zeros.
+        return nll + sum(parameter.sum() * 0 for parameter in self._tuned.values()), {"forget_loss": nll}
+
+    def _update(self, trainer: "UnlearnTrainer") -> dict[str, torch.Tensor]:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        update, self.report = solve_request(
+            model, list(self._tuned), self, trainer.retain_dataset, trainer.forget_dataset,
+            trainer.single_collator, start=self._start, accelerator=trainer.accelerator,
+        )  # fmt: skip
+        trainer.cost |= {key: self.report[key] for key in ("jacobian_seconds", "solve_seconds")}
+        logger.info(f"Fast-NTK: {self.report}")
+        if not all(torch.isfinite(step).all() for step in update.values()):
+            raise NumericalError("the Fast-NTK update is not finite: give a larger ridge")
+        return update
+
+    def _pretrained_values(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """The tuned parameters as they were before tuning.
+
+        Raises:
+            InputError: they cannot be found, or are what the model has now.
+        """
+        start = _initial_values(model) if self.pretrained is None else _named_values(self.pretrained)
+        found = {name: _find(start, name) for name in self._tuned}
+        missing = [name for name, value in found.items() if value is None or value.shape != self._tuned[name].shape]
+        if missing:
+            raise InputError(
+                f"the pretrained value of {missing[0]} is not known ({len(missing)} such parameters): give "
+                "FastNTK(pretrained=the model before tuning), or linearize='tuned'"
+            )
+        values = {name: value.detach().to(self._tuned[name].device).clone() for name, value in found.items()}
+        if all(torch.equal(values[name].to(p.dtype), p) for name, p in self._tuned.items()):
+            raise InputError(
+                "the model's parameters are those of the pretrained one: it was never tuned on the data, so there is nothing "
+                "to undo; tune it on retain and forget rows first"
+            )
+        return values
+
+
+def _initial_values(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What the tuners of this package, and PEFT's copies of whole modules (a head), know of the time before tuning."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    values = {}
+    for path, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for adapter in module.modules_to_save:
+                for name, value in module.original_module.named_parameters():
+                    values[f"{path}.modules_to_save.{adapter}.{name}"] = value
+        elif isinstance(module, BaseTunerLayer) and getattr(module, "batched_parameters", False):
+            for adapter in module.active_adapters:
+                values |= {f"{path}.{name}": value for name, value in module.initial_parameters(adapter).items()}
+    return values
+
+
+def _named_values(pretrained: nn.Module | str | Path | Mapping) -> dict[str, torch.Tensor]:
+    if isinstance(pretrained, nn.Module):
+        return dict(pretrained.named_parameters())
+    if isinstance(pretrained, Mapping):
+        return dict(pretrained)
+    from transformers import AutoModelForImageClassification
+
+    from ..models import cifar_resnet  # noqa: F401 - registers the CIFAR ResNets with the Auto classes
+
+    try:
+        return dict(AutoModelForImageClassification.from_pretrained(pretrained).named_parameters())
+    except (OSError, ValueError) as error:
+        raise InputError(f"pretrained: no model at {pretrained} ({str(error).splitlines()[0]})") from error
+
+
+def _find(values: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | None:
+    """By name, or under the name that PEFT's wrappers hide."""
+    plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+    parts = plain.split(".")
+    if "modules_to_save" in parts:
+        at = parts.index("modules_to_save")
+        del parts[at : at + 2]
+    return next((values[key] for key in (name, plain, ".".join(parts)) if key in values), None)

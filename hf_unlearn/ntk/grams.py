@@ -1,0 +1,118 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""What the closed-form step needs to know of a data set, streamed: memory is p x p, whatever the number of samples."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..curvature.linalg import add_gram_, mirror_
+from ..curvature.sharding import all_reduce, rank_and_size
+from ..errors import InputError
+from .jacobians import Jacobians
+
+
+@dataclass
+class Gram:
+    """Sums over samples and classes, fp64. Sets add and subtract: H(D_r) = H(D) - H(D_f).
+
+    Outputs are centred over classes, f - mean_k f, and so are their Jacobians: softmax does not see the mean, and a
+    target for it would be arbitrary. Targets are those of unit scale, y = one-hot - 1/C; the residual of scale s is
+    s y - f, so scale and ridge change without another look at the data.
+
+    Attributes:
+        matrix: J^T J (p, p). target: J^T y (p,). output: J^T f (p,), f at the linearisation point.
+        rows: number of samples.
+    """
+
+    matrix: Tensor
+    target: Tensor
+    output: Tensor
+    rows: int
+
+    def __add__(self, other: "Gram") -> "Gram":
+        return Gram(
+            self.matrix + other.matrix, self.target + other.target, self.output + other.output, self.rows + other.rows
+        )
+
+    def __sub__(self, other: "Gram") -> "Gram":
+        return Gram(
+            self.matrix - other.matrix, self.target - other.target, self.output - other.output, self.rows - other.rows
+        )
+
+    def residual(self, scale: float) -> Tensor:
+        """J^T e (p,) for targets of this scale."""
+        return scale * self.target - self.output
+
+    @property
+    def mean_diagonal(self) -> float:
+        """Trace / p: the unit of a relative ridge."""
+        return float(self.matrix.diagonal().mean())
+
+
+def measure_gram(jacobians: Jacobians, batches: Iterable[Mapping], accelerator=None) -> Gram:
+    """Sum over a data set; with several processes each takes every n-th batch, and the sums are added.
+
+    Args:
+        batches: dicts with `labels` (B,) and what the model takes; in the same order on every process.
+
+    Raises:
+        InputError: labels out of range.
+    """
+    size, device = jacobians.size, jacobians.device
+    gram = Gram(torch.zeros(size, size, dtype=torch.float64, device=device), *_zeros(2, size, device), 0)
+    rank, processes = rank_and_size(accelerator)
+    for number, batch in enumerate(batches):
+        if number % processes != rank:
+            continue
+        for jacobian, outputs, targets in centred_chunks(jacobians, batch):
+            rows = jacobian.flatten(0, 1).double()
+            add_gram_(gram.matrix, rows)
+            gram.target += rows.T @ targets.flatten()
+            gram.output += rows.T @ outputs.flatten()
+            gram.rows += len(outputs)
+    count = torch.tensor(gram.rows, device=device)
+    all_reduce({"1": gram.matrix, "2": gram.target, "3": gram.output, "4": count}, accelerator)
+    mirror_(gram.matrix)
+    gram.rows = int(count)
+    return gram
+
+
+def centred_chunks(jacobians: Jacobians, batch: Mapping):
+    """(Jacobian (n, C, p), outputs (n, C), unit targets (n, C)) of every chunk, all centred over classes.
+
+    The Jacobian is fp32 (fp64 of an fp64 model), outputs and targets are fp64.
+    """
+    labels, start = batch["labels"].to(jacobians.device), 0
+    for outputs, jacobian in jacobians(batch):
+        part = check_labels(labels[start : start + len(outputs)], outputs.shape[1])
+        start += len(outputs)
+        outputs = outputs.double()
+        targets = F.one_hot(part, outputs.shape[1]).double()
+        yield (
+            jacobian.sub_(jacobian.mean(1, keepdim=True)),
+            outputs - outputs.mean(1, keepdim=True),
+            targets - targets.mean(1, keepdim=True),
+        )
+
+
+def check_labels(labels: Tensor, classes: int) -> Tensor:
+    """The labels, if they are classes of the model.
+
+    Raises:
+        InputError: not whole numbers of shape (n,), or outside 0 ... classes - 1.
+    """
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise InputError(f"labels must be class numbers of shape (n,), not {labels.dtype} of {tuple(labels.shape)}")
+    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+        raise InputError(
+            f"label {int(labels.min()) if labels.min() < 0 else int(labels.max())} is out of range: the model has "
+            f"{classes} classes, 0 to {classes - 1}"
+        )
+    return labels
+
+
+def _zeros(count: int, size: int, device: torch.device) -> list[Tensor]:
+    return [torch.zeros(size, dtype=torch.float64, device=device) for _ in range(count)]

@@ -1,0 +1,324 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Fast-NTK through `UnlearnTrainer`: against retraining where the model is linear, solvers against each other, bad input."""
+
+import copy
+import itertools
+import logging
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hf_unlearn import FastNTK, UnlearnConfig, UnlearnTrainer
+from hf_unlearn.data.vision import ImageCollator, load_images, select_per_class, split_class, split_rows
+from hf_unlearn.errors import InputError, NumericalError
+from hf_unlearn.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
+from hf_unlearn.ntk import Jacobians, measure_gram
+
+
+COLLATOR = ImageCollator(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+pytestmark = pytest.mark.filterwarnings("ignore:the system is singular")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return select_per_class(load_images("digits"), 6, seed=0)
+
+
+def make_model(dtype=torch.float64):
+    torch.manual_seed(0)
+    model = CifarResNetForImageClassification(CifarResNetConfig(depth=8, width=4, image_size=8)).to(dtype)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+class Collator64:
+    """Images in fp64, so that fp32 rounding of the data does not hide what a solver does."""
+
+    def __call__(self, rows):
+        batch = COLLATOR(rows)
+        return batch | {"pixel_values": batch["pixel_values"].double()}
+
+
+def choose(model, words=("bn", "linear")):
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(word in name for word in words))
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def tuned(start, words=("bn", "linear"), size=0.05):
+    """A model that counts as tuned: the head is drawn towards the classes by a few steps of descent."""
+    model = copy.deepcopy(start)
+    choose(model, words)
+    rows = select_per_class(load_images("digits"), 6, seed=0)
+    batch = Collator64()([rows[i] for i in range(len(rows))])
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=size)
+    for _ in range(30):
+        optimizer.zero_grad()
+        model(
+            **{"pixel_values": batch["pixel_values"].to(next(model.parameters()).dtype), "labels": batch["labels"]}
+        ).loss.backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture(scope="module")
+def start():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def full(start):
+    return tuned(start)
+
+
+def unlearn(tmp_path, model, method, forget, retain, collator=None, **arguments):
+    args = UnlearnConfig(
+        output_dir=str(tmp_path), report_to="none", disable_tqdm=True, use_cpu=True, save_strategy="no",
+        per_device_train_batch_size=4, **arguments,
+    )  # fmt: skip
+    trainer = UnlearnTrainer(model, method, args, forget, retain, data_collator=collator or Collator64())
+    trainer.train()
+    return trainer
+
+
+def update_of(trainer):
+    return torch.cat(
+        [trainer.update_delta().tensors[name].double().flatten() for name in sorted(trainer.update_delta().tensors)]
+    )
+
+
+@pytest.mark.parametrize("solver", ["dual", "primal", "cg"])
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_a_head_on_frozen_features_is_retrained_exactly(tmp_path, digits, start, solver, ridge):
+    """Linear in what is tuned, so w + update must be the ridge regression on the retain rows that starts at w0."""
+    full = tuned(start, ("linear",))
+    model = copy.deepcopy(full)
+    names = choose(model, ("linear",))
+    forget, retain = split_class(digits, 3)
+    method = FastNTK(solver=solver, ridge=ridge, target_scale=7.0, pretrained=start)
+    unlearn(tmp_path, model, method, forget, retain)
+
+    def regression(rows):
+        batch = Collator64()([rows[i] for i in range(len(rows))])
+        features = {}
+        handle = start.linear.register_forward_hook(lambda _, args, out: features.update(x=args[0], z=out))
+        with torch.no_grad():
+            start(batch["pixel_values"])
+        handle.remove()
+        x = torch.cat([features["x"], torch.ones(len(rows), 1, dtype=torch.float64)], 1)
+        targets = 7.0 * (torch.nn.functional.one_hot(batch["labels"], 10).double() - 0.1)
+        z = features["z"]
+        e = targets - (z - z.mean(1, keepdim=True))
+        # Centred outputs: the Jacobian of class k is x (delta - 1/C), so W moves within the centred subspace.
+        gram = x.T @ x
+        absolute = method.report["ridge"]
+        return torch.linalg.pinv(gram + absolute * torch.eye(len(gram), dtype=gram.dtype)) @ x.T @ e
+
+    expected = regression(retain) - regression(digits)
+    moved = torch.cat(
+        [(model.linear.weight - full.linear.weight), (model.linear.bias - full.linear.bias)[:, None]], 1
+    ).T
+    # cg recomputes its products in forward and reverse mode and stops at 1e-5 of its residual.
+    assert (moved - expected).norm() <= (1e-3 if solver == "cg" else 1e-6) * expected.norm()
+    assert names == ["linear.weight", "linear.bias"]
+
+
+def test_solvers_agree_on_a_network(tmp_path, digits, start, full):
+    forget, retain = split_class(digits, "0")
+    updates = {}
+    for solver in ("dual", "primal", "cg"):
+        model = copy.deepcopy(full)
+        choose(model)
+        method = FastNTK(solver=solver, ridge=0.3, pretrained=start, target_scale=5.0)
+        trainer = unlearn(tmp_path / solver, model, method, forget, retain)
+        updates[solver] = torch.cat(
+            [(dict(model.named_parameters())[n] - p).flatten() for n, p in full.named_parameters()]
+        )
+        assert method.report["solver"] == solver and method.report["samples"] == 60
+        assert trainer.state.global_step == 1 and trainer.cost["solve_seconds"] > 0
+    assert (updates["primal"] - updates["dual"]).norm() <= 1e-6 * updates["dual"].norm()
+    assert (updates["cg"] - updates["dual"]).norm() <= 0.05 * updates[
+        "dual"
+    ].norm()  # its ridge is estimated by probes
+
+
+def test_the_class_is_forgotten_and_the_others_are_not(tmp_path, digits, start):
+    full = tuned(start, ("linear", "layer3.0.bn2"))
+    model = copy.deepcopy(full)
+    choose(model, ("linear", "layer3.0.bn2"))
+    forget, retain = split_class(digits, 0)
+    unlearn(tmp_path, model, FastNTK(pretrained=start, ridge=0.1), forget, retain)
+
+    @torch.no_grad()
+    def accuracy(rows, model):
+        batch = Collator64()([rows[i] for i in range(len(rows))])
+        return float((model(batch["pixel_values"]).logits.argmax(1) == batch["labels"]).double().mean())
+
+    assert accuracy(forget, full) >= 0.9 and accuracy(retain, full) >= 0.9
+    assert accuracy(forget, model) == 0.0
+    assert accuracy(retain, model) >= 0.9
+
+
+def test_a_second_request_reads_the_gram_of_all_rows(tmp_path, digits, start, full, caplog, monkeypatch):
+    seen = []
+    original = Jacobians.__call__
+    monkeypatch.setattr(
+        Jacobians, "__call__", lambda self, inputs: seen.append(len(inputs["labels"])) or original(self, inputs)
+    )
+    results = {}
+    for cache in (None, str(tmp_path / "grams")):
+        for number in (1, 2):
+            seen.clear()
+            model = copy.deepcopy(full)
+            choose(model)
+            forget, retain = split_class(digits, number)
+            method = FastNTK(solver="primal", pretrained=start, ridge=0.1, gram_cache=cache)
+            unlearn(tmp_path / f"{number}{cache is None}", model, method, forget, retain)
+            results[number, cache is None] = model.linear.weight.detach().clone(), sum(seen)
+    assert [results[key][1] for key in ((1, True), (2, True), (1, False), (2, False))] == [60, 60, 60, 6]
+    for number in (1, 2):
+        assert torch.allclose(results[number, True][0], results[number, False][0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["classwise", "pseudo"])
+def test_kernels_for_many_classes(tmp_path, digits, start, full, kernel):
+    """Against their definitions, in dense algebra."""
+    model = copy.deepcopy(full)
+    names = choose(model, ("linear", "bn1"))
+    forget, retain = split_rows(digits, [0, 7, 20])
+    method = FastNTK(kernel=kernel, ridge=0.2, pretrained=start, target_scale=5.0)
+    unlearn(tmp_path, model, method, forget, retain)
+    rows = [retain[i] for i in range(len(retain))] + [forget[i] for i in range(len(forget))]
+    batch = Collator64()(rows)
+    jacobians = Jacobians(full, names, at={n: p for n, p in start.named_parameters() if n in names})
+    j = torch.cat([part for _, part in jacobians(batch)]).double()
+    z = jacobians.outputs_of(batch)
+    y = 5.0 * torch.nn.functional.one_hot(batch["labels"], 10).double()
+    e = y - y.mean(1, keepdim=True) - (z - z.mean(1, keepdim=True))
+    j_centred = j - j.mean(1, keepdim=True)
+    n = len(retain)
+
+    def solve(kernel, residual):
+        return torch.linalg.solve(
+            kernel + method.report["ridge"] * torch.eye(len(kernel), dtype=kernel.dtype), residual
+        )
+
+    expected = torch.zeros(j.shape[-1], dtype=torch.float64)
+    summed = j.sum(1) / 10**0.5
+    for k in range(10):
+        part = j_centred[:, k] if kernel == "classwise" else summed
+        gram = part @ part.T
+        coefficients = -solve(gram, e[:, k])
+        coefficients[:n] += solve(gram[:n, :n], e[:n, k])
+        expected += j_centred[:, k].T @ coefficients
+    moved = torch.cat(
+        [(dict(model.named_parameters())[n] - dict(full.named_parameters())[n]).flatten() for n in names]
+    )
+    assert (moved - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_probabilities_and_tuned_weights(tmp_path, digits, full):
+    model = copy.deepcopy(full)
+    names = choose(model)
+    forget, retain = split_class(digits, 4)
+    method = FastNTK(linearize="tuned", outputs="probabilities", ridge=0.1, solver="primal")
+    unlearn(tmp_path, model, method, forget, retain)
+    jacobians = Jacobians(full, names, outputs="probabilities")
+    loader = lambda rows: DataLoader(rows, batch_size=16, collate_fn=Collator64())
+    gram_r, gram_f = measure_gram(jacobians, loader(retain)), measure_gram(jacobians, loader(forget))
+    ridge = method.report["ridge"] * torch.eye(jacobians.size, dtype=torch.float64)
+    assert method.report["target_scale"] == 1.0
+    both = gram_r + gram_f
+    expected = torch.linalg.solve(gram_r.matrix + ridge, gram_r.residual(1.0)) - torch.linalg.solve(
+        both.matrix + ridge, both.residual(1.0)
+    )
+    moved = torch.cat(
+        [(dict(model.named_parameters())[n] - dict(full.named_parameters())[n]).flatten() for n in names]
+    )
+    assert (moved - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_batches_do_not_matter(digits, start):
+    names = choose(copy.deepcopy(start))
+    grams = [
+        measure_gram(
+            Jacobians(start, names, chunk_size=chunk), DataLoader(digits, batch_size=size, collate_fn=Collator64())
+        )
+        for chunk, size in ((1, 7), (32, 60))
+    ]
+    assert torch.allclose(grams[0].matrix, grams[1].matrix, rtol=1e-9)
+    assert torch.allclose(grams[0].residual(3.0), grams[1].residual(3.0), rtol=1e-9)
+    assert grams[0].rows == grams[1].rows == 60
+
+
+def test_half_precision_is_upcast_with_a_word(tmp_path, digits, start, full, caplog):
+    forget, retain = split_class(digits, 0)
+    model = copy.deepcopy(full).to(torch.bfloat16)
+    choose(model)
+    collator = lambda rows: (batch := COLLATOR(rows)) | {"pixel_values": batch["pixel_values"].bfloat16()}
+    exact = copy.deepcopy(model).float()
+    with caplog.at_level(logging.WARNING):
+        unlearn(tmp_path / "half", model, FastNTK(pretrained=start, ridge=0.1), forget, retain, collator)
+    assert "half-precision weights" in caplog.text
+    unlearn(tmp_path / "full", exact, FastNTK(pretrained=start, ridge=0.1), forget, retain, COLLATOR)
+    assert torch.allclose(model.linear.weight.float(), exact.linear.weight, atol=0.02)
+    assert model.linear.weight.dtype == torch.bfloat16
+
+
+def test_bad_input(tmp_path, digits, start, full, caplog):
+    for settings, message in (
+        ({"solver": "lu"}, "solver must be one of"),
+        ({"linearize": "middle"}, "linearize must be"),
+        ({"ridge": -1.0}, "ridge must not be negative"),
+        ({"target_scale": 0}, "target_scale must be"),
+        ({"outputs": "odds"}, "outputs must be"),
+        ({"kernel": "classwise", "solver": "primal"}, "has the dual solver only"),
+        ({"gram_cache": "x", "solver": "cg"}, "gram_cache needs the primal solver"),
+    ):
+        with pytest.raises(InputError, match=message):
+            FastNTK(**settings)
+    with pytest.raises(InputError, match="no row has the class 11"):
+        split_class(digits, 11)
+    with pytest.raises(InputError, match="every row is to be forgotten"):
+        split_rows(digits, range(len(digits)))
+    with pytest.raises(InputError, match="no row is to be forgotten"):
+        split_rows(digits, [])
+    forget, retain = split_class(digits, 0)
+    runs = itertools.count()
+
+    def run(model, method=None, forget=forget, retain=retain, collator=None):
+        return unlearn(
+            tmp_path / str(next(runs)), model, method or FastNTK(pretrained=start), forget, retain, collator
+        )
+
+    model = copy.deepcopy(full)
+    choose(model)
+    with pytest.raises(InputError, match="retain set is empty"):
+        run(model, retain=retain.select([]))
+    untuned = copy.deepcopy(start)
+    choose(untuned)
+    with pytest.raises(InputError, match="never tuned on the data"):
+        run(untuned)
+    with pytest.raises(InputError, match="pretrained value of .* is not known"):
+        run(model, FastNTK())
+    with pytest.raises(InputError, match="no parameter requires a gradient"):
+        run(copy.deepcopy(full).requires_grad_(False))
+    wrong = lambda rows: (batch := Collator64()(rows)) | {"labels": batch["labels"] + 1}
+    with pytest.raises(InputError, match="label 10 is out of range: the model has 10 classes"):
+        run(copy.deepcopy(model), collator=wrong)
+    sizes = retain.map(lambda row, i: {"image": row["image"].resize((8 + i % 2, 8))}, with_indices=True)
+    with pytest.raises(InputError, match="different sizes"):
+        run(copy.deepcopy(model), retain=sizes)
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.conv1.weight.fill_(float("nan"))
+    with pytest.raises(NumericalError):
+        run(broken)
+    with caplog.at_level(logging.WARNING):
+        run(copy.deepcopy(model).train())
+    assert "BatchNorm layers are in training mode" in caplog.text
