@@ -90,7 +90,7 @@ def run_inspect(options):
 
 def describe_delta(path: str | Path) -> Iterator[str]:
     from .deltas import describe
-    from .evaluation.report import format_settings
+    from .evaluation.formats import format_settings
 
     delta = describe(path)
     names = delta["tensors"]
@@ -117,7 +117,7 @@ def describe_curvature(file: Path) -> Iterator[str]:
 
 
 def describe_run(file: Path) -> Iterator[str]:
-    from .evaluation.report import format_settings
+    from .evaluation.formats import format_settings
 
     checkpoints = sorted(path.name for path in file.parent.glob("checkpoint-*"))
     yield f"run: {format_settings(_read(file))}"
@@ -125,7 +125,7 @@ def describe_run(file: Path) -> Iterator[str]:
 
 
 def describe_log(file: Path) -> Iterator[str]:
-    from .evaluation.report import format_settings
+    from .evaluation.formats import format_settings
 
     try:
         requests = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -2,7 +2,8 @@
 """The two pictures of a report: what forgetting cost, and where the cost fell."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +14,7 @@ LINES = ("-", "-.", ":")
 MARKERS = ("o", "^", "D", "v", "P", "X", "p", "h")
 REFERENCES = {"original": "s", "retrained": "*"}
 REACHED = 0.05
+LOST = 0.8
 SMALLEST_KL = 1e-7
 
 
@@ -49,62 +51,60 @@ def _figure(columns: int, height: float):
     return figure, axes
 
 
-def kept_percent(row: Mapping, original: Mapping | None) -> float | None:
-    """Retained-answer probability in percent of the original model's."""
-    before = original and original.get("retain_probability")
-    after = row.get("retain_probability")
-    return 100 * after / before if before and after is not None else None
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the frontier.
+
+    Args:
+        label: what it shows, and which direction is better.
+        value: (row, row of the original model or None) -> number, or None where it was not measured.
+        scale: (axes, values of all points) -> None; sets scale, limits and ticks.
+    """
+
+    label: str
+    value: Callable[[Mapping, Mapping | None], float | None]
+    scale: Callable[[object, Sequence[float]], None]
 
 
-def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping]):
-    """Forget quality against what was kept of the retained answers, the retain KL, and model utility.
+def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], y: Axis, panels: Sequence[Axis]):
+    """What forgetting cost: the axis `y`, how much was forgotten, against each of `panels` that was measured at all.
 
     Candidates are faint and joined in the order they were tried, the reported setting of each method is large.
     Returns a matplotlib figure; what lacks a value for a panel is not in it.
     """
     original = next((row for row in rows if row["method"] == "original"), None)
-    kept = [kept_percent(row, original) for row in rows]
     everything = [*rows, *candidates]
-    panels = []
-    if any(value is not None for value in kept):
-        panels.append((lambda row: kept_percent(row, original), _kept_axis))
-    if any((row.get("retain_kl") or 0) > 0 for row in everything):
-        panels.append((lambda row: None if row.get("retain_kl") is None else max(row["retain_kl"], 0.0), _kl_axis))
-    # Of the reported settings alone: a search does not measure utility, which needs generations.
-    if any(row.get("model_utility") is not None for row in everything) or not panels:
-        panels.append((lambda row: row.get("model_utility"), _utility_axis))
+    measured = [axis for axis in panels if any(axis.value(row, original) is not None for row in everything)]
+    panels = measured or panels[-1:]
     figure, axes = _figure(len(panels), 5.2)
-    style = styles([row["method"] for row in [*rows, *candidates]])
+    style = styles([row["method"] for row in everything])
     handles = {}
-    for ax, (x_of, set_axis) in zip(axes, panels, strict=True):
+    for ax, x in zip(axes, panels, strict=True):
         points = {"rows": [], "candidates": []}
         for kind, group in (("rows", rows), ("candidates", candidates)):
             for row in group:
-                x, p = x_of(row), row.get("forget_quality")
-                if x is not None and p is not None:
-                    points[kind].append(
-                        (row["method"], x, row.get("log10_forget_quality") or math.log10(max(p, 1e-300)))
-                    )
+                place = x.value(row, original), y.value(row, original)
+                if None not in place:
+                    points[kind].append((row["method"], *place))
         for method in dict.fromkeys(name for name, _, _ in points["candidates"]):
-            x, y = zip(*[(x, y) for name, x, y in points["candidates"] if name == method], strict=True)
+            tried = zip(*[place for name, *place in points["candidates"] if name == method], strict=True)
             look = style[method]
-            ax.plot(x, y, color=look["color"], marker=look["marker"], alpha=0.35, markersize=5, linewidth=1)
-        for method, x, y in points["rows"]:
+            ax.plot(*tried, color=look["color"], marker=look["marker"], alpha=0.35, markersize=5, linewidth=1)
+        for method, *place in points["rows"]:
             look = style[method]
-            size = 340 if method == "retrained" else 150
             handles[method] = ax.scatter(
-                [x],
-                [y],
-                s=size,
+                *([value] for value in place),
+                s=340 if method == "retrained" else 150,
                 color=look["color"],
                 marker=look["marker"],
                 edgecolor="white",
                 linewidth=1.2,
                 zorder=5,
             )
-        _forget_quality_axis(ax, [y for kind in points.values() for _, _, y in kind])
-        set_axis(ax, [x for x in map(x_of, everything) if x is not None])
-    axes[0].set_ylabel("forget quality: p-value against\nthe retrained model (higher is better)", fontsize=11)
+        y.scale(ax, [value for kind in points.values() for _, _, value in kind])
+        x.scale(ax, [value for row in everything if (value := x.value(row, original)) is not None])
+        ax.set_xlabel(x.label, fontsize=11)
+    axes[0].set_ylabel(y.label, fontsize=11)
     if handles:
         figure.legend(
             handles.values(),
@@ -117,7 +117,8 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping]):
     return figure
 
 
-def _forget_quality_axis(ax, values: Sequence[float]):
+def forget_quality_scale(ax, values: Sequence[float]):
+    """For log10 of p-values."""
     # p runs from 1 to 1e-100: the square root of log10 p shows both ends, and keeps room around 0.05.
     ax.set_yscale("function", functions=(lambda y: -np.sqrt(np.maximum(-y, 0)), lambda y: -np.square(y)))
     lowest = min([*values, -2.5])
@@ -142,11 +143,12 @@ def _forget_quality_axis(ax, values: Sequence[float]):
         artist.set_clip_on(False)
 
 
-def _utility_axis(ax, values: Sequence[float]):
-    ax.set_xlabel("model utility\n(further right is better)", fontsize=11)
+def plain_scale(ax, values: Sequence[float]):
+    """Linear, as matplotlib chooses it."""
 
 
-def _kept_axis(ax, values: Sequence[float]):
+def kept_scale(ax, values: Sequence[float]):
+    """For percent of the original, where around 100 matters most."""
     # Linear near 100 %, where good methods differ, logarithmic below, where bad ones collapse.
     ax.set_xscale(
         "function",
@@ -160,16 +162,31 @@ def _kept_axis(ax, values: Sequence[float]):
     ax.set_xticks(ticks, [str(x) for x in ticks])
     ax.set_xlim(lowest - 0.15 * (100 - lowest) - 0.3, highest + 0.15 * (highest - 100) + 0.5)
     ax.minorticks_off()
-    ax.set_xlabel("retained probability kept, % of original\n(further right is better)", fontsize=11)
 
 
-def _kl_axis(ax, values: Sequence[float]):
-    positive = [x for x in values if x > 0]
+def kl_scale(ax, values: Sequence[float]):
+    """For divergences: logarithmic, with room for an exact 0."""
+    positive = [x for x in values if x > 0] or [1.0]
     # The original's KL is 0: linear up to the smallest power of ten in use, logarithmic above.
     smallest = 10.0 ** math.floor(math.log10(min(positive)))
     ax.set_xscale("symlog", linthresh=smallest, linscale=0.4)
     ax.set_xlim(-0.15 * smallest, max(positive) * 2)
-    ax.set_xlabel("KL from the original, nats per retained token\n(further left is better)", fontsize=11)
+
+
+def lost_scale(ax, values: Sequence[float]):
+    """For percent of the distance to chance that was lost: 0 at the original, 100 at chance."""
+    ax.set_ylim(min([*values, 0]) - 4, max([*values, 100]) + 6)
+    for share, text in ((100 * LOST, f"{LOST:.0%} lost: the goal"), (100, "chance")):
+        ax.axhline(share, color="0.35", linestyle="--", linewidth=1)
+        ax.annotate(
+            text,
+            (0.01, share),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=9,
+            color="0.3",
+        )
 
 
 def kl_distribution(kl_samples: Mapping[str, Sequence[float]], methods: Sequence[str] = ()):
