@@ -219,3 +219,106 @@ def kl_distribution(kl_samples: Mapping[str, Sequence[float]], methods: Sequence
     ax.set_ylabel("share of retained tokens\nwith less, %", fontsize=11)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
     return figure
+
+
+def kl_quantile_plot(results: Mapping[str, object], methods: Sequence[str] = (), *, seed: int = 0):
+    """Figure 2 of the K-FADE paper: quantiles of KL(original || model) over completions, and over their tokens.
+
+    The scale of x gives the upper tail as much room as the body: that is where a method's harm hides. Shaded: 95 %
+    bootstrap bands, pointwise, completions resampled.
+
+    Args:
+        results: {method: `KLResult`}.
+        methods: all methods of the report, in its order, so that each has one colour in every picture.
+    """
+    figure, axes = _figure(2, 4.8)
+    style = styles([*methods, *results])
+    lowest = highest = None
+    for ax, over, what in zip(axes, ("sequences", "tokens"), ("completions (mean of their tokens)", "single tokens")):
+        last = 0.9
+        for method, result in results.items():
+            count = len(result.per_sequence) if over == "sequences" else result.tokens
+            # Beyond one value in `count` a quantile is the maximum and nothing else.
+            end = 1 - 1 / max(count, 20)
+            levels = 1 / (1 + np.exp(-np.linspace(math.log(0.02 / 0.98), math.log(end / (1 - end)), 120)))
+            point, low, high = np.maximum(result.quantile_bands(levels, over, seed=seed, resamples=400), SMALLEST_KL)
+            look, last = style[method], max(last, end)
+            ax.plot(levels, point, color=look["color"], linestyle=look["line"], linewidth=1.8, label=method)
+            ax.fill_between(levels, low, high, color=look["color"], alpha=0.2, linewidth=0)
+            # The many tokens on which nothing changed would stretch the axis over powers of ten that say nothing.
+            lowest = min(filter(None, (lowest, max(point[0], point[-1] * 1e-6))))
+            highest = max(filter(None, (highest, high[-1])))
+        ticks = [level for level in (0.02, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999) if level <= last]
+        ax.set_xscale("logit")
+        ax.set_xlim(0.02, last)
+        ax.set_xticks(ticks, [f"{level:g}" for level in ticks])
+        ax.minorticks_off()
+        ax.set_xlabel(f"quantile of {what}", fontsize=11)
+    if highest is not None:
+        axes[0].set_yscale("log")
+        axes[0].set_ylim(max(lowest, SMALLEST_KL) / 1.5, highest * 2)
+    axes[0].set_ylabel("KL(original || unlearned), nats per token\n(lower is better)", fontsize=11)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncol=min(4, max(1, len(results))),
+        frameon=False,
+        fontsize=11,
+    )
+    return figure
+
+
+def relearn_plot(curves: Sequence[Mapping], metric: str | None = None, *, chance: float | None = None):
+    """What comes back during fine-tuning attacks: one panel an attack, one line a method, black the original.
+
+    The open marker at the end of a line is the attacked model with the method's update added once more.
+
+    Args:
+        curves: of `AttackTable`: method, attack, learning_rate, steps, scores and with_update.
+        metric: of the scores; the first by default.
+        chance: the value of guessing, drawn as a line.
+    """
+    metric = metric or next(iter(curves[0]["scores"][0]))
+    titles = list(dict.fromkeys((curve["attack"], curve["learning_rate"]) for curve in curves))
+    figure, axes = _figure(len(titles), 4.6)
+    style = styles([curve["method"] for curve in curves])
+    for ax, title in zip(axes, titles, strict=True):
+        shown = [curve for curve in curves if (curve["attack"], curve["learning_rate"]) == title]
+        # Side by side, for several of them may fall on one point.
+        end = max(curve["steps"][-1] for curve in shown)
+        for place, curve in enumerate(shown):
+            look = style[curve["method"]]
+            values = [scores[metric] for scores in curve["scores"]]
+            ax.plot(
+                curve["steps"],
+                values,
+                color=look["color"],
+                linestyle=look["line"],
+                marker=look["marker"],
+                markersize=5,
+                label="original (control)" if curve["method"] == "original" else curve["method"],
+            )
+            again = curve["with_update"].get(curve["method"])
+            if again is not None:
+                x = end * (1.04 + 0.04 * place)
+                ax.plot([end, x], [values[-1], again[metric]], color=look["color"], linewidth=0.8, linestyle=":")
+                ax.plot([x], [again[metric]], marker=look["marker"], markersize=9, color=look["color"], mfc="white")
+        if chance is not None:
+            ax.axhline(chance, color="0.35", linestyle="--", linewidth=1)
+            ax.annotate(
+                "chance",
+                (0, chance),
+                xytext=(2, -3),
+                textcoords="offset points",
+                va="top",
+                fontsize=9,
+                color="0.3",
+            )
+        ax.set_title(f"{title[0]}, learning rate {title[1]:g}", fontsize=11)
+        ax.set_xlabel("steps of fine-tuning (open: update added again)", fontsize=11)
+        # Room for the legend's largest marker and for a chance line at the bottom.
+        ax.margins(y=0.08)
+    axes[0].set_ylabel(f"{metric}\n(lower: still forgotten)", fontsize=11)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncol=min(5, len(labels)), frameon=False, fontsize=11)
+    return figure
