@@ -225,11 +225,11 @@ class FirstOrder(Method):
         )
         for side, batch, tokens, rows, weight in sides:
             inputs, labels = split_labels(batch)
-            with captured_states(self._steered) as states:
-                logits = model(**inputs).logits
+            with captured_states(self._steered, detach=model is self._reference[0]) as states:
+                logits = model(**inputs).logits.detach()
             target = self._control
             if side == "retain":
-                with captured_states(self._steered) as frozen:
+                with captured_states(self._steered, detach=True) as frozen:
                     self._reference_logits(inputs)
                 [target] = frozen
             values, row = objectives.steering(states[0], target, labels)

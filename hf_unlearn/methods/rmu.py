@@ -62,14 +62,21 @@ def control_vector(size: int, length: float, seed: int) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def captured_states(layer: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collects the layer's outputs (B, T, d) inside; what follows it in the model builds no graph on them."""
+def captured_states(layer: nn.Module, detach: bool) -> Iterator[list[torch.Tensor]]:
+    """Collects the layer's outputs (B, T, d) inside.
+
+    Args:
+        detach: what follows the layer builds no graph on them. A loss on the states alone then leaves no activations of
+            the layers above for a backward that never comes. Not under DDP, which looks for the weights that take part
+            from the model's outputs, and would take these for unused.
+    """
     states = []
 
     def capture(module, args, output):
         hidden = output[0] if isinstance(output, tuple) else output
         states.append(hidden)
-        # The loss stops here: the layers above would keep activations for a backward that never comes.
+        if not detach:
+            return None
         return (hidden.detach(), *output[1:]) if isinstance(output, tuple) else hidden.detach()
 
     handle = layer.register_forward_hook(capture)
