@@ -27,13 +27,13 @@ class SpreadLM(HFLM):
         bar_file: where to show a bar; None for no bar.
 
     Attributes:
-        truncated: number of requests whose prompt was cut from the left to fit `max_length`, of all processes.
+        truncated: number of prompts that were cut from the left to fit `max_length`, of all processes.
     """
 
     def __init__(self, model, tokenizer, *, share: tuple[int, int] = (0, 1), bar_file=None, **settings):
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", **settings)
         self.share, self.bar_file = share, bar_file
-        self.truncated = 0
+        self.truncated, self._cut = 0, set()
 
     def loglikelihood(self, requests, disable_tqdm=False):
         return self._spread(requests, super().loglikelihood)
@@ -45,7 +45,10 @@ class SpreadLM(HFLM):
         return self._spread(requests, super().generate_until)
 
     def _loglikelihood_tokens(self, requests, **kwargs):
-        self.truncated += sum(len(context) + len(answer) > self.max_length + 1 for _, context, answer in requests)
+        # A request is ((prompt, continuation), their tokens); all continuations of a prompt are in one batch.
+        self._cut |= {
+            pair[0] for pair, prompt, answer in requests if pair and len(prompt) + len(answer) > self.max_length + 1
+        }
         return super()._loglikelihood_tokens(requests, **kwargs)
 
     def _spread(self, requests: Sequence, answer: Callable) -> list:
@@ -60,7 +63,7 @@ class SpreadLM(HFLM):
         # no batch left asks its last one again.
         rounds = math.ceil(len(batches) / size)
         mine = [min(number * size + rank, len(batches) - 1) for number in range(rounds)]
-        answers, truncated = {}, self.truncated
+        answered = {}  # number of a batch -> its answers, prompts that were cut
         bar = tqdm(
             total=len(requests), desc="questions", unit="request", file=self.bar_file, disable=self.bar_file is None
         )
@@ -68,16 +71,19 @@ class SpreadLM(HFLM):
         with bar, torch.random.fork_rng(devices=devices):
             for number in mine:
                 torch.manual_seed(SEED + number)  # for sampled answers, whoever gives them
-                got = answer([requests[i] for i in batches[number]], disable_tqdm=True)
-                answers |= dict(zip(batches[number], got, strict=True))
+                self._cut = set()
+                got = answer([requests[place] for place in batches[number]], disable_tqdm=True)
+                answered[number] = (got, len(self._cut))
                 bar.update(min(size * len(got), len(requests) - bar.n))
         if size > 1:
             from accelerate.utils import gather_object
 
-            shares = gather_object([(answers, self.truncated - truncated)])
-            answers = {i: value for share, _ in shares for i, value in share.items()}
-            self.truncated = truncated + sum(count for _, count in shares)
-        answers = [answers[i] for i in range(len(requests))]
+            answered = {number: value for share in gather_object([answered]) for number, value in share.items()}
+        self.truncated += sum(cut for _, cut in answered.values())
+        answers = [None] * len(requests)
+        for number, (got, _) in answered.items():
+            for place, value in zip(batches[number], got, strict=True):
+                answers[place] = value
         if any(math.isnan(value) for value in map(_log_likelihood, answers)):
             raise NumericalError("the model's log-likelihoods are not finite: it diverged; use a smaller step")
         return answers
