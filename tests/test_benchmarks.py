@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The benchmarks themselves, on shapes so small that their numbers mean nothing: that they run, add up and leave files."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -17,15 +18,23 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "P
 SMALL = "--device cpu --hidden 16 --intermediate 24 --heads 2 --layers 3 --vocab 40 --length 8 --batch_size 2 --sequences 6".split()
 
 
+@contextlib.contextmanager
+def program(folder: str, name: str):
+    """A benchmark's module: run in this process, as a new one spends seconds on imports."""
+    with unittest.mock.patch.object(sys, "path", [str(ROOT / folder), *sys.path]):
+        yield importlib.import_module(name)
+
+
 @pytest.fixture(scope="module")
 def llama2_7b():
-    """The module benchmarks/gpu/llama2_7b.py: run in this process, as a new one spends seconds on imports."""
-    folder = str(ROOT / "benchmarks/gpu")
-    sys.path.insert(0, folder)
-    try:
-        yield importlib.import_module("llama2_7b")
-    finally:
-        sys.path.remove(folder)
+    with program("benchmarks/gpu", "llama2_7b") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def sharding():
+    with program("benchmarks", "sharding") as module:
+        yield module
 
 
 def run(module, output: Path, *more: str) -> int:
@@ -133,3 +142,35 @@ def test_gpu_benchmark_refuses_what_cannot_be(llama2_7b, tmp_path, capsys, monke
     with pytest.raises(SystemExit, match="2"):
         run(llama2_7b, tmp_path / "r.json", *more)
     assert words in capsys.readouterr().err and not (tmp_path / "r.json").exists()
+
+
+def test_sharding_benchmark_compares_minima_of_runs_that_take_turns(sharding, tmp_path, monkeypatch, capsys):
+    order, seconds = [], {1: iter([4.0, 2.0, 3.0] * 4), 2: iter([1.5, 9.0, 1.2] * 4)}
+
+    def run(processes, kind, case):
+        order.append(processes)
+        if processes == 4:
+            return [{"held_bytes": held} for held in (30, 20, 25, 25)]
+        slowest = next(seconds[processes])
+        stage = {"factors": {"seconds": slowest / 2}}
+        rows = [{"wall": slowest - rank, "cpu": slowest / 2, "stages": stage, "held_bytes": 100} for rank in range(2)]
+        return rows[:processes]
+
+    monkeypatch.setattr(sharding, "run", run)
+    monkeypatch.setattr(sys, "argv", ["sharding.py", "--repeats", "3", "--output", str(tmp_path / "r.json")])
+    assert sharding.main() == 0
+    assert order[:6] == [1, 2, 1, 2, 1, 2]
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results["time"]["kfac"]["ratio_of_minima"] == pytest.approx(1.2 / 2.0)
+    assert results["time"]["kfac"]["ratio_median"] == pytest.approx(1.2 / 3.0)
+    assert results["time"]["kfac"]["stage_seconds_min"] == {"1": {"factors": 1.0}, "2": {"factors": 0.6}}
+    assert results["memory"]["kfac"]["largest_over_share"] == pytest.approx(30 * 4 / 100)
+    assert "| kfac | 2.00 | 1.20 | 0.60 | 0.62 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
+def test_sharding_benchmark_really_runs_two_processes(sharding):
+    rows = sharding.run(2, "ekfac", "tiny")
+    assert [row["processes"] for row in rows] == [2, 2]
+    assert all({"factors", "eigh", "correction"} <= row["stages"].keys() and row["wall"] > 0 for row in rows)
