@@ -5,6 +5,7 @@ import contextlib
 import copy
 import gc
 import importlib.metadata
+import inspect
 import io
 import logging
 import math
@@ -322,11 +323,21 @@ def _identity(loaded: Mapping, limit: int | None) -> dict:
     for name, task in loaded["tasks"].items():
         docs = list(task.eval_docs)[:limit]
         shots = list(task.fewshot_docs()) if task.get_config("num_fewshot") else []
-        settings = {key: value for key, value in task.dump_config().items() if key != "custom_dataset"}
+        ignored = ("custom_dataset", *(() if shots else ("fewshot_config", "fewshot_split")))
+        settings = {key: _source(value) for key, value in task.dump_config().items() if key not in ignored}
         settings["metadata"] = str((settings.get("metadata") or {}).get("version"))  # the rest is where the file lay
         tasks[name] = {"settings": sha256_json(settings), "rows": sha256_json([docs, shots])}
     groups = {name: [task.task_name for task in group.get_all_tasks()] for name, group in loaded["groups"].items()}
     return {"tasks": tasks, "groups": groups}
+
+
+def _source(value):
+    """A task's setting with the source of functions in place of the functions, whose text has an address in it."""
+    if isinstance(value, Mapping):
+        return {key: _source(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_source(part) for part in value]
+    return inspect.getsource(value) if inspect.isfunction(value) else value
 
 
 def _agreed(key: dict, folder: Path, cache: bool, accelerator) -> dict | None:
@@ -360,7 +371,7 @@ def _rows_of_table(loaded: Mapping, tasks: Sequence[str], questions: Mapping) ->
 
 def _plain_sample(sample: Mapping) -> dict:
     kept = ("doc_id", "doc", "target", *sample["metrics"])
-    responses = [response if isinstance(response, str) else list(response) for response in sample["filtered_resps"]]
+    responses = [list(answer) if isinstance(answer, tuple) else answer for answer in sample["filtered_resps"]]
     arguments = sample["arguments"]
     return {
         **{key: sample[key] for key in kept},
