@@ -24,7 +24,7 @@ def mean_interval(sums: np.ndarray, tokens: np.ndarray, seed: int = 0, resamples
 
 
 def quantile_bands(
-    values: np.ndarray, tokens: np.ndarray, levels: Sequence[float], seed: int = 0, resamples: int = 1000
+    values: np.ndarray, tokens: np.ndarray, levels: Sequence[float], seed: int = 0, resamples: int = 500
 ) -> np.ndarray:
     """Quantiles of `values` with their percentile intervals, pointwise: (3, levels), rows value, low, high.
 

@@ -82,7 +82,7 @@ class KLResult:
         over: Literal["tokens", "sequences"] = "tokens",
         *,
         seed: int = 0,
-        resamples: int = 1000,
+        resamples: int = 500,
     ) -> np.ndarray:
         """Quantiles over tokens, or over the means of sequences, with 95 % bootstrap bands (paper, Figure 2).
 
@@ -100,7 +100,7 @@ class KLResult:
             return quantile_bands(self.per_token, self.sequence_tokens, levels, seed, resamples)
         return quantile_bands(self.per_sequence, np.ones(len(self.per_sequence), dtype=int), levels, seed, resamples)
 
-    def table_row(self, *, seed: int = 0, resamples: int = 1000) -> dict:
+    def table_row(self, *, seed: int = 0, resamples: int = 500) -> dict:
         """The numbers of a table, JSON-able; nats per token. `*_interval`: 95 % bootstrap."""
         row = {"mean": self.mean, "mean_interval": list(self.interval)}
         points, lows, highs = self.quantile_bands(seed=seed, resamples=resamples).tolist()
