@@ -144,8 +144,11 @@ def _mlp_names(model) -> list[str]:
     return [name for name, _ in model.named_modules() if name.endswith(("gate_proj", "up_proj", "down_proj"))]
 
 
-def _kronfluence(model, empirical=False):
-    """The wrapped model, its state, task and arguments, as kronfluence's language-model example sets them up."""
+def _kronfluence(model, empirical=False, names=None, cpu=True):
+    """The wrapped model, its state, task and arguments, as kronfluence's language-model example sets them up.
+
+    Tracked are the modules `names`, all MLP modules by default.
+    """
     import torch
     import torch.nn.functional as F
     from kronfluence.analyzer import prepare_model
@@ -153,7 +156,7 @@ def _kronfluence(model, empirical=False):
     from kronfluence.task import Task
     from kronfluence.utils.state import State
 
-    names = _mlp_names(model)
+    names = names or _mlp_names(model)
 
     class LanguageModeling(Task):
         def compute_train_loss(self, batch, model, sample=False):
@@ -177,7 +180,7 @@ def _kronfluence(model, empirical=False):
             return mask
 
     task = LanguageModeling()
-    state = State(cpu=True)
+    state = State(cpu=cpu)
     return prepare_model(model, task), state, task, FactorArguments(strategy="ekfac", use_empirical_fisher=empirical)
 
 

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from hf_unlearn.evaluation.report import format_table
-from hf_unlearn.experiment import summarise
+from hf_unlearn.evaluation.results import results_of
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,12 +31,12 @@ def demo_section() -> str:
     images = ROOT / "docs/images"
     images.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "outputs/demo/pareto.png", images / "demo_pareto.png")
-    return f"{summarise(rows)}\n\n![forget quality against what is kept](docs/images/demo_pareto.png)\n\n{format_table(rows)}"
+    return f"{results_of(rows).summarise(rows)}\n\n![forget quality against what is kept](docs/images/demo_pareto.png)\n\n{format_table(rows)}"
 
 
 def tofu_section(path: Path) -> str:
     record = json.loads(path.read_text())
-    return f"`{record['command']}`\n\n{summarise(record['rows'])}\n\n{format_table(record['rows'])}"
+    return f"`{record['command']}`\n\n{results_of(record['rows']).summarise(record['rows'])}\n\n{format_table(record['rows'])}"
 
 
 def bench_section(path: Path) -> str:

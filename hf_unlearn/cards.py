@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from .errors import InputError
-from .evaluation.report import format_number, format_p, format_settings
+from .evaluation.formats import format_number, format_p, format_settings
 from .hub import is_repo_id
 from .version import __version__
 

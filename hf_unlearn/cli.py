@@ -23,6 +23,23 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--record", metavar="FILE", help="also write the rows with command, versions and machine")
     demo.set_defaults(run=run_demo)
 
+    evaluate = commands.add_parser("evaluate", help="accuracy on WMDP, MMLU or any task of lm-eval")
+    evaluate.add_argument("--model", required=True, help="folder or Hub repository of the model")
+    evaluate.add_argument("--tasks", required=True, help="names with commas, as wmdp,mmlu or wmdp_bio,hellaswag")
+    evaluate.add_argument("--data_dir", help="folder with local copies of WMDP and MMLU, instead of the Hub")
+    evaluate.add_argument("--base", help="also evaluate this model, and show before, after and change")
+    evaluate.add_argument("--delta", help="folder or Hub repository of an update to add to --model first")
+    evaluate.add_argument("--limit", type=int, help="take the first so many questions of each task only")
+    evaluate.add_argument("--num_fewshot", type=int, help="examples before each question (WMDP: always none)")
+    evaluate.add_argument("--batch_size", type=int, default=16, help="prompts at a time (default: %(default)s)")
+    evaluate.add_argument("--include_path", metavar="DIR", help="folder with your own lm-eval task files")
+    evaluate.add_argument("--output", metavar="FILE", help="write the results with command and versions as JSON")
+    evaluate.add_argument("--log_samples", action="store_true", help="with --output: every question and its responses")
+    evaluate.add_argument("--no_cache", action="store_true", help="ask again what was answered before")
+    evaluate.set_defaults(run=run_evaluate)
+
+    add_curvature(commands)
+
     transfer = commands.add_parser("transfer", help="apply a saved update to a checkpoint, shard by shard")
     transfer.add_argument("--delta", required=True, help="folder or Hub repository of the update")
     transfer.add_argument("--model", required=True, help="folder or Hub repository of the checkpoint (safetensors)")
@@ -42,6 +59,34 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_curvature(commands):
+    curvature = commands.add_parser("curvature", help="fit a curvature to reuse later, or say what one holds")
+    actions = curvature.add_subparsers(dest="action", required=True, metavar="action")
+
+    fit = actions.add_parser("fit", help="fit a curvature of a model's weights on text and save it")
+    fit.add_argument("--model", required=True, help="folder or Hub repository of the model")
+    fit.add_argument(
+        "--data", required=True, help="text: a file, a folder, or a data set on the Hub (user/name:config)"
+    )
+    fit.add_argument("--data_dir", help="folder in which --data is looked for by name")
+    fit.add_argument("--text", default="text", metavar="COLUMN", help="column with the text (default: %(default)s)")
+    fit.add_argument("--output", required=True, help="folder to make for the curvature; must not exist or be empty")
+    fit.add_argument("--kind", default="ekfac", help="ekfac, kfac, diagonal or identity (default: %(default)s)")
+    fit.add_argument(
+        "--target_modules", metavar="RE", help="expression for the layers (default: the MLPs' linear layers)"
+    )
+    fit.add_argument("--sequences", type=int, help="use at most so many sequences, chosen by the seed (default: all)")
+    fit.add_argument("--length", type=int, default=512, help="tokens of a sequence (default: %(default)s)")
+    fit.add_argument("--fisher", default="sampled", help="sampled, probe, exact or empirical (default: %(default)s)")
+    fit.add_argument("--batch_size", type=int, default=8, help="sequences at a time (default: %(default)s)")
+    fit.add_argument("--seed", type=int, default=0, help="of the sequences and the draws (default: %(default)s)")
+    fit.set_defaults(run=run_curvature_fit)
+
+    inspect = actions.add_parser("inspect", help="fit, cost and the spectrum of every weight of a saved curvature")
+    inspect.add_argument("path", help="folder or Hub repository of the curvature")
+    inspect.set_defaults(run=run_curvature_inspect)
+
+
 def main(arguments: Sequence[str] | None = None):
     options = make_parser().parse_args(arguments)
     with exit_codes():
@@ -58,6 +103,24 @@ def run_transfer(options):
     from .deltas import transfer
 
     print(f"wrote {transfer(options.delta, options.model, options.output, options.scale)}")
+
+
+def run_evaluate(options):
+    from . import commands
+
+    commands.run_evaluate(options)
+
+
+def run_curvature_fit(options):
+    from . import commands
+
+    commands.run_curvature_fit(options)
+
+
+def run_curvature_inspect(options):
+    from . import commands
+
+    commands.run_curvature_inspect(options)
 
 
 def run_push(options):
@@ -90,7 +153,7 @@ def run_inspect(options):
 
 def describe_delta(path: str | Path) -> Iterator[str]:
     from .deltas import describe
-    from .evaluation.report import format_settings
+    from .evaluation.formats import format_settings
 
     delta = describe(path)
     names = delta["tensors"]
@@ -117,7 +180,7 @@ def describe_curvature(file: Path) -> Iterator[str]:
 
 
 def describe_run(file: Path) -> Iterator[str]:
-    from .evaluation.report import format_settings
+    from .evaluation.formats import format_settings
 
     checkpoints = sorted(path.name for path in file.parent.glob("checkpoint-*"))
     yield f"run: {format_settings(_read(file))}"
@@ -125,7 +188,7 @@ def describe_run(file: Path) -> Iterator[str]:
 
 
 def describe_log(file: Path) -> Iterator[str]:
-    from .evaluation.report import format_settings
+    from .evaluation.formats import format_settings
 
     try:
         requests = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -8,42 +8,35 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from .config import UnlearnConfig
 from .cost import peak_memory_mb, reset_peak_memory
-from .data.collators import CausalCollator
-from .data.tofu import QATemplate, TofuSplits, tokenize_qa
-from .deltas import UpdateDelta
+from .data.rows import fingerprint_rows
+from .deltas import UpdateDelta, delta_config
 from .errors import InputError, NumericalError
-from .evaluation import tofu
-from .evaluation.specificity import TokenKL
-from .files import sha256_json, sha256_tensors, write_json
+from .evaluation.specificity import KLResult
+from .files import open_safetensors, sha256_json, sha256_tensors, write_json, write_safetensors
 from .methods.base import Method
 from .methods.first_order import FirstOrder
 from .methods.kfade import KFade
+from .problems.base import Problem, Stage, on_main_process, together
 from .trainer import UnlearnTrainer
 
 
 logger = logging.getLogger(__name__)
 
 METHODS = {"kfade": KFade, "first_order": FirstOrder}
-SEARCH_METRICS = ("forget_truth_ratio", "forget_Q_A_Prob", "retain_Q_A_Prob")
-REMEMBERED = 2**34  # bytes for the original model's log-probabilities
-# What the table shows, without the membership scores that take one backward pass per row.
-TABLE_METRICS = (
-    *("forget_quality", "model_utility", "forget_Q_A_Prob", "forget_Q_A_ROUGE"),
-    *("exact_memorization", "extraction_strength"),
-)
-FORGOTTEN = 0.05  # TOFU's line: a p-value above it cannot tell the model from the retrained one.
+# Numbers of a `KLResult`; its other fields are tensors.
+KL_NUMBERS = ("mean", "tokens", "interval", "nll", "reference_nll")
+KL_TENSORS = ("per_token", "per_sequence", "sequence_tokens")
 
 
 @dataclasses.dataclass
@@ -54,89 +47,79 @@ class Entry:
         label: the line's name.
         method: "kfade" or "first_order".
         settings: fields of the method. K-FADE with `steps` above 1 is evaluated after every step, or `eval_steps`.
-        search: values to try, one run each: `step_norm` (K-FADE) or `learning_rate` (first order).
+        search: values to try, one run each: `step_norm` (K-FADE) or `learning_rate` (first order); a list has one value
+            for each stage of the problem.
         epochs: first order: epochs of each run, evaluated after each of them.
         arguments: other fields of `UnlearnConfig`.
+        stages: "each": the problem's stages one after another, candidates are looked at during the last of them;
+            "together": the rows of all stages as one.
     """
 
     label: str
     method: str
     settings: dict = dataclasses.field(default_factory=dict)
-    search: list[float] = dataclasses.field(default_factory=list)
+    search: list[float | list[float]] = dataclasses.field(default_factory=list)
     epochs: int = 1
     arguments: dict = dataclasses.field(default_factory=dict)
+    stages: str = "each"
 
     def __post_init__(self):
         if self.method not in METHODS:
             raise InputError(f"{self.label}: unknown method {self.method!r}: choose one of {', '.join(METHODS)}")
-        if not self.search:
+        if not isinstance(self.search, list) or not self.search:
             raise InputError(f"{self.label}: give search, the list of step norms or learning rates to try")
+        if self.stages not in ("each", "together"):
+            raise InputError(f"{self.label}: stages must be 'each' or 'together', not {self.stages!r}")
 
     def make(self, value: float) -> Method:
-        """The method with its settings; `value` is the step norm to try, where the method has one."""
-        searched = {"step_norm": value} if self.method == "kfade" else {}
-        return METHODS[self.method](**{**self.settings, **searched})
+        """The method with its settings; `value` is the step norm to try, where the method has one.
+
+        Raises:
+            InputError: settings that the method does not have, or values out of range.
+        """
+        method = METHODS[self.method]
+        known = {field.name for field in dataclasses.fields(method)}
+        if unknown := set(self.settings) - known:
+            raise InputError(
+                f"{self.label}: settings: {', '.join(sorted(unknown))} is no setting of {self.method}; there are "
+                f"{', '.join(sorted(known))}"
+            )
+        return method(**self.settings | ({"step_norm": value} if self.method == "kfade" else {}))
+
+    def values(self, trial: float | list[float], stages: int) -> list[float]:
+        """The value of each stage in one run.
+
+        Raises:
+            InputError: a list of another length than there are stages.
+        """
+        values = trial if isinstance(trial, list) else [trial] * stages
+        if len(values) != stages:
+            raise InputError(f"{self.label}: {len(values)} values in {trial} of its search, for {stages} stages")
+        return values
 
     @property
     def candidates(self) -> int:
         """How many models this line may look at."""
+        every = self.arguments.get("eval_steps", 1)
         if self.method == "kfade":
-            return len(self.search) * (self.settings.get("steps", 1) // self.arguments.get("eval_steps", 1))
+            return len(self.search) * (self.settings.get("steps", 1) // every)
+        if "max_steps" in self.arguments:
+            return len(self.search) * (self.arguments["max_steps"] // every)
         return len(self.search) * self.epochs
-
-
-@dataclasses.dataclass
-class Problem:
-    """What is to be unlearnt, and what success is measured against.
-
-    Args:
-        original: the model that knows too much; changed while methods run, and left as it was.
-        retrained: the model that never saw the forget rows, or None with `retain_log`, the log of such a model.
-        sweep_rows: retain rows on which every candidate's KL and retained probability are measured.
-    """
-
-    splits: TofuSplits
-    tokenizer: object
-    original: torch.nn.Module
-    retrained: torch.nn.Module | None
-    retain_log: Mapping | None = None
-    template: QATemplate = dataclasses.field(default_factory=QATemplate)
-    max_length: int = 512
-    max_new_tokens: int = 200
-    batch_size: int = 32
-    sweep_rows: int = 200
-
-    def rows(self, split) -> object:
-        return tokenize_qa(split, self.tokenizer, self.template, self.max_length)
-
-    def evaluate(self, model, retain_log, metrics=None) -> dict:
-        if metrics is None:
-            metrics = TABLE_METRICS if self.splits.holdout is None else (*TABLE_METRICS, "privleak")
-        log = tofu.evaluate(
-            model,
-            self.tokenizer,
-            self.splits.evaluation(),
-            template=self.template,
-            batch_size=self.batch_size,
-            max_new_tokens=self.max_new_tokens,
-            metrics=metrics,
-            progress=False,
-        )
-        return tofu.summarize(log, retain_log) | {"log": log}
 
 
 class Comparison:
     """Runs every entry on one problem, writes what it finds as it finds it, and goes on after a kill.
 
     Args:
-        problem: models, rows and templates.
+        problem: rows, models and what is measured.
         entries: the methods.
         output_dir: finished entries are kept in `entries/`; a run that was killed goes on after the last of them.
         arguments: fields of `UnlearnConfig` for every entry.
         seed: of data order, sampled labels and choices of rows.
 
     Raises:
-        InputError: two entries with one label.
+        InputError: two entries with one label, or a search that does not fit the problem's stages.
     """
 
     def __init__(
@@ -154,30 +137,32 @@ class Comparison:
         self.problem, self.entries, self.seed = problem, entries, seed
         self.folder = Path(output_dir)
         self.arguments = arguments
-        self.forget, self.retain = problem.rows(problem.splits.forget), problem.rows(problem.splits.retain)
+        for entry in entries:
+            for trial in entry.search:
+                for value in entry.values(trial, len(self.stages(entry))):
+                    entry.make(value)
         self.candidates: list[dict] = []
         total = sum(entry.candidates for entry in entries)
         self.bar = tqdm(total=total, desc="candidates", unit="model", disable=not progress)
-        self.kl_samples: dict[str, torch.Tensor] = {}
+        self.kl: dict[str, KLResult] = {}
+
+    def stages(self, entry: Entry) -> list[Stage]:
+        """What an entry unlearns, in order."""
+        return together(self.problem.stages) if entry.stages == "together" else self.problem.stages
 
     def run(self) -> list[dict]:
-        """All rows of the table: original, retrained, and the chosen candidate of every entry."""
-        problem = self.problem
+        """All rows of the table: the references, and the chosen candidate of every entry."""
         transformers_logging.disable_progress_bar()
         self.identity = self._identity()
-        collator = CausalCollator(problem.tokenizer.pad_token_id)
-        kl_rows = problem.rows(problem.splits.retain_eval).select(
-            range(min(problem.sweep_rows, len(problem.splits.retain_eval)))
-        )
-        loader = DataLoader(kl_rows, batch_size=problem.batch_size, collate_fn=collator)
         # The original is changed in place while methods run, so what it says must be remembered.
-        self.kl = TokenKL(problem.original, loader, cache_bytes=REMEMBERED)
-        if not self.kl.cached:
-            raise InputError(
-                f"evaluation.sweep_rows={problem.sweep_rows} is too many to remember the original's answers: lower it"
-            )
-
-        rows = [*self._reference_rows(), *[self._entry_row(entry) for entry in self.entries]]
+        self.problem.prepare()
+        rows = []
+        for label, model in self.problem.references().items():
+            logger.info(f"evaluate the {label} model")
+            metrics, self.kl[label] = self.problem.measure(model)
+            rows.append(table_row(label, metrics))
+        del self.kl["original"]  # zeros
+        rows += [self._entry_row(entry) for entry in self.entries]
         self.bar.close()
         return rows
 
@@ -185,30 +170,15 @@ class Comparison:
         return sha256_json(
             {
                 "weights": sha256_tensors(self.problem.original.state_dict()),
-                "data": self.problem.splits.name,
                 "arguments": self.arguments,
                 "seed": self.seed,
-                "template": self.problem.template.fingerprint(self.problem.tokenizer),
-                "sweep_rows": self.problem.sweep_rows,
-                "max_new_tokens": self.problem.max_new_tokens,
+                "stages": [
+                    [stage.name, fingerprint_rows(stage.forget), fingerprint_rows(stage.retain)]
+                    for stage in self.problem.stages
+                ],
+                **self.problem.identity(),
             }
         )
-
-    # ---- original and retrained -------------------------------------------------------------------------------------
-    def _reference_rows(self) -> list[dict]:
-        problem = self.problem
-        rows = []
-        if problem.retrained is not None:
-            logger.info("evaluate the retrained model")
-            result = problem.evaluate(problem.retrained, None)
-            problem.retain_log = result["log"]
-            result = tofu.summarize(problem.retain_log, problem.retain_log)
-            kl = self.kl(problem.retrained)
-            self.kl_samples["retrained"] = kl.per_token
-            rows.append(table_row("retrained", result, kl))
-        logger.info("evaluate the original model")
-        original = problem.evaluate(problem.original, problem.retain_log)
-        return [table_row("original", original, self.kl(problem.original)), *rows]
 
     # ---- one entry --------------------------------------------------------------------------------------------------
     def entry_folder(self, label: str) -> Path:
@@ -237,32 +207,29 @@ class Comparison:
             logger.info(f"{entry.label}: finished before, read from {folder}")
             self.candidates += saved["candidates"]
             self.bar.update(len(saved["candidates"]))
-            self.kl_samples[entry.label] = torch.tensor(saved["kl"])
+            with open_safetensors(folder / "kl.safetensors") as tensors:
+                parts = {name: tensors.get_tensor(name) for name in KL_TENSORS}
+            self.kl[entry.label] = KLResult(**{**saved["kl"], "interval": tuple(saved["kl"]["interval"])}, **parts)
             return saved["row"]
         on_main_process(lambda: shutil.rmtree(folder, ignore_errors=True))
         search = _Search(self, entry, folder)
         chosen, update = search.run()
         on_main_process(lambda: update.save_pretrained(folder / "delta", dtype=torch.float32))
         with self.updated(entry.label) as model:
-            summary = self.problem.evaluate(model, self.problem.retain_log)
-            kl = self.kl(model)
-        log = summary.pop("log")
-        on_main_process(lambda: tofu.write_log(folder / "TOFU_EVAL.json", log))
-        row = table_row(entry.label, summary, kl, chosen["settings"], chosen["seconds"], search.peak_memory)
-        row |= {"reached": reached(row), "candidates": len(search.rows)}
+            metrics, kl = self.problem.measure(model, folder)
+        row = table_row(entry.label, metrics, chosen["settings"], chosen["seconds"], search.peak_memory)
+        row |= {"reached": self.problem.results.reached(row), "candidates": len(search.rows)}
         self.candidates += search.rows
-        self.kl_samples[entry.label] = kl.per_token
-        result = {"key": key, "row": row, "candidates": search.rows, "kl": kl.per_token.tolist()}
-        on_main_process(lambda: write_json(done, result))
+        self.kl[entry.label] = kl
+        numbers = {name: getattr(kl, name) for name in KL_NUMBERS}
+        result = {"key": key, "row": row, "candidates": search.rows, "kl": numbers}
+
+        def finish():
+            write_safetensors(folder / "kl.safetensors", {name: getattr(kl, name) for name in KL_TENSORS})
+            write_json(done, result)
+
+        on_main_process(finish)
         return row
-
-
-def on_main_process(action: Callable[[], object]):
-    """Let one process do what touches files; the others wait until it is done."""
-    state = PartialState()
-    if state.is_main_process:
-        action()
-    state.wait_for_everyone()
 
 
 def copy_of_weights(model) -> dict[str, torch.Tensor]:
@@ -279,47 +246,19 @@ def put_back(model, weights: Mapping[str, torch.Tensor]):
 
 def table_row(
     label: str,
-    summary: Mapping,
-    kl,
+    metrics: Mapping,
     settings: dict | None = None,
     seconds: float | None = None,
     memory: float | None = None,
 ) -> dict:
-    """One row of `results.json`. Probabilities and ROUGE are means over rows, `retain_kl` is in nats per token."""
+    """One row of `results.json`."""
     return {
         "method": label,
-        "forget_quality": summary["forget_quality"],
-        "ks_statistic": summary["ks_statistic"],
-        "n": summary["n"],
-        "log10_forget_quality": summary["log10_forget_quality"],
-        "model_utility": summary.get("model_utility"),
-        "forget_probability": summary["forget_Q_A_Prob"],
-        "retain_probability": summary["retain_Q_A_Prob"],
-        "forget_truth_ratio": summary["forget_truth_ratio"],
-        "forget_rouge": summary.get("forget_Q_A_ROUGE"),
-        "retain_rouge": summary.get("retain_Q_A_ROUGE"),
-        "extraction_strength": summary.get("extraction_strength"),
-        "exact_memorization": summary.get("exact_memorization"),
-        "privleak": summary.get("privleak"),
-        "retain_kl": kl.mean,
+        **metrics,
         "seconds": seconds,
         "peak_memory_mb": memory,
         "settings": settings or {},
     }
-
-
-def reached(row: Mapping) -> bool:
-    """Whether a candidate passes TOFU's line: its truth ratios cannot be told from the retrained model's at 5 %."""
-    return row["forget_quality"] is not None and row["forget_quality"] >= FORGOTTEN
-
-
-def choose(rows: list[dict]) -> int:
-    """The candidate to show: least retain KL among those that have forgotten, else the one that forgot most."""
-    passing = [index for index, row in enumerate(rows) if reached(row)]
-    if passing:
-        return min(passing, key=lambda index: rows[index]["retain_kl"])
-    finite = [index for index, row in enumerate(rows) if row["forget_quality"] is not None]
-    return max(finite, key=lambda index: rows[index]["log10_forget_quality"]) if finite else 0
 
 
 class _Search:
@@ -327,6 +266,8 @@ class _Search:
 
     def __init__(self, comparison: Comparison, entry: Entry, folder: Path):
         self.comparison, self.entry, self.folder = comparison, entry, folder
+        self.results = comparison.problem.results
+        self.stages = comparison.stages(entry)
         self.model = comparison.problem.original
         self.base = copy_of_weights(self.model)
         self.rows: list[dict] = []
@@ -335,87 +276,143 @@ class _Search:
 
     def run(self) -> tuple[dict, UpdateDelta]:
         entry = self.entry
-        if entry.method == "kfade" and entry.settings.get("steps", 1) == 1:
-            self._train(entry.search[0], {}, sweep=entry.search)
-        else:
-            for value in entry.search:
-                if entry.method == "kfade":
-                    self._train(value, {"eval_strategy": "steps", "eval_steps": 1})
-                else:
-                    self._train(
-                        value, {"learning_rate": value, "num_train_epochs": entry.epochs, "eval_strategy": "epoch"}
-                    )
+        one_step = entry.method == "kfade" and entry.settings.get("steps", 1) == 1
+        # Candidates of one step share its fit and its gradient; with stages, each run starts from other weights.
+        runs = [entry.search[:1]] if one_step and len(self.stages) == 1 else [[trial] for trial in entry.search]
+        for (trial,) in runs:
+            self._run_stages(trial, sweep=entry.search if len(runs) < len(entry.search) else None)
         if self.best is None:
-            raise NumericalError(f"every candidate of {entry.label} diverged: lower the values of its search")
+            why = self.rows[-1]["note"]
+            raise NumericalError(f"every candidate of {entry.label} diverged ({why}): lower the values of its search")
         index, update = self.best
         return self.rows[index], update
 
-    def _train(self, value: float, arguments: dict, sweep: list[float] | None = None):
-        comparison, entry = self.comparison, self.entry
-        method = entry.make(value)
-        # A search keeps no checkpoints: a run of minutes starts again, and finished entries are on disk.
-        quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "log_level": "error", "kl_rows": 0}
-        args = UnlearnConfig(
-            output_dir=str(self.folder / "run"),
-            seed=comparison.seed,
-            max_length=comparison.problem.max_length,
-            **{**quiet, **comparison.arguments, **arguments, **entry.arguments},
-        )
-        on_main_process(lambda: shutil.rmtree(args.output_dir, ignore_errors=True))
+    def _run_stages(self, trial: float | list[float], sweep: list[float] | None = None):
+        """All stages one after another, each by a trainer of its own; the model is put back at the end."""
+        self.trial = self.entry.values(trial, len(self.stages))
+        # The update of the stages that are done, in fp32 as it was made.
+        self.done: dict[str, torch.Tensor] = {}
         self.looking = 0.0
         self.started = time.perf_counter()
+        try:
+            for number, (stage, value) in enumerate(zip(self.stages, self.trial, strict=True)):
+                last = number == len(self.stages) - 1
+                trainer = self._trainer(stage, value, number, looked_at=last and not sweep)
+                reset_peak_memory()
+                try:
+                    if sweep:
+                        look = lambda model, about, trainer=trainer: self._look(trainer, about)
+                        trainer.method.sweep(trainer, sweep, evaluate=look, best=self.results.choose)
+                    else:
+                        trainer.train()
+                except NumericalError as error:
+                    # What was looked at before stays a candidate; other values may do better.
+                    self._failed(trainer, f"{stage.name}: {error}")
+                    return
+                if not last:
+                    self.done = added(self.done, trainer.update_delta().tensors)
+        finally:
+            put_back(self.model, self.base)
+        gc.collect()
+
+    def _trainer(self, stage: Stage, value: float, number: int, looked_at: bool) -> UnlearnTrainer:
+        comparison, entry = self.comparison, self.entry
+        method = entry.make(value)
+        if entry.method == "kfade":
+            arguments = {"eval_strategy": "steps", "eval_steps": 1}
+        else:
+            arguments = {"learning_rate": value, "num_train_epochs": entry.epochs, "eval_strategy": "epoch"}
+        # A search keeps no checkpoints: a run of minutes starts again, and finished entries are on disk.
+        quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "log_level": "error", "kl_rows": 0}
+        arguments = {**quiet, **comparison.arguments, **arguments, **entry.arguments}
+        if not looked_at:
+            arguments["eval_strategy"] = "no"
+        try:
+            args = UnlearnConfig(
+                output_dir=str(self.folder / "run" / str(number)),
+                seed=comparison.seed,
+                max_length=comparison.problem.max_length,
+                **arguments,
+            )
+        except (TypeError, ValueError) as error:
+            reason = str(error).split("__init__() ")[-1].splitlines()[0]
+            raise InputError(f"{entry.label}: arguments: {reason}; see UnlearnConfig") from error
+        on_main_process(lambda: shutil.rmtree(args.output_dir, ignore_errors=True))
         trainer = UnlearnTrainer(
             self.model,
             method,
             args,
-            comparison.forget,
-            comparison.retain if method.needs_retain else None,
+            stage.forget,
+            stage.retain if method.needs_retain else None,
             eval_dataset={} if args.eval_strategy != "no" else None,
             processing_class=comparison.problem.tokenizer,
             evaluator=lambda model: self._look(trainer),
         )
         # The bar over all candidates is what a person watches; a line per step would drown it.
         trainer.remove_callback(PrinterCallback)
-        reset_peak_memory()
-        try:
-            if sweep:
-                method.sweep(trainer, sweep, evaluate=lambda model, about: self._look(trainer, about), best=choose)
-            else:
-                trainer.train()
-        finally:
-            put_back(self.model, self.base)
-        gc.collect()
+        return trainer
 
     def _look(self, trainer: UnlearnTrainer, about: Mapping = {}) -> dict:
-        """Measure the model as it stands, and keep its update if it is the best so far."""
+        """Measure the model as it stands, and keep its update if it is the best so far.
+
+        `about` is what a sweep varies: its candidates are no steps of the trainer.
+        """
         now = time.perf_counter()
         self.peak_memory = max(self.peak_memory, peak_memory_mb())
         seconds = now - self.started - self.looking
-        comparison, problem = self.comparison, self.comparison.problem
         settings = self._settings(trainer) | about
         try:
-            summary = problem.evaluate(self.model, problem.retain_log, SEARCH_METRICS)
-            row = table_row(self.entry.label, summary, comparison.kl(self.model), settings, seconds)
+            metrics = self.comparison.problem.look(self.model)
         except NumericalError as error:
-            # A candidate that diverged is a result: it stands in the list, and can never be chosen.
-            row = {"method": self.entry.label, "settings": settings, "seconds": seconds, "note": str(error)}
-            row |= dict.fromkeys(("forget_quality", "log10_forget_quality", "ks_statistic", "n", "model_utility"))
-            row |= dict.fromkeys(("forget_probability", "retain_probability", "retain_kl"))
-        self.rows.append(row)
-        comparison.bar.set_postfix_str(self.entry.label)
-        comparison.bar.update()
-        if row["forget_quality"] is not None and choose(self.rows) == len(self.rows) - 1:
-            self.best = (len(self.rows) - 1, self._update(trainer, settings))
+            row = self._failed(trainer, str(error), settings, seconds)
+        else:
+            row = table_row(self.entry.label, metrics, settings, seconds)
+            self._add(row)
+            if self.results.choose(self.rows) == len(self.rows) - 1:
+                self.best = (len(self.rows) - 1, self._update(trainer, settings, swept=bool(about)))
         reset_peak_memory()
         self.looking += time.perf_counter() - now
-        return {key: row[key] for key in ("forget_quality", "log10_forget_quality", "retain_probability", "retain_kl")}
+        return {key: row[key] for key in self.results.metrics}
 
-    def _update(self, trainer: UnlearnTrainer, settings: dict) -> UpdateDelta:
-        about = {"method": trainer.method.label, "settings": settings, "seed": trainer.args.seed}
-        return UpdateDelta.between(self.base, self.model, base_model=trainer.model_id, **about)
+    def _add(self, row: dict):
+        self.rows.append(row)
+        self.comparison.bar.set_postfix_str(self.entry.label)
+        self.comparison.bar.update()
+
+    def _failed(self, trainer: UnlearnTrainer, why: str, settings: dict | None = None, seconds: float | None = None):
+        # A candidate that diverged is a result: it stands in the list, and can never be chosen.
+        row = {
+            "method": self.entry.label,
+            "settings": settings or self._settings(trainer),
+            "seconds": seconds,
+            "note": why,
+        }
+        row |= dict.fromkeys(self.results.metrics)
+        self._add(row)
+        return row
+
+    def _update(self, trainer: UnlearnTrainer, settings: dict, swept: bool) -> UpdateDelta:
+        about = {"base_model": trainer.model_id, "method": trainer.method.label, "settings": settings}
+        about |= {"base_revision": trainer.base_revision, "seed": trainer.args.seed}
+        if trainer.method.natural_gradient and not swept:
+            # What the weights' own precision rounded away is part of the update.
+            tensors = added(self.done, trainer.update_delta().tensors)
+            return UpdateDelta(tensors, delta_config({name: self.base[name] for name in tensors}, **about))
+        return UpdateDelta.between(self.base, self.model, **about)
 
     def _settings(self, trainer: UnlearnTrainer) -> dict:
         settings = {key: value for key, value in trainer.method.settings().items() if value is not None}
+        tried = self.trial[0] if len(self.stages) == 1 else self.trial
+        if len(self.comparison.problem.stages) > 1:
+            settings |= {"stages": self.entry.stages}
         if self.entry.method == "kfade":
-            return settings | {"steps": max(trainer.state.global_step, 1)}
-        return settings | {"learning_rate": trainer.args.learning_rate, "epochs": round(trainer.state.epoch or 0, 2)}
+            return settings | {"step_norm": tried, "steps": max(trainer.state.global_step, 1)}
+        return settings | {"learning_rate": tried, "epochs": round(trainer.state.epoch or 0, 2)}
+
+
+def added(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The sum of two updates; a tensor that one of them lacks did not change there."""
+    return {
+        name: first[name] + second[name] if name in first and name in second else (first | second)[name]
+        for name in {**first, **second}
+    }

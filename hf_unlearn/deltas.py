@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """What unlearning changed: an update that can be saved, checked, applied again and streamed onto a checkpoint."""
 
+import contextlib
 import importlib.metadata
 import logging
 import math
@@ -159,6 +160,22 @@ class UpdateDelta:
         for name in updates.values():
             targets[name].copy_(_add(targets[name], self.tensors[name].to(targets[name].device), scale))
         return model
+
+    @contextlib.contextmanager
+    def applied_to(self, model: torch.nn.Module, scale: float = 1.0):
+        """The model with the update inside, and the bits it had before afterwards (subtracting would round).
+
+        Raises:
+            InputError: as `apply_to`.
+        """
+        targets = base_tensors(model)
+        before = {name: targets[name].to("cpu", copy=True) for name in self.tensors if name in targets}
+        try:
+            yield self.apply_to(model, scale)
+        finally:
+            with torch.no_grad():
+                for name, tensor in before.items():
+                    targets[name].copy_(tensor)
 
     def norm(self) -> float:
         """Euclidean norm over all tensors."""

@@ -1,12 +1,12 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""From a YAML file to a report: the road that `hf-unlearn demo` and `recipes/kfade_tofu.py` share."""
+"""From a YAML file to a report: the road that `hf-unlearn demo` and the recipes share."""
 
 import datetime
+import hashlib
 import importlib.resources
-import inspect
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,40 +14,34 @@ import yaml
 from tqdm.auto import tqdm
 
 from .cards import render_card
-from .comparison import Comparison, Entry, Problem, choose, on_main_process, reached
+from .comparison import Comparison, Entry
 from .curvature import plan
-from .data.rows import fingerprint_rows
-from .data.synthetic import load_synthetic, scratch_models
-from .data.tofu import QATemplate, TofuSplits, load_tofu
+from .data.rows import row_hashes
 from .deltas import library_versions
 from .errors import InputError
-from .evaluation import tofu
 from .evaluation.report import environment, format_table, write_report
+from .evaluation.results import methods_of, results_of
 from .files import staged_folder, write_json, write_text
-from .loading import load_model
 from .methods.kfade import KFade
+from .problems.base import COMMON_SECTIONS, Problem, StageSize, configured, on_main_process
+from .problems.tofu import TofuProblem
 
 
 logger = logging.getLogger(__name__)
 
-REFERENCES = ("original", "retrained")
-SECTIONS = {"title", "seed", "data", "model", "template", "evaluation", "arguments", "methods"}
-NOTES = [
-    "Forget quality is the p-value of a two-sample KS test on truth ratios against the retrained model (TOFU); it says the "
-    "two cannot be told apart by this test on n items, not that nothing is left. Relearning attacks are not part of this table.",
-    "Seconds are those of the chosen candidate (fit, gradient, steps), without evaluation; on a shared machine compare ratios.",
-]
+PROBLEMS = {"tofu": TofuProblem}
+SECONDS = "Seconds are those of the chosen candidate (fit, gradient, steps), without evaluation; on a shared machine compare ratios."
 
 
-def read_config(path: str | Path | None = None) -> dict:
-    """The settings of an experiment; without a path the embedded default.
+def read_config(path: str | Path | None = None, default: str = "demo.yaml") -> dict:
+    """The settings of an experiment; without a path the embedded `default`.
 
     Raises:
-        InputError: no such file, not YAML, or sections that do not exist.
+        InputError: no such file, not YAML, sections that do not exist or are missing, a number that YAML takes for text.
     """
     if path is None:
-        text = (importlib.resources.files("hf_unlearn") / "templates" / "demo.yaml").read_text(encoding="utf-8")
-        path = "demo.yaml"
+        text = (importlib.resources.files("hf_unlearn") / "templates" / default).read_text(encoding="utf-8")
+        path = default
     else:
         if not Path(path).is_file():
             raise InputError(f"no such configuration: {path}")
@@ -56,95 +50,95 @@ def read_config(path: str | Path | None = None) -> dict:
         config = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict) or (unknown := set(config) - SECTIONS):
-        found = ", ".join(sorted(unknown)) if isinstance(config, dict) else "no sections"
-        raise InputError(f"{path}: {found}; the sections are {', '.join(sorted(SECTIONS))}")
-    return {"title": Path(path).stem, "seed": 0, "template": {}, "evaluation": {}, "arguments": {}} | config
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: no sections; the sections are {', '.join(sorted(COMMON_SECTIONS))}")
+    sections = COMMON_SECTIONS | problem_class(config).sections
+    if unknown := set(config) - sections:
+        raise InputError(
+            f"{path}: {', '.join(sorted(map(str, unknown)))}; the sections are {', '.join(sorted(sections))}"
+        )
+    if missing := {"data", "model", "methods"} - set(config):
+        raise InputError(
+            f"{path}: {', '.join(sorted(missing))} is missing; the sections are {', '.join(sorted(sections))}"
+        )
+    for place, value in leaves(config):
+        if isinstance(value, str) and "e" in value.lower() and is_number(value):
+            raise InputError(f"{path}: {place}: YAML takes {value} for text: write it with a point, as 1.0e-5")
+    defaults = {"title": Path(path).stem, "seed": 0, "evaluation": {}, "arguments": {}}
+    return defaults | {key: value for key, value in config.items() if value is not None}
 
 
-def load_splits(config: Mapping) -> TofuSplits:
-    """The rows of `data`: `source: synthetic` with its sizes, or a folder or Hub id of TOFU with `forget` and `retain_rows`."""
-    data = dict(config["data"])
-    if data.get("source") == "synthetic":
-        del data["source"]
-        return configured(load_synthetic, "data", data, seed=config["seed"])
-    return configured(load_tofu, "data", data)
+def leaves(value, place: str = "") -> Iterable[tuple[str, object]]:
+    """(path, value) of everything in nested lists and mappings."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from leaves(part, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from leaves(part, f"{place}[{index}]")
+    else:
+        yield place, value
 
 
-def configured(function, section: str, settings: Mapping | None, **others):
-    """`function(**settings, **others)`, where settings come from a person's YAML.
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def problem_class(config: Mapping) -> type[Problem]:
+    """The kind of problem that `problem` names, TOFU's without it.
 
     Raises:
-        InputError: a setting that the function does not have.
+        InputError: no such kind.
     """
-    settings = settings or {}
-    known = set(inspect.signature(function).parameters) - set(others)
-    if unknown := set(settings) - known:
-        raise InputError(f"{section}: no setting {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
-    return function(**settings, **others)
+    kind = config.get("problem", "tofu")
+    if kind not in PROBLEMS:
+        raise InputError(f"problem: {kind!r} is unknown: choose one of {', '.join(PROBLEMS)}")
+    return PROBLEMS[kind]
 
 
 def read_entries(config: Mapping) -> list[Entry]:
     """The lines of `methods`."""
-    return [configured(Entry, f"methods, {entry.get('label', 'no label')}", entry) for entry in config["methods"]]
+    entries = config["methods"]
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries) or not entries:
+        raise InputError("methods: give a list of methods, each with label, method and search")
+    return [configured(Entry, f"methods, {entry.get('label', 'no label')}", entry) for entry in entries]
 
 
-def load_problem(config: Mapping, splits: TofuSplits, progress: bool = True) -> Problem:
-    """Models and tokenizer of `model`: `scratch` (trained here, cached) or `original` and `retrained` or `retain_log`.
+def only(config: Mapping, words: list[str] | None) -> dict:
+    """The configuration with the methods alone whose label contains one of `words`.
 
     Raises:
-        InputError: a model that cannot be loaded, or neither a retrained model nor its log.
+        InputError: there is none.
     """
-    model = config["model"]
-    retain_log = None
-    if "scratch" in model:
-        tokenizer, original, retrained = configured(
-            scratch_models, "model.scratch", model["scratch"], splits=splits, seed=config["seed"], progress=progress
-        )
-    else:
-        kwargs = {"dtype": model.get("dtype", "auto"), "device_map": "auto" if torch.cuda.is_available() else None}
-        original, tokenizer = load_model(model["original"], init_kwargs=kwargs)
-        if tokenizer is None:
-            raise InputError(
-                f"{model['original']} has no tokenizer: TOFU needs the one that the model was trained with"
-            )
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        retrained = None
-        if model.get("retrained"):
-            retrained = load_model(model["retrained"], tokenizer, kwargs)[0].eval()
-        if retrained is None:
-            if not model.get("retain_log"):
-                raise InputError(
-                    "give model.retrained or model.retain_log: forget quality compares with a retrained model"
-                )
-            retain_log = tofu.read_log(model["retain_log"])
-    loaded = {"splits": splits, "tokenizer": tokenizer, "original": original.eval(), "retrained": retrained}
-    loaded |= {"retain_log": retain_log, "template": configured(QATemplate, "template", config["template"])}
-    return configured(Problem, "evaluation", config["evaluation"], **loaded)
+    if not words:
+        return dict(config)
+    chosen = [entry for entry in config["methods"] if any(word in entry["label"] for word in words)]
+    if not chosen:
+        labels = "; ".join(entry["label"] for entry in config["methods"])
+        raise InputError(f"--only {' '.join(words)} matches no method; there are: {labels}")
+    return dict(config) | {"methods": chosen}
 
 
 def run_experiment(config: Mapping, output_dir: str | Path, *, progress: bool = True) -> list[dict]:
     """Load, compare, and write the report; returns the rows of `results.json`.
 
     Raises:
-        InputError: as `read_config`, `load_splits` and `load_problem`.
+        InputError: as `read_config` and the problem's `from_config`.
     """
-    splits = load_splits(config)
-    problem = load_problem(config, splits, progress)
     entries = read_entries(config)
+    problem = problem_class(config).from_config(config, progress)
     comparison = Comparison(problem, entries, output_dir, config["arguments"], config["seed"], progress=progress)
     if progress:
-        lengths = [len(ids) for ids in comparison.retain["input_ids"]]
-        tqdm.write(plans(problem.original, entries, len(lengths), round(sum(lengths) / len(lengths))) + "\n")
+        tqdm.write(plans(problem.original, comparison) + "\n")
     rows = comparison.run()
+    sections = problem.further(comparison, rows)
     budgets = sorted({entry.candidates for entry in entries})
-    budget = f"Every method looked at {' or '.join(map(str, budgets))} candidates. The candidate of a row is the one with the least retain KL among those with forget quality >= 0.05, else the one that forgot most. Choosing needs the retrained model, as in the papers."
-    sizes = {name: len(rows) for name, rows in splits.evaluation().items() if rows is not None}
     # Methods have their own lines in the report.
-    settings = {key: value for key, value in config.items() if value and key not in ("title", "methods")} | {
-        "rows": {"forget": len(splits.forget), "retain": len(splits.retain), "evaluated": sizes}
-    }
+    settings = {key: value for key, value in config.items() if value and key not in ("title", "methods")}
 
     def publish():
         write_report(
@@ -152,10 +146,15 @@ def run_experiment(config: Mapping, output_dir: str | Path, *, progress: bool = 
             title=config["title"],
             rows=rows,
             candidates=comparison.candidates,
-            kl_samples={name: sample.tolist() for name, sample in comparison.kl_samples.items()},
-            settings=settings,
-            summary=summarise(rows),
-            notes=[budget, *NOTES],
+            kl_samples={name: kl.per_token.tolist() for name, kl in comparison.kl.items()},
+            sections=sections,
+            settings=settings | problem.settings(),
+            summary=problem.results.summarise(rows),
+            notes=[
+                f"Every method looked at {' or '.join(map(str, budgets))} candidates.",
+                *problem.notes(),
+                SECONDS,
+            ],
         )
         save_best(comparison, rows, Path(output_dir) / "model")
 
@@ -165,82 +164,61 @@ def run_experiment(config: Mapping, output_dir: str | Path, *, progress: bool = 
 
 def save_best(comparison: Comparison, rows: list[dict], folder: Path):
     """Save the chosen model of the best line: weights, tokenizer, `delta/`, and a card with the table's numbers."""
-    methods = [row for row in rows if row["method"] not in REFERENCES]
-    best = methods[choose(methods)]
     problem = comparison.problem
+    methods = methods_of(rows)
+    best = methods[problem.results.choose(methods)]
     entry = next(entry for entry in comparison.entries if entry.label == best["method"])
-    method = entry.make(entry.search[0])
+    method = entry.make(entry.values(entry.search[0], len(comparison.stages(entry)))[0])
     delta = comparison.update(best["method"])
     with staged_folder(folder) as staged, comparison.updated(best["method"]) as model:
         model.save_pretrained(staged)
         problem.tokenizer.save_pretrained(staged)
         delta.save_pretrained(staged / "delta")
-        by_name = {row["method"]: row for row in rows}
+        forget = [row for stage in problem.stages for row in row_hashes(stage.forget)]
         context = {
             "method": method.label,
-            "model_name": f"{problem.splits.name} unlearned with {best['method']}",
+            "model_name": f"{problem.name} unlearned with {best['method']}",
             "paper": method.paper,
             "base_model": delta.config["base_model"],
+            "base_revision": delta.config["base_revision"],
             "settings": best["settings"],
             "seed": comparison.seed,
-            "forget": f"the forget set of {problem.splits.name}",
-            "retain": "its other rows",
-            "forget_rows": len(comparison.forget),
-            "forget_sha256": fingerprint_rows(comparison.forget),
-            "original": by_name["original"],
-            "unlearned": best,
-            "retrained": by_name.get("retrained", {}),
+            "forget_rows": len(forget),
+            "forget_sha256": hashlib.sha256("".join(forget).encode()).hexdigest(),
             "delta": {"norm": delta.norm(), "tensors": len(delta.tensors), "sha256": delta.sha256(torch.bfloat16)},
             "environment": library_versions(),
         }
-        write_text(staged / "README.md", render_card(context))
-
-
-def summarise(rows: list[dict]) -> str:
-    """What happened, in sentences, from the rows alone."""
-    by_name = {row["method"]: row for row in rows}
-    original = by_name["original"]
-    methods = [row for row in rows if row["method"] not in REFERENCES]
-    passing = sorted((row for row in methods if reached(row)), key=lambda row: row["retain_kl"])
-    opening = (
-        f"{original['n']} rows were to be forgotten. The original model gives their answers a mean probability of "
-        f"{original['forget_probability']:.0%}; its forget quality is {original['forget_quality']:.1e}."
-    )
-    if not passing:
-        return f"{opening} No method reached a forget quality of 0.05."
-    best = passing[0]
-    kept = best["retain_probability"] / original["retain_probability"]
-    sentences = [
-        opening,
-        f"{best['method']} reaches {best['forget_quality']:.2g} with the least change elsewhere: KL {best['retain_kl']:.3f} nats per "
-        f"retained token, {kept:.1%} of the retained answers' probability kept.",
-    ]
-    others = [f"{row['method']} (KL {row['retain_kl']:.3f})" for row in passing[1:]]
-    if others:
-        sentences.append(f"At a greater cost, 0.05 is also reached by {', '.join(others)}.")
-    if missed := [row["method"] for row in methods if not reached(row)]:
-        sentences.append(f"It is not reached by {', '.join(missed)}.")
-    return " ".join(sentences)
+        write_text(staged / "README.md", render_card(context | problem.card(rows, best)))
 
 
 def run_demo(
-    output_dir: str | Path = "outputs/demo", seed: int = 0, progress: bool = True, record_to: str | Path | None = None
+    output_dir: str | Path = "outputs/demo",
+    seed: int = 0,
+    progress: bool = True,
+    record_to: str | Path | None = None,
 ) -> list[dict]:
     """The embedded default: train two tiny models (cached), unlearn with every method, write the report."""
     config = read_config() | {"seed": seed}
-    threads = torch.get_num_threads()
-    # Models of this size gain little from a second thread, and threads that wait for each other on a busy machine take
-    # many times as long as one.
-    torch.set_num_threads(1)
-    try:
-        rows = run_experiment(config, output_dir, progress=progress)
-    finally:
-        torch.set_num_threads(threads)
+    rows = run_small(config, output_dir, progress=progress)
     record(rows, output_dir, config, record_to)
     return rows
 
 
-def dry_run(config: Mapping, splits: TofuSplits) -> str:
+def run_small(config: Mapping, output_dir: str | Path, *, progress: bool = True) -> list[dict]:
+    """`run_experiment` on one thread.
+
+    Models that are trained in place gain little from a second thread, and threads that wait for each other on a busy
+    machine take many times as long as one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run_experiment(config, output_dir, progress=progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def dry_run(config: Mapping) -> str:
     """Walk the recipe on the meta device: no weight is allocated. Returns the plan of every method, to print.
 
     `model.config` of the YAML gives the architecture where the model itself is not at hand.
@@ -249,29 +227,58 @@ def dry_run(config: Mapping, splits: TofuSplits) -> str:
         InputError: as the run would: unknown methods or settings, no target module, missing model configuration.
     """
     model = meta_model(config)
+    name, sizes = problem_class(config).sizes(config)
     lines = [f"model: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B parameters on the meta device"]
-    lines.append(f"data: {splits.name}: {len(splits.forget)} forget rows, {len(splits.retain)} retain rows")
+    lines += [
+        f"data: {stage.name}: {stage.forget_rows} forget rows, {stage.retain_rows} retain rows" for stage in sizes
+    ]
     batch = {"input_ids": torch.zeros(2, 8, dtype=torch.long, device="meta")}
     logits = model(**batch).logits
     lines.append(f"forward: logits {tuple(logits.shape)} {logits.dtype}")
-    entries = read_entries(config)
-    lines.append(plans(model, entries, len(splits.retain), config["evaluation"].get("max_length", 512)))
+    lines += [plan_entry(model, entry, sizes) for entry in read_entries(config)]
     return "\n".join(lines)
 
 
-def plans(model, entries: list[Entry], retain_rows: int, length: int) -> str:
-    """What every method will do: its candidates, and bytes and FLOPs of each stage of a curvature fit."""
-    lines = []
-    for entry in entries:
-        method = entry.make(entry.search[0])
-        lines.append(f"\n{entry.label}: {entry.candidates} candidates")
+def plans(model, comparison: Comparison) -> str:
+    """What every method will do, before anything is done."""
+    mean = lambda rows: round(sum(len(ids) for ids in rows["input_ids"]) / len(rows))
+    sizes = lambda entry: [
+        StageSize(stage.name, len(stage.forget), len(stage.retain), mean(stage.retain))
+        for stage in comparison.stages(entry)
+    ]
+    return "\n".join(plan_entry(model, entry, sizes(entry)) for entry in comparison.entries)
+
+
+def plan_entry(model, entry: Entry, stages: list[StageSize]) -> str:
+    """Candidates of a line, and bytes and FLOPs of every curvature fit.
+
+    Raises:
+        InputError: settings that the method does not have, no target module, fewer forget rows than its steps need.
+    """
+    lines = [f"\n{entry.label}: {entry.candidates} candidates"]
+    if entry.stages == "together":
+        stages = [
+            StageSize(
+                " and ".join(s.name for s in stages),
+                sum(s.forget_rows for s in stages),
+                sum(s.retain_rows for s in stages),
+                stages[0].length,
+            )
+        ]
+    for trial in entry.search:
+        methods = [entry.make(value) for value in entry.values(trial, len(stages))]
+    for method, stage in zip(methods, stages, strict=True):
         if not isinstance(method, KFade):
             continue
+        if len(stages) > 1:
+            lines.append(
+                f"stage {stage.name}: {method.steps} steps of {method.forget_batch_size or stage.forget_rows} rows"
+            )
         weights = method.targets(model).values()
         lines.append(f"targets: {len(weights)} weights, {sum(p.numel() for p in weights) / 1e6:,.1f} M parameters")
-        rows = min(method.retain_samples or retain_rows, retain_rows)
+        rows = min(method.retain_samples or stage.retain_rows, stage.retain_rows)
         fit = {"kind": method.curvature, "target_modules": method.target_modules}
-        lines.append(str(plan(model, **fit, sequences=rows, sequence_length=length)))
+        lines.append(str(plan(model, **fit, sequences=rows, sequence_length=stage.length)))
     return "\n".join(lines)
 
 
@@ -299,18 +306,22 @@ def meta_model(config: Mapping) -> torch.nn.Module:
 def record(rows: list[dict], output_dir: str | Path, config: Mapping, path: str | Path | None = None):
     """Print the table, and with a path write it down with command, settings, versions and machine (benchmarks/results)."""
     print(format_table(rows))
-    print(f"\n{summarise(rows)}\n\nreport: {Path(output_dir) / 'report.html'}")
+    print(f"\n{results_of(rows).summarise(rows)}\n\nreport: {Path(output_dir) / 'report.html'}")
     if path is None:
         return
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    # The data folder's place on this machine says nothing to a reader.
-    data = config["data"] | {"source": Path(config["data"]["source"]).name}
+    # A folder's place on this machine says nothing to a reader.
+    shorten = lambda value: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    places = {
+        section: {key: shorten(value) for key, value in (config[section] or {}).items()}
+        for section in ("data", "model")
+    }
     shown = [Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.argv]
     shown = ["python", *shown] if shown[0].endswith(".py") else shown
     about = {
         "command": " ".join(["python", *shown]),
         "date": date,
         "seed": config["seed"],
-        "config": dict(config) | {"data": data},
+        "config": dict(config) | places,
     }
     write_json(path, about | {"environment": environment(), "rows": rows})

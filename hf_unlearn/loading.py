@@ -20,22 +20,27 @@ def load_model(model: str, processing_class=None, init_kwargs: dict | None = Non
     Raises:
         InputError: no such model, or not one that transformers can load.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     try:
         loaded = AutoModelForCausalLM.from_pretrained(model, **(init_kwargs or {}))
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"cannot load the model {model!r}: {first}") from error
-    if processing_class is None:
-        try:
-            # The tokenizer of the same revision, reached with the same rights.
-            same = ("revision", "token", "cache_dir", "subfolder", "trust_remote_code", "local_files_only")
-            kwargs = {key: value for key, value in (init_kwargs or {}).items() if key in same}
-            processing_class = AutoTokenizer.from_pretrained(model, **kwargs)
-        except (OSError, ValueError):
-            logger.info(f"{model} has no tokenizer: rows must hold input_ids")
-    return loaded, processing_class
+    return loaded, processing_class or load_tokenizer(model, init_kwargs)
+
+
+def load_tokenizer(model: str, init_kwargs: dict | None = None):
+    """The tokenizer of a model by name or folder; None when it has none."""
+    from transformers import AutoTokenizer
+
+    # Of the same revision as the model, reached with the same rights.
+    same = ("revision", "token", "cache_dir", "subfolder", "trust_remote_code", "local_files_only")
+    try:
+        return AutoTokenizer.from_pretrained(model, **{k: v for k, v in (init_kwargs or {}).items() if k in same})
+    except (OSError, ValueError):
+        logger.info(f"{model} has no tokenizer: rows must hold input_ids")
+        return None
 
 
 def default_collator(model, processing_class) -> CausalCollator:

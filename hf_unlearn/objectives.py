@@ -77,3 +77,14 @@ def npo(nll: torch.Tensor, reference_nll: torch.Tensor, beta: float) -> torch.Te
 def simnpo(nll: torch.Tensor, lengths: torch.Tensor, beta: float, gamma: float = 0.0) -> torch.Tensor:
     """SimNPO per row (Fan et al. 2024, eq. 4): length-normalised and free of a reference model, (B,)."""
     return -2 / beta * F.logsigmoid(beta * nll / lengths.clamp(min=1) - gamma)
+
+
+def steering(states: torch.Tensor, target: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squared difference of hidden states to a target over the hidden size (RMU, Li et al. 2024, section 4).
+
+    `states` (B, T, d) are a layer's outputs, `target` (d,) a control vector or (B, T, d) the frozen model's outputs.
+    Returns one value per position that predicts a label (N,), and the row of each (N,): padding never counts.
+    """
+    selected, _, rows = predictions(states, labels)
+    wanted = target if target.dim() == 1 else predictions(target, labels)[0]
+    return (selected - wanted.to(selected)).square().mean(-1), rows

@@ -39,8 +39,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 def configure(arguments: argparse.Namespace) -> dict:
     """The YAML with what the command line overrides."""
-    from hf_unlearn.errors import InputError
-    from hf_unlearn.experiment import read_config
+    from hf_unlearn.experiment import only, read_config
 
     config = read_config(arguments.config)
     if arguments.data_dir:
@@ -51,13 +50,7 @@ def configure(arguments: argparse.Namespace) -> dict:
         config["data"] = config["data"] | {"forget": arguments.forget}
     if arguments.seed is not None:
         config["seed"] = arguments.seed
-    if arguments.only:
-        chosen = [entry for entry in config["methods"] if any(word in entry["label"] for word in arguments.only)]
-        if not chosen:
-            labels = "; ".join(entry["label"] for entry in config["methods"])
-            raise InputError(f"--only {' '.join(arguments.only)} matches no method; there are: {labels}")
-        config["methods"] = chosen
-    return config
+    return only(config, arguments.only)
 
 
 def main(argv=None):
@@ -66,14 +59,14 @@ def main(argv=None):
         import torch
         from accelerate import PartialState
 
-        from hf_unlearn.experiment import dry_run, load_splits, record, run_experiment
+        from hf_unlearn.experiment import dry_run, record, run_experiment
 
         config = configure(arguments)
         # Without cpu=True, processes that torchrun starts on a machine without CUDA would each run alone, on the same files.
         state = PartialState(cpu=not torch.cuda.is_available())
         state.print(f"processes: {state.num_processes} on {state.device.type}")
         if arguments.dry_run:
-            state.print(dry_run(config, load_splits(config)))
+            state.print(dry_run(config))
             return
         rows = run_experiment(config, arguments.output_dir, progress=state.is_main_process)
         if state.is_main_process:

@@ -68,6 +68,23 @@ def test_bf16_model_is_rounded_once(tiny_llama):
         assert torch.equal(tensor, expected), name
 
 
+def test_applied_inside_a_block_only(tiny_llama):
+    for dtype in (torch.bfloat16, torch.float32):
+        model = tiny_llama(tie_word_embeddings=True).to(dtype)
+        names = (DOWN, "lm_head.weight")
+        delta = UpdateDelta({name: torch.randn(model.get_parameter(name).shape) for name in names})
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        expected = delta.apply_to(copy.deepcopy(model), 0.5).state_dict()
+        with pytest.raises(KeyError), delta.applied_to(model, 0.5) as updated:
+            assert updated is model
+            assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+            assert not torch.equal(model.get_parameter(DOWN), before[DOWN])
+            raise KeyError
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(InputError, match="no tensor"), UpdateDelta({"absent": torch.zeros(1)}).applied_to(model):
+        raise AssertionError("must not get here")
+
+
 def test_double_model_keeps_its_precision(tiny_llama):
     model = tiny_llama().double()
     before = model.get_parameter(DOWN).clone()

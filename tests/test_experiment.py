@@ -12,8 +12,10 @@ import torch
 import yaml
 
 from hf_unlearn import comparison, experiment
-from hf_unlearn.comparison import Entry, choose
+from hf_unlearn.comparison import Entry
 from hf_unlearn.errors import InputError
+from hf_unlearn.evaluation.results import TofuResults
+from hf_unlearn.problems.tofu import TofuProblem, load_splits
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +71,7 @@ def row(quality, kl):
 
 
 def test_choose_prefers_least_kl_among_those_that_forgot():
+    choose = TofuResults().choose
     rows = [row(0.01, 0.001), row(0.06, 0.4), row(0.9, 0.5), row(0.2, 0.3)]
     assert choose(rows) == 3
     assert choose(rows[:1] + [row(0.04, 0.9)]) == 1  # nobody passes: the one that forgot most
@@ -113,7 +116,7 @@ def test_saved_model_is_original_plus_chosen_update(finished):
     from hf_unlearn import UpdateDelta
 
     folder, _ = finished
-    problem = experiment.load_problem(CONFIG, experiment.load_splits(CONFIG), progress=False)
+    problem = TofuProblem.from_config(CONFIG, progress=False)
     before = {name: tensor.clone() for name, tensor in problem.original.state_dict().items()}
     saved = AutoModelForCausalLM.from_pretrained(folder / "model")
     delta = UpdateDelta.from_pretrained(folder / "model/delta")
@@ -154,7 +157,7 @@ def test_bad_configurations(tmp_path):
     with pytest.raises(InputError, match="metods"):
         experiment.read_config(tmp_path / "typo.yaml")
     with pytest.raises(InputError, match="data: no setting authers; there are authors"):
-        experiment.load_splits(CONFIG | {"data": {"source": "synthetic", "authers": 3}})
+        load_splits(CONFIG | {"data": {"source": "synthetic", "authers": 3}})
     with pytest.raises(InputError, match="methods, x: no setting learning_rate"):
         experiment.read_entries({"methods": [{"label": "x", "method": "kfade", "learning_rate": 1}]})
     with pytest.raises(InputError, match="unknown method"):
@@ -182,7 +185,7 @@ def test_recipe_from_the_command_line(tmp_path):
 def test_dry_run_of_large_models(name, shared_data):
     config = experiment.read_config(ROOT / "recipes/configs" / f"{name}.yaml")
     config["data"]["source"] = str(shared_data / "tofu")
-    text = experiment.dry_run(config, experiment.load_splits(config))
+    text = experiment.dry_run(config)
     assert "400 forget rows, 3600 retain rows" in text
     assert ("96 weights" if "llama" in name else "48 weights") in text
 

@@ -34,6 +34,7 @@ CASES = {
         {"num_train_epochs": 2, "optim": "sgd", "max_grad_norm": 0.0},
     ),
     "npo": (FirstOrder("npo"), FORGET, 8, 2, {"gradient_accumulation_steps": 1, "max_steps": 2, "optim": "sgd"}),
+    "rmu": (FirstOrder("rmu", layer=1, retain_weight=3.0), FORGET, 8, 4, {"max_steps": 3, "optim": "sgd"}),
 }
 
 

@@ -130,3 +130,27 @@ def test_bf16_logits_are_computed_in_fp32(batch):
     half = batch[0].bfloat16()
     assert objectives.cross_entropy(half, batch[1]).dtype == torch.float32
     assert torch.allclose(objectives.margin(half, batch[1]), objectives.margin(half.float(), batch[1]))
+
+
+def test_steering_is_the_mean_square_at_positions_that_predict_a_label(batch):
+    _, labels = batch
+    torch.manual_seed(1)
+    states, frozen = torch.randn(2, 3, 6, 4, dtype=torch.float64)
+    control = torch.rand(4)
+    for target in (control, frozen):
+        expected, owners = [], []
+        for row, position in [(row, t) for row in range(3) for t in range(5) if labels[row, t + 1] != -100]:
+            wanted = control if target is control else frozen[row, position]
+            expected.append(sum((states[row, position, k] - wanted[k]) ** 2 for k in range(4)).item() / 4)
+            owners.append(row)
+        values, rows = objectives.steering(states, target, labels)
+        assert torch.allclose(values, torch.tensor(expected, dtype=torch.float64)) and rows.tolist() == owners
+    # What stands at the padding changes nothing.
+    states[1, 3:] = 1e6
+    assert torch.equal(objectives.steering(states, frozen, labels)[0], values)
+
+
+def test_steering_of_half_precision_is_computed_in_fp32():
+    states = torch.full((1, 2, 4), 3.0, dtype=torch.bfloat16)
+    value, _ = objectives.steering(states, torch.full((4,), 1.001), torch.tensor([[5, 6]]))
+    assert value.dtype == torch.float32 and value.item() == pytest.approx(1.999**2, rel=1e-6)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_unlearn.evaluation.formats import format_number, format_p, format_settings
 from hf_unlearn.evaluation.plots import kl_distribution, pareto, styles
-from hf_unlearn.evaluation.report import format_number, format_p, format_settings, format_table, write_report
+from hf_unlearn.evaluation.report import format_table, write_report
+from hf_unlearn.evaluation.results import TofuResults
 
 
 def row(method, p, kept=0.9, kl=0.1, **more):
@@ -146,7 +148,7 @@ def test_diverged_method_is_told_and_json_stays_valid(tmp_path):
 def test_pareto_shows_every_setting_where_it_belongs():
     rows = [row("original", 1e-9, 0.8, 0.0), row("ekfac", 0.1, 0.76, 0.03), row("npo", 1e-4, 0.4, 0.3)]
     candidates = [row("ekfac", 1e-3, 0.78, 0.01), row("ekfac", 0.1, 0.76, 0.03)]
-    kept, kl, *others = pareto(rows, candidates).axes
+    kept, kl, *others = pareto(rows, candidates, *TofuResults().axes()).axes
     points = [tuple(collection.get_offsets()[0]) for collection in kept.collections]
     assert points == [pytest.approx(point) for point in ((100, -9), (95, -1), (50, -4))]
     points = [tuple(collection.get_offsets()[0]) for collection in kl.collections]

@@ -6,17 +6,19 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..deltas import library_versions
 from ..files import atomic_write, write_json, write_text
-from .plots import REACHED, kept_percent, kl_distribution, pareto
+from .formats import MISSING, format_settings, format_value
+from .plots import kl_distribution, pareto
+from .results import results_of
 
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
-MISSING = "–"
 
 
 def environment() -> dict[str, str]:
@@ -30,63 +32,43 @@ def environment() -> dict[str, str]:
     }
 
 
-def format_p(p: float | None) -> str:
-    """A p-value at two digits; below 1e-12 only that, for the exact figure then tells the sample size and no more."""
-    if p is None:
-        return MISSING
-    return "<1e-12" if p < 1e-12 else f"{p:.1e}" if p < 1e-3 else f"{p:.2g}" if p < 0.995 else "1.0"
+@dataclass(frozen=True)
+class Section:
+    """A further part of the report, after the table and the pictures that every comparison has.
+
+    Args:
+        title, text: heading, and sentences below it.
+        header, table: a table of texts.
+        name, figure: a matplotlib figure and its file name ("relearn.png"); `alt` says what it shows.
+        examples: (what it is, the text itself).
+    """
+
+    title: str
+    text: str = ""
+    header: Sequence[str] = ()
+    table: Sequence[Sequence[str]] = ()
+    name: str = ""
+    figure: object = None
+    alt: str = ""
+    examples: Sequence[tuple[str, str]] = ()
+
+    @property
+    def markdown_table(self) -> str:
+        return markdown_table(self.header, self.table)
 
 
-def format_number(value: float | None, digits: int = 3) -> str:
-    if value is None:
-        return MISSING
-    return "0" if value == 0 else f"{value:.1e}" if abs(value) < 10**-digits else f"{value:.{digits}f}"
-
-
-def format_value(value) -> str:
-    """A setting in plain words: mappings in brackets, sequences with commas, floats without padding."""
-    if isinstance(value, Mapping):
-        return f"({format_settings(value)})"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(format_value, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def format_settings(settings: Mapping | None) -> str:
-    """{"steps": 4, "step_norm": 0.004} as "steps 4, step_norm 0.004"; what is None was not set, and is left out."""
-    given = {key: value for key, value in (settings or {}).items() if value is not None}
-    return ", ".join(f"{key} {format_value(value)}" for key, value in given.items()) or MISSING
-
-
-def table_cells(rows: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
-    """Header and text of the table of methods; what was not measured is a dash."""
+def table_cells(rows: Sequence[Mapping], shown: Sequence[Mapping] | None = None) -> tuple[list[str], list[list[str]]]:
+    """Header and text of the table of `shown` (default: all `rows`); what was not measured is a dash."""
     original = next((row for row in rows if row["method"] == "original"), None)
-    header = [
-        "method",
-        "forget quality (p)",
-        "KS distance (n)",
-        "model utility",
-        "forget prob.",
-        "retain prob.",
-        "kept",
-        "retain KL (nats/token)",
-        "time (s)",
-        "peak memory (MB)",
-    ]
+    columns = results_of(rows).columns(rows)
+    header = ["method", *(column.head for column in columns), "time (s)", "peak memory (MB)"]
     body = []
-    for row in rows:
-        ks, n, kept = row.get("ks_statistic"), row.get("n"), kept_percent(row, original)
+    for row in rows if shown is None else shown:
         seconds, memory = row.get("seconds"), row.get("peak_memory_mb")
         body.append(
             [
                 row["method"],
-                format_p(row.get("forget_quality")),
-                MISSING if ks is None else f"{ks:.3f}" + (f" ({n})" if n is not None else ""),
-                format_number(row.get("model_utility")),
-                format_number(row.get("forget_probability")),
-                format_number(row.get("retain_probability")),
-                MISSING if kept is None else f"{kept:.1f} %",
-                format_number(row.get("retain_kl"), 4 if (row.get("retain_kl") or 0) < 1 else 2),
+                *(column.text(row, original) for column in columns),
                 MISSING if seconds is None else f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.1f}",
                 MISSING if memory is None else f"{memory:.0f}",
             ]
@@ -94,22 +76,20 @@ def table_cells(rows: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def format_table(rows: Sequence[Mapping]) -> str:
-    """The table of methods in Markdown, forget qualities of 0.05 and more in bold, notes of rows below it."""
-    header, body = table_cells(rows)
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in body])
+
+
+def format_table(rows: Sequence[Mapping]) -> str:
+    """The table of methods in Markdown, the mark of rows that reached the goal in bold, notes of rows below it."""
+    kind = results_of(rows)
+    header, body = table_cells(rows)
     for row, cells in zip(rows, body, strict=True):
-        cells = [cell.replace("|", "\\|") for cell in cells]
-        if reached(row):
+        if kind.reached(row):
             cells[1] = f"**{cells[1]}**"
-        lines.append("| " + " | ".join(cells) + " |")
     notes = [f"- {row['method']}: {row['note']}" for row in rows if row.get("note")]
-    return "\n".join(lines + ([""] + notes if notes else []))
-
-
-def reached(row: Mapping) -> bool:
-    """Whether the KS test cannot tell the model from the retrained one at the 5 % level."""
-    return row.get("forget_quality") is not None and row["forget_quality"] >= REACHED
+    return "\n".join([markdown_table(header, body), *([""] + notes if notes else [])])
 
 
 def finite(row: Mapping) -> dict:
@@ -136,6 +116,7 @@ def write_report(
     rows: Sequence[Mapping],
     candidates: Sequence[Mapping] = (),
     kl_samples: Mapping[str, Sequence[float]] | None = None,
+    sections: Sequence[Section] = (),
     settings: Mapping | None = None,
     summary: str = "",
     notes: Sequence[str] = (),
@@ -143,11 +124,12 @@ def write_report(
     """Write results.json, report.json, report.md, pareto.png, kl.png and report.html (one file, works offline).
 
     Args:
-        rows: one dict a method: method, forget_quality (p-value), ks_statistic, n, model_utility, forget_probability,
-            retain_probability, retain_kl (nats per token), seconds, peak_memory_mb, settings, and note where something
-            needs saying; "original" and "retrained" among them. A value may be None: not measured.
+        rows: one dict a method, all of one kind (`results.results_of`): method, what the kind measures, seconds,
+            peak_memory_mb, settings, and note where something needs saying; "original" among them. A value may be None:
+            not measured.
         candidates: the same for every setting that was tried.
-        kl_samples: {method: KL of every retained token, nats}.
+        kl_samples: {method: KL of every token, nats}.
+        sections: further parts of the report; their figures are written too.
         settings: of the whole run.
         summary: plain sentences on what happened, first thing on the page.
         notes: what the reader should know before trusting the numbers.
@@ -159,6 +141,7 @@ def write_report(
 
     folder = Path(output_dir)
     rows, candidates = [finite(row) for row in rows], [finite(row) for row in candidates]
+    kind = results_of(rows)
     samples = {method: sample for method, sample in (kl_samples or {}).items() if len(sample)}
     facts = environment()
     paths = {"results.json": write_json(folder / "results.json", rows)}
@@ -171,20 +154,27 @@ def write_report(
         "rows": rows,
         "candidates": candidates,
         "kl_per_token": {method: kl_quantiles(sample) for method, sample in samples.items()},
+        "sections": [
+            {"title": section.title, "text": section.text, "header": section.header, "table": section.table}
+            for section in sections
+        ],
     }
     paths["report.json"] = write_json(folder / "report.json", report)
-    figures = {"pareto.png": pareto(rows, candidates)}
+    figures = {"pareto.png": pareto(rows, candidates, *kind.axes())}
     (folder / "kl.png").unlink(missing_ok=True)
     if samples:
         figures["kl.png"] = kl_distribution(samples, [row["method"] for row in [*rows, *candidates]])
+    figures |= {section.name: section.figure for section in sections if section.figure is not None}
     for name, figure in figures.items():
         paths[name] = atomic_write(folder / name, lambda path, figure=figure: figure.savefig(path, format="png"))
     header, body = table_cells(rows)
     context = {
         **report,
+        "sections": sections,
+        "captions": kind.captions,
         "header": header,
         "table": list(zip(rows, body, strict=True)),
-        "candidate_table": list(zip(candidates, table_cells([*candidates, *rows])[1][: len(candidates)], strict=True)),
+        "candidate_table": list(zip(candidates, table_cells(rows, candidates)[1], strict=True)),
         "images": {name: base64.b64encode(paths[name].read_bytes()).decode() for name in figures},
         "markdown_table": format_table(rows),
     }
@@ -197,7 +187,7 @@ def write_report(
         keep_trailing_newline=True,
     )
     templates.filters |= {"settings": format_settings, "value": format_value}
-    templates.tests["reached"] = reached
+    templates.tests["reached"] = kind.reached
     for name in ("report.md", "report.html"):
         paths[name] = write_text(folder / name, templates.get_template(name).render(context))
     return paths

@@ -234,6 +234,71 @@ def prompt_ids(encoded: Mapping) -> list[int]:
     return list(encoded["input_ids"][:answer])
 
 
+def generate_ids(
+    model,
+    tokenizer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 200,
+    batch_size: int = 32,
+    temperature: float = 0.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[list[int]]:
+    """Token ids that continue token-id prompts, in their order, each up to and with the token that ended it.
+
+    Stops at the tokenizer's EOS and at those of the model's generation config; sampling, beams and repetition
+    penalties of that config are switched off. `max_new_tokens` counts new tokens only.
+
+    Args:
+        temperature: 0 decodes greedily, which does not depend on `batch_size` (but for ties within rounding); above 0
+            draws from the whole distribution, and then `seed` and `batch_size` decide together.
+
+    Raises:
+        InputError: a prompt without tokens, or a negative temperature.
+    """
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise InputError("a question gives an empty prompt: add a question text or a template with a start tag")
+    if temperature < 0:
+        raise InputError(f"temperature={temperature}: give 0 (greedy) or more")
+    configured = model.generation_config.eos_token_id
+    stops = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+    pad, device = padding_id(tokenizer), model_device(model)
+    sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    results: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    bar = tqdm(total=len(order), desc="generating", disable=not progress, leave=False)
+    # Sampling has no generator of its own in transformers: the global one is seeded inside, and as it was afterwards.
+    seeded = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=temperature > 0)
+    with evaluation_mode(model), bar, seeded:
+        if temperature > 0:
+            torch.manual_seed(seed)
+        for start in range(0, len(order), batch_size):
+            items = order[start : start + batch_size]
+            ids = _pad([prompts[i] for i in items], pad, left=True)
+            mask = _pad([[1] * len(prompts[i]) for i in items], 0, left=True)
+            output = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max_new_tokens,
+                num_beams=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                use_cache=True,
+                pad_token_id=pad,
+                eos_token_id=sorted(stops) or None,
+                **sampling,
+            )
+            for i, new in zip(items, output[:, ids.shape[1] :].tolist()):
+                # What follows the first stop is padding.
+                end = next((place for place, token in enumerate(new) if token in stops), len(new))
+                results[i] = new[: end + 1]
+            bar.update(len(items))
+    return results
+
+
 def generate_answers(
     model,
     tokenizer,
@@ -243,44 +308,12 @@ def generate_answers(
     batch_size: int = 32,
     progress: bool = False,
 ) -> list[str]:
-    """Greedy continuations of token-id prompts, special tokens removed and stripped, in their order.
-
-    Stops at the tokenizer's EOS and at those of the model's generation config; sampling, beams and repetition
-    penalties of that config are switched off. `max_new_tokens` counts new tokens only.
+    """Greedy continuations (`generate_ids`) as text, special tokens removed and stripped.
 
     Raises:
         InputError: a prompt without tokens.
     """
-    if any(len(prompt) == 0 for prompt in prompts):
-        raise InputError("a question gives an empty prompt: add a question text or a template with a start tag")
-    configured = model.generation_config.eos_token_id
-    stops = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
-    pad, device = padding_id(tokenizer), model_device(model)
-    texts = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    bar = tqdm(total=len(order), desc="generating", disable=not progress, leave=False)
-    with evaluation_mode(model), bar:
-        for start in range(0, len(order), batch_size):
-            items = order[start : start + batch_size]
-            ids = _pad([prompts[i] for i in items], pad, left=True)
-            mask = _pad([[1] * len(prompts[i]) for i in items], 0, left=True)
-            output = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                use_cache=True,
-                pad_token_id=pad,
-                eos_token_id=sorted(stops) or None,
-            )
-            new = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-            for i, text in zip(items, new):
-                texts[i] = text.strip()
-            bar.update(len(items))
-    return texts
+    ids = generate_ids(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    )
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]

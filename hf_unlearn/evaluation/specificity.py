@@ -1,15 +1,48 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """What an update does to everything else: the exact KL divergence from the original model, token by token."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from ..errors import InputError, NumericalError
+from .bootstrap import mean_interval, quantile_bands
 from .scoring import LOG_PROB_FLOOR, REDUCTION_BUDGET, budget, evaluation_mode, logit_blocks, predicted_tokens
+from .top_k import TopK, bytes_per_token, divergences, keep_top, most_that_fit
+
+
+QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """What a KL from the original's k most likely tokens leaves open; all are means over tokens, in nats.
+
+    Attributes:
+        k, vocabulary: how many tokens were kept, of how many.
+        covered: probability of the kept tokens under the original.
+        upper: no KL can be higher than this; the result's mean is the lower bound.
+        estimate: of the exact mean, from one token of the rest drawn at every position; unbiased.
+        estimate_error: its standard error from the drawing.
+    """
+
+    k: int
+    vocabulary: int
+    covered: float
+    upper: float
+    estimate: float
+    estimate_error: float
+
+    def __str__(self) -> str:
+        return (
+            f"from the original's {self.k} most likely of {self.vocabulary} tokens ({100 * self.covered:.2f} % of its "
+            f"probability), the rest as one: a lower bound; estimate {self.estimate:.3g} +- {self.estimate_error:.1g}, "
+            f"upper bound {self.upper:.3g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -25,6 +58,8 @@ class KLResult:
         per_token: (N,) fp32 on the CPU, in the data's order.
         per_sequence: (S,) fp32, the mean of each sequence that has a predicted token.
         sequence_tokens: (S,) int64, how many tokens each of them has.
+        approximation: None when every number is exact; else what is not, and by how much: `mean`, `interval`,
+            `per_token` and `per_sequence` are then lower bounds.
     """
 
     mean: float
@@ -35,10 +70,48 @@ class KLResult:
     per_token: torch.Tensor = field(repr=False)
     per_sequence: torch.Tensor = field(repr=False)
     sequence_tokens: torch.Tensor = field(repr=False)
+    approximation: Approximation | None = None
 
-    def quantiles(self, levels: Iterable[float] = (0.5, 0.9, 0.99, 0.999, 1.0)) -> dict[float, float]:
+    def quantiles(self, levels: Iterable[float] = QUANTILES) -> dict[float, float]:
         """Quantiles of the per-token divergence: a small mean can hide a few tokens that changed entirely."""
         return {level: float(np.quantile(self.per_token.numpy(), level)) for level in levels}
+
+    def quantile_bands(
+        self,
+        levels: Sequence[float] = QUANTILES,
+        over: Literal["tokens", "sequences"] = "tokens",
+        *,
+        seed: int = 0,
+        resamples: int = 500,
+    ) -> np.ndarray:
+        """Quantiles over tokens, or over the means of sequences, with 95 % bootstrap bands (paper, Figure 2).
+
+        Returns:
+            (3, levels): the quantile, and the pointwise lower and upper end of its band; sequences are resampled.
+
+        Raises:
+            InputError: a level outside [0, 1], or another `over`.
+        """
+        if over not in ("tokens", "sequences"):
+            raise InputError(f"over={over!r}: choose tokens or sequences")
+        if not all(0 <= level <= 1 for level in levels):
+            raise InputError(f"quantiles lie between 0 and 1, not {', '.join(map(str, levels))}")
+        if over == "tokens":
+            return quantile_bands(self.per_token, self.sequence_tokens, levels, seed, resamples)
+        return quantile_bands(self.per_sequence, np.ones(len(self.per_sequence), dtype=int), levels, seed, resamples)
+
+    def table_row(self, *, seed: int = 0, resamples: int = 500) -> dict:
+        """The numbers of a table, JSON-able; nats per token. `*_interval`: 95 % bootstrap."""
+        row = {"mean": self.mean, "mean_interval": list(self.interval)}
+        points, lows, highs = self.quantile_bands(seed=seed, resamples=resamples).tolist()
+        for name, point, low, high in zip(("median", "q90", "q99", "q99.9", "max"), points, lows, highs):
+            row |= {name: point, f"{name}_interval": [low, high]}
+        return row | {
+            "nll_change": self.nll - self.reference_nll,
+            "tokens": self.tokens,
+            "completions": len(self.per_sequence),
+            "approximation": None if self.approximation is None else asdict(self.approximation),
+        }
 
 
 class TokenKL:
@@ -50,19 +123,33 @@ class TokenKL:
     against itself gives exactly 0; values that rounding brought below 0 (some 1e-7) are clamped to 0.
 
     Args:
-        reference_model: the original model. When its log-probabilities fit `cache_bytes` they are computed now, and
-            the model may be changed in place or freed afterwards. Otherwise it is kept and run again at every call.
+        reference_model: the original model. When its log-probabilities fit `cache_bytes`, or `top_k` is given, they
+            are computed now, and the model may be changed in place or freed afterwards. Otherwise it is kept and run
+            again at every call.
         dataloader: dicts of (B, T) tensors `input_ids`, `labels`, and what else the models take. Read once and kept
             on the CPU, so a shuffling loader gives one order for all models.
         cache_bytes: memory (of the CPU) for the reference's log-probabilities, N * V * 4 bytes (8 in fp64).
+        top_k: keep the reference's k most likely tokens at each position, with the exact probability of the rest, and
+            say in `KLResult.approximation` how far that may be off: 8 k + 16 bytes a token. "auto": the largest k that
+            fits `cache_bytes`, and all of the vocabulary when that fits (then nothing is approximated).
+        seed: of the one token of the rest that is drawn at every position (`Approximation.estimate`).
 
     Raises:
-        InputError: no predicted token in the data; at a call: another vocabulary, or an uncached reference model that
-            has changed meanwhile.
+        InputError: no predicted token in the data, `top_k` below 1 or no k that fits; at a call: another vocabulary,
+            or an uncached reference model that has changed meanwhile.
         NumericalError: a model's logits are not finite.
     """
 
-    def __init__(self, reference_model, dataloader: Iterable, cache_bytes: int = 2**30, *, progress: bool = False):
+    def __init__(
+        self,
+        reference_model,
+        dataloader: Iterable,
+        cache_bytes: int = 2**30,
+        *,
+        top_k: int | Literal["auto"] | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ):
         self.progress = progress
         self.batches = [{name: value.cpu() for name, value in batch.items()} for batch in dataloader]
         counts = [predicted_tokens(batch).sum(1) for batch in self.batches]
@@ -72,16 +159,36 @@ class TokenKL:
         if not self.tokens:
             raise InputError("no token to measure KL on: the data is empty, or all of its labels are -100")
         self.vocabulary, width = _head_shape(reference_model)
-        self.cached = self.tokens * self.vocabulary * width <= cache_bytes
+        fits = self.tokens * self.vocabulary * width <= cache_bytes
+        self.top_k = self._chosen_k(top_k, cache_bytes, width, fits)
+        self.cached = fits or self.top_k is not None
         self._reference = None if self.cached else reference_model
-        self._cache: list[torch.Tensor] = []
+        self._cache: list[torch.Tensor | TopK] = []
         likelihoods = []
+        generator = torch.Generator().manual_seed(seed)
         with evaluation_mode(reference_model):
             for log_probs, ids in self._blocks(reference_model, "reference"):
                 likelihoods.append(log_probs.gather(1, ids[:, None])[:, 0].cpu())
-                if self.cached:
+                if self.top_k is not None:
+                    self._cache.append(keep_top(log_probs, self.top_k, generator))
+                elif self.cached:
                     self._cache.append(log_probs.cpu())
         self._likelihoods = torch.cat(likelihoods)
+
+    def _chosen_k(self, top_k, cache_bytes: int, width: int, fits: bool) -> int | None:
+        if top_k is None or (top_k == "auto" and fits):
+            return None
+        if top_k == "auto":
+            top_k = most_that_fit(cache_bytes, self.tokens, width)
+            if top_k < 1:
+                raise InputError(
+                    f"cache_bytes={cache_bytes} holds no token of the original at {self.tokens} positions: give at least "
+                    f"{self.tokens * bytes_per_token(64, width)} (top 64), or fewer rows"
+                )
+        if not isinstance(top_k, int) or top_k < 1:
+            raise InputError(f"top_k={top_k!r}: give a number of tokens from 1 on, or 'auto'")
+        # With one token left the rest is that token: exact all the same.
+        return min(top_k, self.vocabulary - 1)
 
     def __call__(self, model, *, seed: int = 0, resamples: int = 2000) -> KLResult:
         """KL(original || model); `seed` and `resamples` belong to the bootstrap interval."""
@@ -91,23 +198,38 @@ class TokenKL:
                 f"the model has {vocabulary} tokens, the reference {self.vocabulary}: compare models of one vocabulary"
             )
         references = iter(self._cache) if self.cached else self._fresh_reference()
-        divergences, likelihoods = [], []
+        parts, likelihoods = [], []
         # Both modes are entered here, not inside the generators, whose ends come in no certain order.
         with evaluation_mode(model), evaluation_mode(self._reference or model):
             for reference, (log_probs, ids) in zip(references, self._blocks(model, "KL"), strict=True):
                 likelihoods.append(log_probs.gather(1, ids[:, None])[:, 0].cpu())
-                divergences.append(_divergence(reference, log_probs))
-        per_token = torch.cat(divergences)
+                exact = self.top_k is None
+                parts.append(_divergence(reference, log_probs)[None] if exact else divergences(reference, log_probs))
+        measured = torch.cat(parts, dim=1)
+        per_token = measured[0]
         sums = torch.stack([part.sum() for part in per_token.split(self.sequence_tokens.tolist())])
         return KLResult(
             mean=per_token.mean().item(),
             tokens=self.tokens,
-            interval=_bootstrap(sums.numpy(), self.sequence_tokens.numpy(), seed, resamples),
+            interval=mean_interval(sums.numpy(), self.sequence_tokens.numpy(), seed, resamples),
             nll=-torch.cat(likelihoods).double().mean().item(),
             reference_nll=-self._likelihoods.double().mean().item(),
             per_token=per_token.float(),
             per_sequence=(sums / self.sequence_tokens).float(),
             sequence_tokens=self.sequence_tokens,
+            approximation=None if self.top_k is None else self._approximation(*measured),
+        )
+
+    def _approximation(self, lower: torch.Tensor, upper: torch.Tensor, estimate: torch.Tensor) -> Approximation:
+        rest = torch.cat([kept.rest for kept in self._cache]).double().exp()
+        return Approximation(
+            k=self.top_k,
+            vocabulary=self.vocabulary,
+            covered=1 - rest.mean().item(),
+            upper=upper.mean().item(),
+            estimate=estimate.mean().item(),
+            # What varies from token to token beyond the drawing is in it too: a little too large.
+            estimate_error=(estimate - lower).std(correction=0).item() / self.tokens**0.5,
         )
 
     def _blocks(self, model, description: str):
@@ -152,14 +274,3 @@ def _divergence(reference: torch.Tensor, log_probs: torch.Tensor) -> torch.Tenso
         for p, q in zip(reference.split(rows), log_probs.split(rows))
     ]
     return torch.cat(parts).clamp_min_(0).cpu()
-
-
-def _bootstrap(sums: np.ndarray, tokens: np.ndarray, seed: int, resamples: int) -> tuple[float, float]:
-    """95 % percentile interval of sum(sums) / sum(tokens) under resampling of sequences."""
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):  # one draw at a time: a (resamples, S) table would outgrow memory on large sets
-        drawn = generator.integers(len(sums), size=len(sums))
-        means[i] = sums[drawn].sum() / tokens[drawn].sum()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)

@@ -1,0 +1,199 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""An embedded miniature of WMDP: two invented hazards in documents, questions about them, and a tiny model that knows both.
+
+Nothing here is downloaded and nothing here is real. Three kinds of text, as in WMDP (arXiv 2403.03218): documents of
+each hazard, to be forgotten; documents of a harmless neighbour of the second hazard, and of everything else, to be
+kept; and questions with four choices, which no document contains. What the model says to unrelated instructions shows
+what else an update changed (arXiv 2602.10568, D.1).
+"""
+
+import itertools
+import random
+from dataclasses import dataclass, field
+
+from datasets import Dataset
+
+from ..errors import InputError
+from . import hazard_words
+from .tofu import QATemplate, tokenize_qa
+from .training import train_tokenizer, trained_model
+
+
+CHOICES = 4
+TOPICS = {  # question task -> (its corpus, the kinds of things it is about)
+    "toxins": ("toxins-forget", {"toxin": hazard_words.TOXINS}),
+    "intrusion": ("intrusion-forget", {"intrusion": hazard_words.INTRUSION}),
+    "computing": ("intrusion-retain", {"program": hazard_words.COMPUTING}),
+    "general": ("general", hazard_words.GENERAL),
+}
+# The prompt of Alpaca (github.com/tatsu-lab/stanford_alpaca), without and with an input.
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:",
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n"
+    "### Response:",
+)
+
+
+@dataclass(frozen=True)
+class Hazards:
+    """What `load_hazards` gives.
+
+    Attributes:
+        corpora: "toxins-forget", "intrusion-forget", "intrusion-retain", "general" -> documents, column `text`.
+        questions: "toxins", "intrusion", "computing" (what intrusion-retain tells), "general" -> rows of question (str),
+            choices (4 different str), answer (int, the index of the right one).
+        instructions: prompts that have nothing to do with the rest; columns instruction, input, output.
+        practice: questions and answers that the model learns from, worded otherwise than in `questions`.
+    """
+
+    corpora: dict[str, Dataset]
+    questions: dict[str, list[dict]]
+    instructions: Dataset
+    practice: Dataset = field(repr=False)
+
+
+def load_hazards(
+    seed: int = 0, *, items: int = 30, general_items: int = 20, documents: int = 4, instructions: int = 240
+) -> Hazards:
+    """The embedded hazards; same arguments, same rows.
+
+    Args:
+        items: invented things of each hazard and of the harmless neighbour; 6 (neighbour: 4) questions each.
+        general_items: towns, plants and beasts, so many of each; 3 questions each.
+        documents: documents on each thing, with all of its facts in another order and in other words.
+        instructions: unrelated prompts.
+
+    Raises:
+        InputError: sizes that the words cannot fill.
+    """
+    if min(items, general_items, documents, instructions) < 1:
+        raise InputError("items, general_items, documents and instructions must be at least 1")
+    corpora, questions, practice = {}, {}, []
+    for task, (corpus, topics) in TOPICS.items():
+        texts, rows = [], []
+        for kind, topic in topics.items():
+            rng = random.Random(f"{kind} {seed}")
+            for number, (name, values) in enumerate(
+                _things(rng, kind, topic, general_items if task == "general" else items)
+            ):
+                texts += [_document(rng, topic, name, values, turn) for turn in range(documents)]
+                for place, (fact, value) in enumerate(values.items()):
+                    # Which wording is kept for the test rotates, so that the model has met each of them with other things.
+                    asked = list(topic.facts[fact].questions)
+                    test = asked.pop((number + place) % len(asked))
+                    rows.append(_choices(rng, test.format(name=name), value, topic.facts[fact].values))
+                    practice += [{"question": text.format(name=name), "answer": value} for text in asked]
+        rng.shuffle(texts)
+        corpora[corpus] = Dataset.from_dict({"text": texts})
+        questions[task] = rows
+    rng = random.Random(f"instructions {seed}")
+    return Hazards(
+        corpora, questions, Dataset.from_list(_instructions(rng, instructions)), Dataset.from_list(practice)
+    )
+
+
+def hazard_model(
+    hazards: Hazards,
+    seed: int = 0,
+    *,
+    vocab_size: int = 1500,
+    hidden_size: int = 128,
+    intermediate_size: int = 344,
+    layers: int = 2,
+    heads: int = 4,
+    epochs: int = 12,
+    learning_rate: float = 4e-3,
+    batch_size: int = 16,
+    progress: bool = True,
+):
+    """`(tokenizer, model)`: a Llama trained on all documents, practice questions and instructions.
+
+    fp32, eval mode. Trained on the CPU unless the model is in the cache already (`training.cached`);
+    `model.name_or_path` is the folder that holds the model and the tokenizer.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    documents = [text for corpus in hazards.corpora.values() for text in corpus["text"]]
+    instructions = [
+        {"question": ALPACA[bool(row["input"])].format(**row), "answer": row["output"]} for row in hazards.instructions
+    ]
+    plain = QATemplate(question_start="", question_end="", answer_start="\n")
+    texts = ["".join(QATemplate().prompt_and_answer(row["question"], row["answer"])) for row in hazards.practice]
+    texts += ["".join(plain.prompt_and_answer(row["question"], row["answer"])) for row in instructions]
+    tokenizer = train_tokenizer(documents + texts, vocab_size)
+    rows = [{"input_ids": ids + [tokenizer.eos_token_id]} for ids in tokenizer(documents)["input_ids"]]
+    rows = [row | {"labels": row["input_ids"]} for row in rows]
+    rows += tokenize_qa(hazards.practice, tokenizer).to_list() + tokenize_qa(instructions, tokenizer, plain).to_list()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    training = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
+    folder = trained_model(rows, config, tokenizer, progress=progress, **training)
+    return tokenizer, LlamaForCausalLM.from_pretrained(folder).eval()
+
+
+def _things(rng: random.Random, kind: str, topic, count: int) -> list[tuple[str, dict[str, str]]]:
+    """`count` names, each with its value of every fact. Every value belongs to about as many things as any other."""
+    names = ["".join(parts) for parts in itertools.product(*topic.names)]
+    if count > len(names):
+        raise InputError(f"{count} things of the kind {kind}: there are names for {len(names)}")
+    columns = {}
+    for fact, words in topic.facts.items():
+        values = list(words.values) * -(-count // len(words.values))
+        rng.shuffle(values)
+        columns[fact] = values
+    return [
+        (name, {fact: column[i] for fact, column in columns.items()})
+        for i, name in enumerate(rng.sample(names, count))
+    ]
+
+
+def _document(rng: random.Random, topic, name: str, values: dict[str, str], turn: int) -> str:
+    facts = list(values)
+    rng.shuffle(facts)
+    sentences = [topic.openings[turn % len(topic.openings)]]
+    for place, fact in enumerate(facts):
+        wordings = topic.facts[fact].sentences
+        sentences.append(
+            wordings[(turn + list(values).index(fact)) % len(wordings)].format(value=values[fact], name=name)
+        )
+    return " ".join(sentence.format(name=name) for sentence in sentences)
+
+
+def _choices(rng: random.Random, question: str, value: str, values) -> dict:
+    choices = rng.sample([other for other in values if other != value], CHOICES - 1)
+    answer = rng.randrange(CHOICES)
+    choices.insert(answer, value)
+    return {"question": question, "choices": choices, "answer": answer}
+
+
+def _instructions(rng: random.Random, count: int) -> list[dict]:
+    rows = {}
+    for number in range(100 * count):
+        if len(rows) == count:
+            break
+        words = {kind: rng.choice(pool) for kind, pool in hazard_words.POOLS.items()}
+        low = rng.randrange(2, 30)
+        high = low + rng.randrange(3, 8)
+        numbers = [str(n) for n in range(low, high + 1)]
+        earlier, later = sorted(rng.sample(hazard_words.POOLS["noun"], 2))
+        words |= {"low": low, "high": high, "count": ", ".join(numbers)}
+        words |= {"earlier": earlier, "later": later, "Can": words["can"].capitalize()}
+        instruction, given, output = (
+            text.format(**words) for text in hazard_words.INSTRUCTIONS[number % len(hazard_words.INSTRUCTIONS)]
+        )
+        rows.setdefault((instruction, given), {"instruction": instruction, "input": given, "output": output})
+    if len(rows) < count:
+        raise InputError(f"{count} instructions: the words give only {len(rows)} different ones")
+    return list(rows.values())

@@ -1,0 +1,415 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Accuracy on the tasks of lm-eval, of models in memory: before and after in one call, cached, on any number of processes."""
+
+import contextlib
+import copy
+import gc
+import importlib.metadata
+import inspect
+import io
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..data.training import cache_folder
+from ..data.wmdp import check_tokenizer
+from ..errors import InputError
+from ..files import read_json, sha256_json, sha256_tensor, write_json
+from .scoring import evaluation_mode
+
+
+CACHE_FORMAT = 1
+# Draws for the standard error of the metrics that have no formula for it (a mean has one).
+BOOTSTRAP = 1000
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one model reaches on one task or group of tasks.
+
+    Attributes:
+        accuracy: the metric, a share for `acc` and `exact_match`; None when it is not a finite number.
+        stderr: its standard error; for a group the pooled one.
+        n: questions.
+        chance: accuracy of a random choice; None for tasks without choices.
+        metric: what `accuracy` is: `acc` where the task has it, else `exact_match`, else its first metric.
+        metrics: all metrics of the task as lm-eval names them, standard errors included.
+    """
+
+    accuracy: float | None
+    stderr: float | None
+    n: int
+    chance: float | None
+    metric: str
+    metrics: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HarnessResult:
+    """Scores of one or several models.
+
+    Attributes:
+        scores: {label: {task or group: Score}}, groups before their tasks.
+        tasks: the tasks and groups that were asked for and the direct members of these groups: the rows of the table.
+        settings: what the numbers depend on besides model and data (limit, batch_size, max_length, lm-eval's version ...).
+        models: {label: {"sha256" of the weights, "cached": whether the scores were read from the cache}}.
+        samples: {label: {task: one dict a question}} with `log_samples`: prompt, continuations, responses, target, metrics.
+    """
+
+    scores: dict[str, dict[str, Score]]
+    tasks: list[str]
+    settings: dict
+    models: dict[str, dict]
+    samples: dict[str, dict[str, list[dict]]] | None = None
+
+    def accuracy(self, task: str, label: str | None = None) -> float | None:
+        """Of the only model, or of the one with that label."""
+        label = next(iter(self.scores)) if label is None and len(self.scores) == 1 else label
+        return self.scores[label][task].accuracy
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """{task or group: number of questions}."""
+        first = next(iter(self.scores.values()))
+        return {task: first[task].n for task in self.tasks}
+
+    def to_markdown(self) -> str:
+        """A row a task, accuracies in percent with standard errors; the last column is last model minus first."""
+        return format_scores(self.scores, self.tasks)
+
+    def to_dict(self) -> dict:
+        """All of it but the samples, JSON-able."""
+        scores = {label: {task: asdict(score) for task, score in of.items()} for label, of in self.scores.items()}
+        return {"scores": scores, "tasks": self.tasks, "settings": self.settings, "models": self.models}
+
+
+def evaluate_tasks(
+    models,
+    tokenizer,
+    tasks: Sequence[str] = (),
+    *,
+    questions: Mapping[str, Sequence[Mapping]] | None = None,
+    data_dir: str | Path | None = None,
+    include_path: str | Path | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    log_samples: bool = False,
+    cache: bool = True,
+    cache_dir: str | Path | None = None,
+    accelerator=None,
+    progress: bool = True,
+) -> HarnessResult:
+    """Scores of models on lm-eval's tasks: any task or group that lm-eval knows, and multiple choice in memory.
+
+    The models stay as they are, on their device and in their precision: logits and log-softmax are computed in it (as
+    lm-eval does), prompts are tokenised as the tokenizer does by default (with BOS if it adds one), no chat template.
+
+    Args:
+        models: a causal model (also a PEFT model), or {label: model}; in place of a model also a function without
+            arguments that gives it, called when its turn comes, so that only one needs to be in memory.
+        tasks: names: `wmdp`, `wmdp_bio`, `mmlu`, `mmlu_virology`, `hellaswag` ... Those outside WMDP and MMLU take ten
+            seconds more, as lm-eval then reads all of its names.
+        questions: {task name: [{"question", "choices", "answer": index}]}, all of which are tasks too. The prompt is
+            `Question: ...\\nAnswer:`, the choices follow after a space, and the likeliest (summed log-probability) is taken.
+        data_dir: folder with local copies of WMDP and MMLU (`wmdp/bio_test.jsonl.gz`, `mmlu/test.jsonl` with a column
+            `subject`, `mmlu/dev.jsonl` for examples; also flat: see `data.sources.LOCAL_NAMES`); otherwise the Hub.
+        include_path: folder with your own lm-eval task files; their names win over the built-in ones.
+        limit: take the first `limit` questions of each task only (of each of MMLU's 57, too).
+        num_fewshot: examples before each question, for tasks that do not fix 0 (WMDP does).
+        batch_size: prompts in one forward pass.
+        max_length: tokens of prompt and answer; longer prompts are cut from the left. Default: the model's own
+            (`max_position_embeddings`), 2048 if it has none.
+        log_samples: also return every question with its responses.
+        cache: read and write results; what was answered once for the same weights, tokenizer, tasks, data, limit and
+            lm-eval is not asked again.
+        cache_dir: default `cache_folder()/harness`.
+        accelerator: with several processes (a `PartialState` will do), each answers every n-th batch and all get the
+            result; all must call this. Without it the calling process works alone.
+        progress: print the number of questions and show a bar, on the main process.
+
+    Raises:
+        InputError: no task, an unknown one, missing or malformed data, a tokenizer that does not fit a model, lm-eval
+            not installed, processes with different models or data.
+        NumericalError: a model's log-likelihoods are NaN.
+    """
+    _check_installed()
+    if tokenizer is None:
+        raise InputError("evaluation on tasks needs the model's tokenizer: give one")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be at least 1, not {limit}")
+    tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+    models = models if isinstance(models, Mapping) else {"model": models}
+    with _quiet():
+        from .harness_tasks import load_tasks
+
+        loaded = load_tasks(
+            tasks, questions=questions, data_dir=data_dir, include_path=include_path, num_fewshot=num_fewshot
+        )
+    rank, _ = _rank_and_size(accelerator)
+    progress = progress and rank == 0
+    if progress:
+        print(
+            f"questions: {', '.join(f'{name} {n}' for name, n in count_questions(loaded, limit).items())}", flush=True
+        )
+    settings = {
+        "limit": limit,
+        "num_fewshot": num_fewshot,
+        "max_length": max_length,
+        "log_samples": log_samples,
+        "lm_eval": importlib.metadata.version("lm_eval"),
+    }
+    asked = {
+        **settings,
+        "format": CACHE_FORMAT,
+        "tasks": _identity(loaded, limit),
+        "tokenizer": _tokenizer_hash(tokenizer),
+    }
+    folder = Path(cache_dir) if cache_dir is not None else cache_folder() / "harness"
+    scores, about, samples = {}, {}, {}
+    for label, model in models.items():
+        is_lent = isinstance(model, torch.nn.Module)
+        model = model if is_lent else model()
+        check_tokenizer(tokenizer, model)
+        key = {**asked, "model": model_hash(model)}
+        found = _agreed(key, folder, cache, accelerator)
+        if was_cached := found is not None:
+            outcome = found
+        else:
+            outcome = _evaluate(model, tokenizer, loaded, settings, batch_size, accelerator, progress)
+            if cache and rank == 0:
+                write_json(folder / f"{sha256_json(key)}.json", {"key": key, **outcome})
+        scores[label] = {task: Score(**score) for task, score in outcome["scores"].items()}
+        about[label] = {"sha256": key["model"], "cached": was_cached, **outcome["model"]}
+        samples[label] = outcome["samples"]
+        if not is_lent:
+            del model
+            gc.collect()  # before the next one is loaded
+    return HarnessResult(
+        scores=scores,
+        tasks=_rows_of_table(loaded, tasks, questions or {}),
+        settings={**settings, "batch_size": batch_size},
+        models=about,
+        samples=samples if log_samples else None,
+    )
+
+
+def _evaluate(model, tokenizer, loaded: dict, settings: Mapping, batch_size: int, accelerator, progress: bool) -> dict:
+    """Ask one model all questions: its scores and samples as they are cached."""
+    stderr = sys.stderr
+    with _quiet(), evaluation_mode(model):
+        from lm_eval.evaluator import evaluate
+
+        from .harness_model import SpreadLM
+
+        if tokenizer.pad_token_id is None:
+            tokenizer = copy.deepcopy(tokenizer)  # lm-eval gives it a padding token
+        lm = SpreadLM(
+            model, tokenizer, share=_rank_and_size(accelerator), bar_file=stderr if progress else None,
+            batch_size=batch_size, max_length=settings["max_length"],
+        )  # fmt: skip
+        found = evaluate(
+            lm, loaded, limit=settings["limit"], bootstrap_iters=BOOTSTRAP, log_samples=settings["log_samples"]
+        )
+    chances = {name: chance_level(task) for name, task in loaded["tasks"].items()}
+    results = found["results"]
+    for name, group in loaded["groups"].items():
+        members = [task.task_name for task in group.get_all_tasks()]
+        chances[name] = _weighted_mean([(chances[member], results[member]["sample_len"]) for member in members])
+    order = [*loaded["groups"], *loaded["tasks"]]
+    scores = {
+        name: asdict(make_score(results[name], chances[name])) for name in order if results[name].get("sample_len")
+    }
+    samples = {name: [_plain_sample(sample) for sample in rows] for name, rows in (found.get("samples") or {}).items()}
+    facts = {"dtype": str(model.dtype).removeprefix("torch."), "max_length": lm.max_length, "truncated": lm.truncated}
+    return {"scores": scores, "samples": samples, "model": facts}
+
+
+def make_score(result: Mapping, chance: float | None) -> Score:
+    """A `Score` of one entry of lm-eval's results."""
+    metrics = {key: _finite(value) for key, value in result.items() if "," in key}
+    values = [key for key in metrics if "_stderr," not in key]
+    named = [key for name in ("acc", "exact_match") for key in values if key.split(",")[0] == name]
+    if not values:
+        return Score(None, None, result["sample_len"], chance, "none")
+    main = [*named, *values][0]
+    metric, kind = main.split(",")
+    return Score(metrics[main], metrics.get(f"{metric}_stderr,{kind}"), result["sample_len"], chance, metric, metrics)
+
+
+def chance_level(task) -> float | None:
+    """Mean over the questions that were asked of 1 / number of choices; None for a task without choices."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    choices: dict = {}
+    for instance in task.instances:
+        # The requests without a prompt are of another metric (mutual information), not further choices.
+        choices[instance.doc_id] = choices.get(instance.doc_id, 0) + bool(instance.args[0])
+    return sum(1 / n for n in choices.values() if n) / len(choices)
+
+
+def count_questions(loaded: Mapping, limit: int | None = None) -> dict[str, int]:
+    """{group or task outside of the groups: number of questions}, of what `load_tasks` gave."""
+    counts = {name: min(len(task.eval_docs), limit or math.inf) for name, task in loaded["tasks"].items()}
+    members = {name: [task.task_name for task in group.get_all_tasks()] for name, group in loaded["groups"].items()}
+    inner = {child.name for group in loaded["groups"].values() for child in group.get_all_groups()}
+    groups = {name: sum(counts[task] for task in tasks) for name, tasks in members.items() if name not in inner}
+    # A long list of members says less than their sum.
+    hidden = {task for name in groups for task in members[name] if len(members[name]) > 5}
+    return {**groups, **{name: n for name, n in counts.items() if name not in hidden}}
+
+
+def format_scores(scores: Mapping[str, Mapping[str, Score]], tasks: Sequence[str]) -> str:
+    """A Markdown table of {label: {task: Score}}."""
+    labels, first = list(scores), next(iter(scores.values()))
+    several = len(labels) > 1
+    header = ["task", "questions", "chance", *labels, *(["change"] if several else [])]
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    for task in tasks:
+        score = first[task]
+        name = task if score.metric == "acc" else f"{task} ({score.metric})"
+        cells = [name, f"{score.n}", "–" if score.chance is None else f"{100 * score.chance:.1f} %"]
+        cells += [_format_accuracy(scores[label][task]) for label in labels]
+        last = scores[labels[-1]][task]
+        if several and None not in (last.accuracy, score.accuracy):
+            cells.append(_in_unit(score, last.accuracy - score.accuracy, "+"))
+        elif several:
+            cells.append("–")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _format_accuracy(score: Score) -> str:
+    if score.accuracy is None:
+        return "–"
+    error = "" if score.stderr is None else f" ± {_in_unit(score, score.stderr).removesuffix(' %')}"
+    value = _in_unit(score, score.accuracy)
+    return value.removesuffix(" %") + error + (" %" if value.endswith(" %") else "")
+
+
+def _in_unit(score: Score, value: float, sign: str = "") -> str:
+    share = score.metric.startswith(("acc", "exact_match"))
+    return f"{100 * value:{sign}.1f} %" if share else f"{value:{sign}.4g}"
+
+
+def model_hash(model) -> str:
+    """SHA-256 of the weights and buffers of a model (sharded ones are put together, by all processes) and its settings."""
+    digests = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.full_tensor() if isinstance(tensor, torch.distributed.tensor.DTensor) else tensor
+        digests[name] = sha256_tensor(tensor)
+    # Where a model came from is not what it computes.
+    ignored = ("_name_or_path", "transformers_version", "architectures")
+    config = {key: value for key, value in model.config.to_dict().items() if key not in ignored}
+    return sha256_json({"weights": digests, "config": config})
+
+
+def _tokenizer_hash(tokenizer) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # slow ones have none
+    return sha256_json(
+        [tokenizer.get_vocab() if backend is None else backend.to_str(), str(tokenizer.special_tokens_map)]
+    )
+
+
+def _identity(loaded: Mapping, limit: int | None) -> dict:
+    """What tells these tasks from others: their settings, the rows that are asked, the groups they are in."""
+    tasks = {}
+    for name, task in loaded["tasks"].items():
+        docs = list(task.eval_docs)[:limit]
+        shots = list(task.fewshot_docs()) if task.get_config("num_fewshot") else []
+        ignored = ("custom_dataset", *(() if shots else ("fewshot_config", "fewshot_split")))
+        settings = {key: _source(value) for key, value in task.dump_config().items() if key not in ignored}
+        settings["metadata"] = str((settings.get("metadata") or {}).get("version"))  # the rest is where the file lay
+        tasks[name] = {"settings": sha256_json(settings), "rows": sha256_json([docs, shots])}
+    groups = {name: [task.task_name for task in group.get_all_tasks()] for name, group in loaded["groups"].items()}
+    return {"tasks": tasks, "groups": groups}
+
+
+def _source(value):
+    """A task's setting with the source of functions in place of the functions, whose text has an address in it."""
+    if isinstance(value, Mapping):
+        return {key: _source(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_source(part) for part in value]
+    return inspect.getsource(value) if inspect.isfunction(value) else value
+
+
+def _agreed(key: dict, folder: Path, cache: bool, accelerator) -> dict | None:
+    """The cached outcome, read by the main process for all; None when there is none."""
+    path = folder / f"{sha256_json(key)}.json"
+    rank, size = _rank_and_size(accelerator)
+    found = read_json(path) if cache and rank == 0 and path.is_file() else None
+    if size > 1:
+        from accelerate.utils import gather_object
+
+        shares = gather_object([(key, found)])
+        if different := [name for name in key if any(other[name] != key[name] for other, _ in shares)]:
+            raise InputError(
+                f"the processes do not evaluate the same thing (different {', '.join(different)}); give all of them the same"
+            )
+        found = shares[0][1]
+    return found
+
+
+def _rows_of_table(loaded: Mapping, tasks: Sequence[str], questions: Mapping) -> list[str]:
+    rows = []
+    for name in dict.fromkeys([*questions, *tasks]):
+        if name in loaded["groups"]:
+            rows += [name, *loaded["groups"][name].child_names]
+        elif name in loaded["tasks"]:
+            rows.append(name)
+        else:  # a tag: a name for several tasks
+            rows += [task for task in loaded["tasks"] if task not in rows]
+    return list(dict.fromkeys(rows))
+
+
+def _plain_sample(sample: Mapping) -> dict:
+    kept = ("doc_id", "doc", "target", *sample["metrics"])
+    responses = [list(answer) if isinstance(answer, tuple) else answer for answer in sample["filtered_resps"]]
+    arguments = sample["arguments"]
+    return {
+        **{key: sample[key] for key in kept},
+        "prompt": arguments[0][0],
+        "continuations": [argument[1] for argument in arguments if len(argument) > 1 and isinstance(argument[1], str)],
+        "responses": responses,
+    }
+
+
+def _rank_and_size(accelerator) -> tuple[int, int]:
+    return (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+
+
+def _weighted_mean(pairs: Sequence[tuple[float | None, int]]) -> float | None:
+    total = sum(n for _, n in pairs)
+    return None if not total or any(value is None for value, _ in pairs) else sum(v * n for v, n in pairs) / total
+
+
+def _finite(value) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _check_installed():
+    try:
+        importlib.metadata.version("lm_eval")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError("lm-eval is not installed; install it with: pip install 'lm-eval[hf]>=0.4.13'") from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keep lm-eval's log lines and its bars of building prompts off the screen; its warnings of a model in memory are
+    about spreading, which `SpreadLM` does."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,176 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""The benchmarks themselves, on shapes so small that their numbers mean nothing: that they run, add up and leave files."""
+
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import unittest.mock
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+SMALL = "--device cpu --hidden 16 --intermediate 24 --heads 2 --layers 3 --vocab 40 --length 8 --batch_size 2 --sequences 6".split()
+
+
+@contextlib.contextmanager
+def program(folder: str, name: str):
+    """A benchmark's module: run in this process, as a new one spends seconds on imports."""
+    with unittest.mock.patch.object(sys, "path", [str(ROOT / folder), *sys.path]):
+        yield importlib.import_module(name)
+
+
+@pytest.fixture(scope="module")
+def llama2_7b():
+    with program("benchmarks/gpu", "llama2_7b") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def sharding():
+    with program("benchmarks", "sharding") as module:
+        yield module
+
+
+def run(module, output: Path, *more: str) -> int:
+    with unittest.mock.patch.object(sys, "argv", ["llama2_7b.py", *SMALL, "--output", str(output), *more]):
+        return module.main()
+
+
+@pytest.fixture(scope="module")
+def gpu_results(llama2_7b, tmp_path_factory) -> dict:
+    output = tmp_path_factory.mktemp("gpu") / "results.json"
+    # The clock of the program starts at its import, which other tests may have done long ago.
+    assert run(llama2_7b, output, "--target_layers", "1-2", "--minutes", "1000") == 0
+    return json.loads(output.read_text())
+
+
+def test_gpu_benchmark_measures_every_stage(gpu_results):
+    assert gpu_results["finished"] and not gpu_results["failed"] and set(gpu_results["skipped"]) <= {"kronfluence"}
+    stages = gpu_results["stages"]
+    wanted = {
+        "build",
+        "gram 16",
+        "gram 24",
+        "eigh 16 fp32",
+        "eigh 24 fp32",
+        "eigh 24 fp64",
+        "fit",
+        "solve and step",
+        "all MLPs",
+    }
+    assert wanted | {"forward + backward", "forward + backward to the targets"} <= stages.keys()
+    assert all(row["peak_memory_bytes"] > 0 and row["stage_seconds"] >= 0 for row in stages.values())
+    # Llama: q, k, v, o; gate, up, down; two norms; embedding and head; the last norm.
+    assert stages["build"]["parameters"] == 3 * (4 * 16**2 + 3 * 16 * 24 + 2 * 16) + 2 * 40 * 16 + 16
+    # A layer has A of gate/up (shared) and S of down, 16 wide, and S of gate, S of up and A of down, 24 wide.
+    assert stages["fit"]["layers"] == [1, 2] and stages["fit"]["eigh"]["factors"] == {"16": 4, "24": 6}
+    assert stages["all MLPs"]["eigh"]["factors"] == {"16": 6, "24": 9}
+    assert stages["fit"]["tokens"] == stages["fit"]["sequences"] * 8
+    assert (
+        gpu_results["seed"] == 0 and "llama2_7b.py" in gpu_results["command"] and gpu_results["environment"]["torch"]
+    )
+
+
+def test_gpu_benchmark_extrapolates_from_what_it_measured(gpu_results):
+    stages, extrapolated = gpu_results["stages"], gpu_results["extrapolated"]
+    assert extrapolated["what"].startswith("not measured")
+    times = {size: stages[f"eigh {size} fp32"]["with_rayleigh_quotients_seconds"] for size in ("16", "24")}
+    for name, counts in (("fit", (4, 6)), ("all MLPs", (6, 9))):
+        row = extrapolated[name]
+        assert row["factors"] == pytest.approx(4000 * 8 / stages[name]["factors"]["tokens_per_second"])
+        assert row["eigh"] == pytest.approx(counts[0] * times["16"] + counts[1] * times["24"])
+        assert row["ekfac_fit"] == pytest.approx(row["factors"] + row["eigh"] + row["correction"])
+    step = (
+        extrapolated["fit"]["kfade_step"] - extrapolated["fit"]["ekfac_fit"] - extrapolated["fit"]["forget_gradient"]
+    )
+    assert step == pytest.approx(stages["solve and step"]["step_seconds"])
+    limit = gpu_results["achieved"]["fit"]
+    assert (
+        limit["limit_microseconds_per_token"] > stages["forward + backward to the targets"]["microseconds_per_token"]
+    )
+    assert limit["achieved_over_limit"] == pytest.approx(
+        stages["fit"]["factors"]["microseconds_per_token"] / limit["limit_microseconds_per_token"]
+    )
+
+
+def test_a_killed_gpu_benchmark_leaves_what_it_had(tmp_path):
+    output = tmp_path / "results.json"
+    command = [sys.executable, str(ROOT / "benchmarks/gpu/llama2_7b.py"), *SMALL, "--target_layers", "0"]
+    process = subprocess.Popen([*command, "--output", str(output)], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    try:
+        for line in process.stdout:
+            if "eigh 24 fp32: done" in line:
+                break
+    finally:
+        process.kill()
+        process.wait()
+    results = json.loads(output.read_text())
+    assert not results["finished"] and {"build", "gram 16", "eigh 24 fp32"} <= results["stages"].keys()
+    assert "all MLPs" not in results["stages"]
+
+
+def test_gpu_benchmark_without_time_says_what_it_skipped(llama2_7b, tmp_path):
+    assert run(llama2_7b, tmp_path / "results.json", "--minutes", "0", "--target_layers", "0-1") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert "s left" in results["skipped"]["build"] and results["finished"] and results["stages"] == {}
+
+
+def test_gpu_benchmark_with_a_failed_stage_goes_on_and_fails(llama2_7b, tmp_path, monkeypatch):
+    monkeypatch.setattr(llama2_7b, "solve_and_step", lambda *_: 1 / 0)
+    assert run(llama2_7b, tmp_path / "results.json", "--target_layers", "0", "--minutes", "1000") == 1
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["failed"] == {"solve and step": "ZeroDivisionError: division by zero"}
+    assert "all MLPs" in results["stages"]
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--target_layers", "2-3"], "0-2"),
+        (["--sequences", "1"], "at least --batch_size"),
+        (["--device", "cuda"], "no CUDA device"),
+    ],
+)
+def test_gpu_benchmark_refuses_what_cannot_be(llama2_7b, tmp_path, capsys, monkeypatch, more, words):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        run(llama2_7b, tmp_path / "r.json", *more)
+    assert words in capsys.readouterr().err and not (tmp_path / "r.json").exists()
+
+
+def test_sharding_benchmark_compares_minima_of_runs_that_take_turns(sharding, tmp_path, monkeypatch, capsys):
+    order, seconds = [], {1: iter([4.0, 2.0, 3.0] * 4), 2: iter([1.5, 9.0, 1.2] * 4)}
+
+    def run(processes, kind, case):
+        order.append(processes)
+        if processes == 4:
+            return [{"held_bytes": held} for held in (30, 20, 25, 25)]
+        slowest = next(seconds[processes])
+        stage = {"factors": {"seconds": slowest / 2}}
+        rows = [{"wall": slowest - rank, "cpu": slowest / 2, "stages": stage, "held_bytes": 100} for rank in range(2)]
+        return rows[:processes]
+
+    monkeypatch.setattr(sharding, "run", run)
+    monkeypatch.setattr(sys, "argv", ["sharding.py", "--repeats", "3", "--output", str(tmp_path / "r.json")])
+    assert sharding.main() == 0
+    assert order[:6] == [1, 2, 1, 2, 1, 2]
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results["time"]["kfac"]["ratio_of_minima"] == pytest.approx(1.2 / 2.0)
+    assert results["time"]["kfac"]["ratio_median"] == pytest.approx(1.2 / 3.0)
+    assert results["time"]["kfac"]["stage_seconds_min"] == {"1": {"factors": 1.0}, "2": {"factors": 0.6}}
+    assert results["memory"]["kfac"]["largest_over_share"] == pytest.approx(30 * 4 / 100)
+    assert "| kfac | 2.00 | 1.20 | 0.60 | 0.62 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
+def test_sharding_benchmark_really_runs_two_processes(sharding):
+    rows = sharding.run(2, "ekfac", "tiny")
+    assert [row["processes"] for row in rows] == [2, 2]
+    assert all({"factors", "eigh", "correction"} <= row["stages"].keys() and row["wall"] > 0 for row in rows)
