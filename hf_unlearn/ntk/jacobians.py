@@ -106,7 +106,10 @@ class Jacobians:
         # The fused kernels of attention have no forward mode.
         with sdpa_kernel(SDPBackend.MATH):
             return torch.cat(
-                [torch.func.jvp(call, (values,), (tangent,))[1] for call, values, tangent in self._calls(inputs, vector)]
+                [
+                    torch.func.jvp(call, (values,), (tangent,))[1]
+                    for call, values, tangent in self._calls(inputs, vector)
+                ]
             )
 
     def vjp(self, inputs: Mapping[str, Tensor], cotangents: Tensor) -> dict[str, Tensor]:

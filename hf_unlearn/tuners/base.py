@@ -1,0 +1,132 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""What the tuners share: targets found by type, layers wrapped and unwrapped."""
+
+import re
+from abc import abstractmethod
+
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+class TypedTunerLayer(BaseTunerLayer):
+    """A wrapped module that knows what its parameters are in the pretrained model."""
+
+    # Per-sample Jacobians may give a layer its parameters with a leading axis of samples.
+    batched_parameters = True
+
+    @abstractmethod
+    def initial_parameters(self, adapter_name: str) -> dict[str, Tensor]:
+        """Values of an adapter's parameters in the pretrained model, by their names in this layer."""
+
+    def release(self):
+        """Called when the base layer leaves the wrapper."""
+
+
+class TypedTuner(BaseTuner):
+    """A tuner that finds the modules to wrap by what they are; `target_modules` may narrow them down.
+
+    Subclasses set `prefix`, `tuner_layer_cls`, `targets` (the words for them in messages) and define `fits`.
+    """
+
+    target_module_mapping = {}
+    targets: str
+
+    @staticmethod
+    @abstractmethod
+    def fits(module: nn.Module) -> bool:
+        """Whether a module of the base model can be wrapped."""
+
+    def candidates(self) -> dict[str, nn.Module]:
+        """Modules of the base model that fit, by name; those that are wrapped already by the name of their layer."""
+        found, inside = {}, ()
+        for name, module in self.model.named_modules():
+            if name.startswith(inside):
+                continue
+            if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+                inside += (name + ".",)
+            if isinstance(module, BaseTunerLayer):
+                module = module.get_base_layer()
+            if self.fits(module):
+                found[name] = module
+        return found
+
+    def check_target(self, name: str, module: nn.Module):
+        """Raise `InputError` for a module that fits by type and still cannot be tuned."""
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+        candidates = self.candidates()
+        kind = type(self.model).__name__
+        if not candidates:
+            raise InputError(f"{kind} has no {self.targets}: choose an adapter for what it has")
+        if peft_config.target_modules is None:
+            # A list would also match by suffix ("bn1" is the end of "layer1.0.bn1"); a pattern matches whole names.
+            peft_config.target_modules = "|".join(map(re.escape, self.default_targets(candidates)))
+        names = [name for name, _ in self.model.named_modules() if name]
+        matched = [name for name in names if check_target_module_exists(peft_config, name)]
+        # A pattern such as ".*" reaches into layers that are wrapped already; PEFT skips what is inside them.
+        wrapped = tuple(n + "." for n, m in self.model.named_modules() if isinstance(m, BaseTunerLayer))
+        matched = [name for name in matched if not name.startswith(wrapped)]
+        if not matched:
+            raise InputError(
+                f"no module of {kind} is named by target_modules={_short(peft_config.target_modules)}"
+                f"{' outside exclude_modules and modules_to_save' if peft_config.exclude_modules else ''}: "
+                f"leave it out, or name {self.targets} such as {next(iter(candidates))}"
+            )
+        for name in matched:
+            if name not in candidates:
+                found = type(self.model.get_submodule(name)).__name__
+                raise InputError(
+                    f"{name} is a {found}; target_modules must name {self.targets} ({next(iter(candidates))})"
+                )
+            self.check_target(name, candidates[name])
+        return peft_config
+
+    def default_targets(self, candidates: dict[str, nn.Module]) -> list[str]:
+        """Names of those candidates that are wrapped when no `target_modules` are given: all."""
+        return list(candidates)
+
+    def _create_and_replace(
+        self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None
+    ):
+        if isinstance(target, self.tuner_layer_cls):
+            target.update_layer(adapter_name, peft_config)
+        elif isinstance(target, BaseTunerLayer):
+            raise InputError(f"{current_key} carries an adapter of another type: unload that first")
+        else:
+            layer = self.tuner_layer_cls(target, current_key)
+            layer.update_layer(adapter_name, peft_config)
+            self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent, child_name, new_module, child):
+        # The one of PEFT reads `.weight` of what it puts back, which attention modules do not have.
+        if isinstance(child, self.tuner_layer_cls) and not isinstance(new_module, BaseTunerLayer):
+            child.release()
+        setattr(parent, child_name, new_module)
+
+
+class UnmergeableLayer(TypedTunerLayer):
+    """A layer whose adapters are no change of weights: `merge` says so."""
+
+    cannot_merge: str
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None):
+        raise InputError(self.cannot_merge)
+
+    def unmerge(self):
+        raise InputError(self.cannot_merge)
+
+
+class UnmergeableTuner(TypedTuner):
+    """A tuner whose adapters are no change of weights."""
+
+    def _check_merge_allowed(self):
+        raise InputError(self.tuner_layer_cls.cannot_merge)
+
+
+def _short(value, limit: int = 60) -> str:
+    text = repr(sorted(value) if isinstance(value, set) else value)
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -1,0 +1,59 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Settings of border prompts."""
+
+from dataclasses import dataclass
+
+from peft import PeftConfig
+from peft.utils import PeftType
+
+from ...errors import InputError
+
+
+@dataclass
+class BorderPromptConfig(PeftConfig):
+    """Add a learned border to every image: x + p, p zero inside (LMEraser, arXiv:2404.11056, equation 5).
+
+    The paper's definition 1 says that the border is laid over the image and its equation 5 that it is added; adding is
+    what is done here (a prompt of zeros is the pretrained model).
+
+    Args:
+        border: width in pixels, the paper's 30 (of 224).
+        image_size: height and width of the images as the model gets them; one number for square ones. The model's
+            `config.image_size` when left out.
+        init_std: standard deviation of the normal that the border is drawn from; 0 starts at the pretrained model.
+        init_seed: seed of the draw.
+        target_modules: name of the convolution that sees the image; the model's first when left out.
+        exclude_modules: names or a pattern of modules to leave alone.
+        modules_to_save: modules trained and saved beside it, the head as a rule: `["classifier"]`.
+
+    Raises:
+        InputError: a border that leaves no image, or a negative standard deviation.
+    """
+
+    border: int = 30
+    image_size: int | list[int] | None = None
+    init_std: float = 0.0
+    init_seed: int = 0
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = PeftType.BORDER_PROMPT
+        if self.border < 1:
+            raise InputError(f"border must be at least 1 pixel, not {self.border}")
+        if not self.init_std >= 0:
+            raise InputError(f"init_std must not be negative, not {self.init_std}")
+        if self.image_size is not None:
+            self.set_image_size(self.image_size)
+
+    def set_image_size(self, size: int | list[int] | tuple[int, int]):
+        """Take the size of the images: a number, or (height, width)."""
+        height, width = (size, size) if isinstance(size, int) else size
+        if 2 * self.border >= min(height, width):
+            raise InputError(
+                f"a border of {self.border} leaves nothing of {height} x {width} images: it must be below "
+                f"{(min(height, width) + 1) // 2}"
+            )
+        self.image_size = [height, width]

@@ -1,0 +1,42 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Settings of key/value prompts."""
+
+from dataclasses import dataclass
+
+from peft import PeftConfig
+from peft.utils import PeftType
+
+from ...errors import InputError
+
+
+@dataclass
+class KeyValuePromptConfig(PeftConfig):
+    """Append learned keys p_K and values p_V in every attention block (Fast-NTK, arXiv:2312.14923, figure 1, right).
+
+    Args:
+        num_prompts: length of p_K and p_V, the paper's 10.
+        init_std: standard deviation of the normal that they are drawn from.
+        init_seed: seed of the draw, which also depends on the name of the block.
+        target_modules: names or a pattern of the attention modules; every one on transformers' attention interface when
+            left out.
+        exclude_modules: names or a pattern of modules to leave alone.
+        modules_to_save: modules trained and saved beside them, the head as a rule: `["classifier"]`.
+
+    Raises:
+        InputError: no prompts, or a negative standard deviation.
+    """
+
+    num_prompts: int = 10
+    init_std: float = 0.02
+    init_seed: int = 0
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = PeftType.KEY_VALUE_PROMPT
+        if self.num_prompts < 1:
+            raise InputError(f"num_prompts must be at least 1, not {self.num_prompts}")
+        if not self.init_std >= 0:
+            raise InputError(f"init_std must not be negative, not {self.init_std}")
