@@ -186,20 +186,14 @@ class FastNTK(Method):
 
 
 def _initial_values(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What the tuners of this package, and PEFT's copies of whole modules (a head), know of the time before tuning."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import ModulesToSaveWrapper
+    """What the adapters of a PEFT model know of the time before tuning; nothing of another model."""
+    from peft import PeftModel
 
-    values = {}
-    for path, module in model.named_modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            for adapter in module.modules_to_save:
-                for name, value in module.original_module.named_parameters():
-                    values[f"{path}.modules_to_save.{adapter}.{name}"] = value
-        elif isinstance(module, BaseTunerLayer) and getattr(module, "batched_parameters", False):
-            for adapter in module.active_adapters:
-                values |= {f"{path}.{name}": value for name, value in module.initial_parameters(adapter).items()}
-    return values
+    if not isinstance(model, PeftModel):
+        return {}
+    from ..tuners import initial_parameters
+
+    return initial_parameters(model, model.active_adapter)
 
 
 def _named_values(pretrained: nn.Module | str | Path | Mapping) -> dict[str, torch.Tensor]:

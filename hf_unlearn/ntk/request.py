@@ -91,44 +91,46 @@ def solve_request(
 
 
 def _primal(jacobians, settings, scale, retain, forget, loader, accelerator):
-    measured_forget = measure_gram(jacobians, loader(forget), accelerator)
-    whole = _whole_gram(jacobians, settings, retain, forget, measured_forget, loader, accelerator)
-    measured_retain = whole - measured_forget
+    def gram(*parts: Dataset, measure: Callable[[], Gram]) -> Gram:
+        return (
+            measure()
+            if settings.gram_cache is None
+            else _cached_gram(jacobians, settings, parts, measure, accelerator)
+        )
+
+    part = gram(forget, measure=lambda: measure_gram(jacobians, loader(forget), accelerator))
+    # Another request on the same model divides the same rows in another way: their Gram is known, and only the rows to be
+    # forgotten are new.
+    whole = gram(retain, forget, measure=lambda: measure_gram(jacobians, loader(retain), accelerator) + part)
+    rest = whole - part
     began = time.perf_counter()
     ridge = settings.ridge * whole.mean_diagonal
-    update = primal_update(
-        measured_retain.matrix, measured_retain.residual(scale), measured_forget.matrix, measured_forget.residual(scale), ridge
-    )  # fmt: skip
+    update = primal_update(rest.matrix, rest.residual(scale), part.matrix, part.residual(scale), ridge)
     return update, {"ridge": ridge, "solve_seconds": time.perf_counter() - began}
 
 
-def _whole_gram(jacobians, settings, retain, forget, measured_forget: Gram, loader, accelerator) -> Gram:
-    """The Gram of retain and forget rows together, from the cache when it was measured for these rows and weights."""
-    if settings.gram_cache is None:
-        return measure_gram(jacobians, loader(retain), accelerator) + measured_forget
-    # The rows as a set: another request divides the same data in another way.
+def _cached_gram(jacobians, settings, parts: Sequence[Dataset], measure: Callable[[], Gram], accelerator) -> Gram:
+    """The Gram of a set of rows at these weights, measured at most once (`settings.gram_cache` is the folder)."""
+    hashes = sorted(row for rows in parts for row in row_hashes(rows))
+    frozen = {name: value for name, value in jacobians.model.state_dict().items() if name not in jacobians.values}
     key = sha256_json(
         {
-            "rows": hashlib.sha256("".join(sorted(row_hashes(retain) + row_hashes(forget))).encode()).hexdigest(),
+            "rows": hashlib.sha256("".join(hashes).encode()).hexdigest(),
             "at": sha256_tensors(jacobians.values),
-            "frozen": sha256_tensors(
-                {name: tensor for name, tensor in jacobians.model.state_dict().items() if name not in jacobians.values}
-            ),
+            "frozen": sha256_tensors(frozen),
             "outputs": settings.outputs,
         }
     )
     file = Path(settings.gram_cache) / f"gram-{key[:16]}.safetensors"
     if file.is_file():
         with open_safetensors(file, str(jacobians.device)) as saved:
-            logger.info(f"the Gram of all rows is read from {file}")
-            return Gram(
-                *(saved.get_tensor(name) for name in ("matrix", "target", "output")), len(retain) + len(forget)
-            )
-    whole = measure_gram(jacobians, loader(retain), accelerator) + measured_forget
+            logger.info(f"the Gram of {len(hashes)} rows is read from {file}")
+            return Gram(*(saved.get_tensor(name) for name in ("matrix", "target", "output")), len(hashes))
+    gram = measure()
     if rank_and_size(accelerator)[0] == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_safetensors(file, {"matrix": whole.matrix, "target": whole.target, "output": whole.output})
-    return whole
+        write_safetensors(file, {"matrix": gram.matrix, "target": gram.target, "output": gram.output})
+    return gram
 
 
 def _dual(jacobians, settings, scale, retain, forget, loader, accelerator):

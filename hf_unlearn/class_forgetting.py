@@ -1,0 +1,423 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""The protocol of Fast-NTK's tables: tune on all classes, forget one, compare with retraining; over sizes and seeds.
+
+One cell is (images per class, seed). Its rows are Full, Max Loss, Random Label, Fast-NTK and Retrain, each with its
+accuracy on D_r, D_f and the hold-out set and the epochs to relearn D_f.
+"""
+
+import copy
+import itertools
+import json
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from .config import UnlearnConfig
+from .data.training import cached
+from .data.vision import (
+    ImageCollator,
+    class_names,
+    find_class,
+    keep_classes,
+    load_images,
+    select_per_class,
+    split_class,
+)
+from .errors import InputError
+from .evaluation.vision import accuracy, linear_probe, relearning_epochs
+from .files import sha256_json, write_json
+from .methods.fast_ntk import FastNTK
+from .methods.first_order import FirstOrder
+from .models.cifar_resnet import load_cifar_resnet
+from .problems.base import configured
+from .trainer import UnlearnTrainer
+
+
+logger = logging.getLogger(__name__)
+
+SECTIONS = {"title", "seeds", "data", "model", "tuner", "tuning", "methods", "relearning", "probe", "paper"}
+QUIET = {"report_to": "none", "disable_tqdm": True, "log_level": "error", "save_strategy": "no"}
+
+
+@dataclass
+class Images:
+    """The section `data`.
+
+    Args:
+        train, test: sources of `load_images`, with their splits after a colon ("cifar10:train").
+        forget: number or name of the class to forget.
+        per_class: images per class of D, one column of the table each.
+        classes: take this many classes only (a seeded choice that holds the forgotten one).
+        image_size, mean, std: of `ImageCollator`.
+        holdout_per_class: images per class of the hold-out set; all by default.
+        data_dir: where sources that are folders lie.
+    """
+
+    train: str = "digits:train"
+    test: str = "digits:test"
+    forget: int | str = 0
+    per_class: list[int] = field(default_factory=lambda: [40])
+    classes: int | None = None
+    image_size: int | None = None
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    holdout_per_class: int | None = None
+    data_dir: str | None = None
+
+    def __post_init__(self):
+        if not self.per_class:
+            raise InputError("data.per_class is empty: name the numbers of images per class")
+        self.collator = ImageCollator(tuple(self.mean), tuple(self.std), self.image_size)
+
+    def load(self, source: str) -> Dataset:
+        place, _, split = source.partition(":")
+        if self.data_dir is not None and (Path(self.data_dir) / place).exists():
+            place = str(Path(self.data_dir) / place)
+        return load_images(place, split or "train")
+
+    def sets(self, per_class: int, seed: int) -> tuple[Dataset, Dataset, Dataset]:
+        """(D_f, D_r, hold-out) of a cell; the forgotten class is the same in all.
+
+        Raises:
+            InputError: no such class, or too few images.
+        """
+        train, test = self.load(self.train), self.load(self.test)
+        forget = find_class(train, self.forget)
+        if self.classes is not None:
+            if not 2 <= self.classes <= len(class_names(train)):
+                raise InputError(f"data.classes must lie between 2 and {len(class_names(train))}, not {self.classes}")
+            others = [label for label in range(len(class_names(train))) if label != forget]
+            order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).tolist()
+            chosen = [forget, *(others[place] for place in order[: self.classes - 1])]
+            train, test, forget = keep_classes(train, chosen), keep_classes(test, chosen), 0
+        rows = select_per_class(train, per_class, seed)
+        return *split_class(rows, forget), select_per_class(test, self.holdout_per_class, seed)
+
+
+def load_start(config: Mapping, images: Images, labels: int, seed: int) -> nn.Module:
+    """The pretrained model w0 of the section `model`, in eval mode.
+
+    `weights`: a file of a CIFAR ResNet; `name`: an image classifier by folder or Hub id; `config` and `pretrain`: an architecture
+    trained here. `new_head: true` puts a new head in, drawn from the seed; so does another number of classes.
+
+    Raises:
+        InputError: none of these, or weights that cannot be loaded.
+    """
+    settings = dict(config["model"])
+    set_seed(seed)
+    if "weights" in settings:
+        model = load_cifar_resnet((Path(images.data_dir) if images.data_dir else Path()) / settings["weights"])
+        if model.config.num_labels != labels:
+            model.reset_head(labels, seed)
+    elif "name" in settings or "pretrain" in settings:
+        name = settings["name"] if "name" in settings else pretrained(settings, images)
+        try:
+            model = AutoModelForImageClassification.from_pretrained(
+                name, num_labels=labels, ignore_mismatched_sizes=True
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"model.name: {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    else:
+        raise InputError("model: give weights (a CIFAR ResNet), name (an image classifier), or config and pretrain")
+    if settings.get("new_head"):
+        set_seed(seed)
+        model.get_submodule(head_name(config)).reset_parameters()
+    return model.eval()
+
+
+def head_name(config: Mapping) -> str:
+    """The module that maps features to logits.
+
+    Raises:
+        InputError: `tuner.modules_to_save` does not name it.
+    """
+    modules = config["tuner"].get("modules_to_save")
+    if not modules:
+        raise InputError("tuner.modules_to_save must name the head: a new task's classes cannot be told without it")
+    return modules[0]
+
+
+def pretrained(settings: Mapping, images: Images) -> Path:
+    """Folder of a model of the architecture `config`, trained here on the rows of `pretrain`, at most once."""
+    pretrain = dict(settings["pretrain"])
+    rows = images.load(pretrain.pop("train"))
+    if per_class := pretrain.pop("per_class", None):
+        rows = select_per_class(rows, per_class, seed=10**6)
+    collator = ImageCollator(tuple(images.mean), tuple(images.std), images.image_size, pretrain.pop("augment", False))
+    architecture = dict(settings["config"])
+    key = {"config": architecture, "pretrain": dict(settings["pretrain"]), "image_size": images.image_size}
+    key |= {"mean": list(images.mean), "std": list(images.std), "rows": len(rows)}
+
+    def train(folder: Path):
+        set_seed(0)
+        kind = architecture.pop("model_type")
+        config = AutoConfig.for_model(kind, **architecture, num_labels=len(class_names(rows)))
+        model = AutoModelForImageClassification.from_config(config)
+        tune(model, rows, collator, **pretrain).save_pretrained(folder)
+
+    return cached({"image classifier": key}, train)
+
+
+def tune(
+    model: nn.Module,
+    rows: Dataset,
+    collator: Callable,
+    *,
+    epochs: int = 20,
+    learning_rate: float = 1e-2,
+    batch_size: int = 64,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+) -> nn.Module:
+    """Train what requires a gradient with AdamW and a cosine schedule; returns the model in eval mode."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=epochs,
+            learning_rate=learning_rate,
+            per_device_train_batch_size=batch_size,
+            weight_decay=weight_decay,
+            lr_scheduler_type="cosine",
+            seed=seed,
+            remove_unused_columns=False,
+            use_cpu=not torch.cuda.is_available(),
+            **QUIET,
+        )
+        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collator)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return model.eval()
+
+
+def add_tuner(model: nn.Module, settings: Mapping) -> nn.Module:
+    """The model wrapped with the adapter of the section `tuner`: `type` and fields of its configuration.
+
+    Raises:
+        InputError: an unknown type, a setting that it does not have, or a model that it does not suit.
+    """
+    from peft import get_peft_model
+
+    from .tuners import BatchNormTuningConfig, KeyValuePromptConfig
+
+    kinds = {"batch_norm": BatchNormTuningConfig, "key_value_prompt": KeyValuePromptConfig}
+    settings = dict(settings)
+    kind = settings.pop("type", None)
+    if kind not in kinds:
+        raise InputError(f"tuner.type must be one of {', '.join(kinds)}, not {kind!r}")
+    return get_peft_model(model, configured(kinds[kind], "tuner", settings))
+
+
+class Cell:
+    """One (images per class, seed): tunes, retrains, unlearns and measures."""
+
+    def __init__(self, config: Mapping, per_class: int, seed: int, folder: Path):
+        self.config, self.per_class, self.seed, self.folder = config, per_class, seed, folder
+        self.images = configured(Images, "data", config["data"])
+        self.forget, self.retain, self.holdout = self.images.sets(per_class, seed)
+        self.collator = self.images.collator
+        self.everything = sorted_together(self.forget, self.retain)
+
+    def rows(self) -> list[dict]:
+        """The rows of this cell, in the order of the paper's tables."""
+        start = add_tuner(
+            load_start(self.config, self.images, len(class_names(self.retain)), self.seed), self.config["tuner"]
+        )
+        tuning = self.config.get("tuning") or {}
+        full, seconds = timed(
+            lambda: tune(copy.deepcopy(start), self.everything, self.collator, seed=self.seed, **tuning)
+        )
+        retrained, retrain_seconds = timed(
+            lambda: tune(copy.deepcopy(start), self.retain, self.collator, seed=self.seed, **tuning)
+        )
+        rows = [self.measure("Full", full, seconds)]
+        for entry in self.config["methods"]:
+            rows.append(self._method(dict(entry), full))
+        rows.append(self.measure("Retrain", retrained, retrain_seconds))
+        if self.config.get("probe"):
+            rows += self._probes(start, full)
+        return rows
+
+    def measure(self, label: str, model: nn.Module, seconds: float, **more) -> dict:
+        relearning = self.config.get("relearning")
+        return {
+            "method": label,
+            "per_class": self.per_class,
+            "seed": self.seed,
+            "retain": 100 * accuracy(model, self.retain, self.collator),
+            "forget": 100 * accuracy(model, self.forget, self.collator),
+            "holdout": 100 * accuracy(model, self.holdout, self.collator),
+            "relearning_epochs": None
+            if relearning is None or label == "Full"
+            else relearning_epochs(model, self.forget, self.collator, seed=self.seed, **relearning),
+            "seconds": seconds,
+            **more,
+        }
+
+    def _method(self, entry: dict, full: nn.Module) -> dict:
+        """The best candidate of one line, by D_r and D_f alone: of those that forgot, the one that keeps most of D_r."""
+        label, kind, search = entry.pop("label"), entry.pop("method"), entry.pop("search")
+        run = {"fast_ntk": self._fast_ntk, "first_order": self._first_order}.get(kind)
+        if run is None:
+            raise InputError(f"methods, {label}: unknown method {kind!r}: choose fast_ntk or first_order")
+        best = None
+        with tempfile.TemporaryDirectory() as grams:
+            for values in itertools.product(*search.values()):
+                chosen = dict(zip(search, values))
+                trainer, seconds = run(copy.deepcopy(full), entry, chosen, grams)
+                model = trainer.model.eval()
+                forget, retain = (accuracy(model, rows, self.collator) for rows in (self.forget, self.retain))
+                # Up to 1 % of D_f is forgotten; below that only what is kept counts.
+                score = (-max(forget, 0.01), retain)
+                if best is None or score > best[0]:
+                    best = (score, trainer, seconds, chosen)
+        _, trainer, seconds, chosen = best
+        row = self.measure(label, trainer.model, seconds, settings=chosen)
+        if kind == "fast_ntk":
+            report = trainer.method.report
+            row |= {"solve_seconds": report["solve_seconds"], "parameters": report["parameters"]}
+            trainer.save_model(str(self.folder / f"model-{self.per_class}-{self.seed}"))
+        return row
+
+    def _trainer(self, model, method, evaluator=None, **arguments) -> UnlearnTrainer:
+        folder = tempfile.mkdtemp(dir=self.folder)
+        args = UnlearnConfig(output_dir=folder, seed=self.seed, **{**QUIET, **arguments})
+        if not torch.cuda.is_available():
+            args.use_cpu = True
+        trainer = UnlearnTrainer(
+            model, method, args, self.forget, self.retain if method.needs_retain else None,
+            eval_dataset={} if evaluator else None, data_collator=self.collator, evaluator=evaluator,
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def _fast_ntk(self, model, entry, chosen, grams):
+        method = configured(FastNTK, "methods, Fast-NTK", {**entry.get("settings", {}), **chosen}, gram_cache=grams)
+        trainer = self._trainer(model, method, per_device_train_batch_size=min(64, len(self.forget)))
+        _, seconds = timed(trainer.train)
+        return trainer, seconds
+
+    def _first_order(self, model, entry, chosen, grams):
+        """Epoch after epoch until nothing of D_f is left, as the paper's baselines end at 0 %."""
+        method = FirstOrder(**entry.get("settings", {}))
+        evaluator = lambda model: {"forget_accuracy": accuracy(model, self.forget, self.collator)}
+        trainer = self._trainer(
+            model,
+            method,
+            evaluator,
+            eval_strategy="epoch",
+            num_train_epochs=entry.get("epochs", 20),
+            learning_rate=chosen["learning_rate"],
+            lr_scheduler_type="constant",
+            per_device_train_batch_size=entry.get("batch_size", 32),
+        )
+        trainer.add_callback(StopWhenForgotten())
+        _, seconds = timed(trainer.train)
+        return trainer, seconds
+
+    def _probes(self, start: nn.Module, full: nn.Module) -> Iterator[dict]:
+        """Table III: a new head on the frozen features of the pretrained model, of one drawn at random, and of Fast-NTK's."""
+        head = head_name(self.config)
+        unlearned = self.folder / f"model-{self.per_class}-{self.seed}"
+        random = copy.deepcopy(start)
+        set_seed(self.seed)
+        for module in random.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.LayerNorm):
+                module.reset_parameters()
+        models = {"Pre-trained": start, "Random-init": random}
+        if unlearned.is_dir():
+            from peft import PeftModel
+
+            models["Fast-NTK"] = PeftModel.from_pretrained(copy.deepcopy(start).unload(), unlearned)
+        for name, model in models.items():
+            retain, forget = linear_probe(
+                model, self.everything, [self.retain, self.forget], self.collator, head, self.seed
+            )
+            yield {
+                "method": f"probe: {name}",
+                "per_class": self.per_class,
+                "seed": self.seed,
+                "retain": 100 * retain,
+                "forget": 100 * forget,
+            }
+
+
+class StopWhenForgotten(TrainerCallback):
+    """Ends training once the evaluator finds that no forget row is classified rightly."""
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if (metrics or {}).get("eval_forget_accuracy") == 0:
+            control.should_training_stop = True
+
+
+def sorted_together(forget: Dataset, retain: Dataset) -> Dataset:
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets([retain, forget])
+
+
+def timed(action: Callable):
+    began = time.perf_counter()
+    return action(), time.perf_counter() - began
+
+
+def run_class_forgetting(config: Mapping, output_dir: str | Path, *, progress: bool = True) -> list[dict]:
+    """All cells of a configuration; finished ones are read from `cells/`, so a run that was killed goes on.
+
+    Raises:
+        InputError: unknown sections or settings, data or models that cannot be had.
+    """
+    if unknown := set(config) - SECTIONS:
+        raise InputError(f"unknown sections {', '.join(sorted(unknown))}; there are {', '.join(sorted(SECTIONS))}")
+    images = configured(Images, "data", config["data"])
+    folder = Path(output_dir)
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    cells = list(itertools.product(images.per_class, config.get("seeds", [0])))
+    rows = []
+    for per_class, seed in tqdm(cells, desc="cells", unit="cell", disable=not progress):
+        settings = {key: value for key, value in config.items() if key not in ("title", "seeds", "paper")}
+        key = sha256_json({"settings": settings | {"data": {**config["data"], "per_class": per_class}}, "seed": seed})
+        file = folder / "cells" / f"{key[:16]}.json"
+        if not file.is_file():
+            write_json(file, Cell(config, per_class, seed, folder).rows())
+        rows += json.loads(file.read_text(encoding="utf-8"))
+    return rows
+
+
+def aggregate(
+    rows: Sequence[Mapping], keys=("retain", "forget", "holdout", "relearning_epochs", "seconds")
+) -> list[dict]:
+    """Mean and standard deviation (population, as papers print) over seeds for every (method, images per class).
+
+    Relearning epochs beyond the limit have no number: the mean is None when any seed has none.
+    """
+    groups: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        groups.setdefault((row["method"], row["per_class"]), []).append(row)
+    table = []
+    for (method, per_class), members in groups.items():
+        entry = {"method": method, "per_class": per_class, "seeds": len(members)}
+        for key in keys:
+            values = [member.get(key) for member in members]
+            whole = all(value is not None for value in values)
+            entry[key] = statistics.fmean(values) if whole else None
+            entry[f"{key}_std"] = statistics.pstdev(values) if whole else None
+        table.append(entry)
+    return table
