@@ -190,7 +190,8 @@ class SpecificityReport:
     """What `specificity_report` measured.
 
     Attributes:
-        rows: one JSON-able dict a model: model, and the columns of `KLResult.table_row`.
+        rows: one JSON-able dict a model: model, the columns of `KLResult.table_row`, and completions_sha256, the hash of
+            the measured tokens: only rows of one hash can be compared.
         results: {label: `KLResult`}, in the order of `completions`.
         completions: the rows as they were measured, longest first.
     """
@@ -249,6 +250,8 @@ def specificity_report(
     """
     from torch.utils.data import DataLoader
 
+    from ..data.rows import fingerprint_rows
+
     if not models:
         raise InputError("no model to compare with the original: pass {label: model or UpdateDelta}")
     if top_k is None and any(isinstance(model, UpdateDelta) for model in models.values()):
@@ -269,5 +272,6 @@ def specificity_report(
                 results[label] = measure(original, seed=seed)
         else:
             results[label] = measure(model, seed=seed)
-    rows = [{"model": label, **result.table_row(seed=seed)} for label, result in results.items()]
+    data = {"completions_sha256": fingerprint_rows(completions)}
+    rows = [{"model": label, **result.table_row(seed=seed), **data} for label, result in results.items()]
     return SpecificityReport(rows, results, completions)
