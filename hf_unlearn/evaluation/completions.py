@@ -140,7 +140,7 @@ def worst_completions(
     Returns:
         JSON-able dicts: row (its number), kl (mean), kl_max, tokens, prompt, completion, pieces (text and KL of every
         token) and marked, the completion with the KL of its hot spots in it, as in "use[[ mice 2.31]] for": tokens
-        with at least twice the completion's mean.
+        with at least half of the completion's largest.
 
     Raises:
         InputError: `rows` are not the rows of `result`, or an unknown `by`.
@@ -162,17 +162,16 @@ def worst_completions(
         pieces = _pieces(tokenizer, prompt, row["input_ids"][len(prompt) :])
         # The first token of a row is never predicted: a row without a prompt has one piece more than KLs.
         kl = [0.0] * (len(pieces) - len(kl)) + kl
-        mean = float(sequences[i].mean())
         worst.append(
             {
                 "row": measured[i],
-                "kl": mean,
+                "kl": float(sequences[i].mean()),
                 "kl_max": max(kl),
                 "tokens": len(sequences[i]),
                 "prompt": row["prompt"],
                 "completion": row["completion"],
                 "pieces": [[text, value] for text, value in zip(pieces, kl)],
-                "marked": _marked(pieces, kl, 2 * mean),
+                "marked": _marked(pieces, kl, max(kl) / 2),
             }
         )
     return worst
