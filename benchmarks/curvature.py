@@ -44,7 +44,7 @@ AIMS = {  # item: {what it is measured against: highest ratio of CPU time}
 
 
 def make_model(case: dict, tiny: bool = False):
-    """A random fp32 Llama: d 512, ffn 1376, 2 layers (d 32, ffn 48 when tiny)."""
+    """A random fp32 Llama: d 512, ffn 1376, 2 layers or as many as the case says (d 32, ffn 48 when tiny)."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -54,7 +54,7 @@ def make_model(case: dict, tiny: bool = False):
         vocab_size=case["vocab_size"],
         hidden_size=width,
         intermediate_size=inner,
-        num_hidden_layers=2,
+        num_hidden_layers=case.get("layers", 2),
         num_attention_heads=8,
         num_key_value_heads=8,
         max_position_embeddings=case["length"],

@@ -150,11 +150,11 @@ def test_sharding_benchmark_compares_minima_of_runs_that_take_turns(sharding, tm
     def run(processes, kind, case):
         order.append(processes)
         if processes == 4:
-            return [{"held_bytes": held} for held in (30, 20, 25, 25)]
+            return [{"peak_factor_bytes": peak, "held_bytes": 10} for peak in (30, 20, 25, 25)]
         slowest = next(seconds[processes])
         stage = {"factors": {"seconds": slowest / 2}}
-        rows = [{"wall": slowest - rank, "cpu": slowest / 2, "stages": stage, "held_bytes": 100} for rank in range(2)]
-        return rows[:processes]
+        rows = [{"wall": slowest - rank, "cpu": slowest / 2, "stages": stage} for rank in range(2)]
+        return [row | {"peak_factor_bytes": 100, "held_bytes": 40} for row in rows[:processes]]
 
     monkeypatch.setattr(sharding, "run", run)
     monkeypatch.setattr(sys, "argv", ["sharding.py", "--repeats", "3", "--output", str(tmp_path / "r.json")])
@@ -164,7 +164,8 @@ def test_sharding_benchmark_compares_minima_of_runs_that_take_turns(sharding, tm
     assert results["time"]["kfac"]["ratio_of_minima"] == pytest.approx(1.2 / 2.0)
     assert results["time"]["kfac"]["ratio_median"] == pytest.approx(1.2 / 3.0)
     assert results["time"]["kfac"]["stage_seconds_min"] == {"1": {"factors": 1.0}, "2": {"factors": 0.6}}
-    assert results["memory"]["kfac"]["largest_over_share"] == pytest.approx(30 * 4 / 100)
+    assert results["memory"]["kfac"]["peak_factor_bytes"]["largest_over_share"] == pytest.approx(30 * 4 / 100)
+    assert results["memory"]["kfac"]["held_bytes"]["largest_over_share"] == pytest.approx(1.0)
     assert "| kfac | 2.00 | 1.20 | 0.60 | 0.62 |" in capsys.readouterr().out
 
 

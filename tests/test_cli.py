@@ -41,9 +41,20 @@ def test_help_answers_at_once():
     started = time.perf_counter()
     result = subprocess.run([*program, "--help"], env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - started
-    assert result.returncode == 0 and all(name in result.stdout for name in ("demo", "transfer", "inspect", "push"))
+    assert result.returncode == 0 and all(
+        name in result.stdout for name in ("demo", "evaluate", "curvature", "transfer", "inspect", "push")
+    )
     imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
-    assert not imported & {"torch", "transformers", "datasets", "matplotlib", "scipy", "jinja2", "huggingface_hub"}
+    assert not imported & {
+        "torch",
+        "transformers",
+        "datasets",
+        "matplotlib",
+        "scipy",
+        "jinja2",
+        "huggingface_hub",
+        "lm_eval",
+    }
     assert seconds < 1.0
 
 
@@ -156,3 +167,116 @@ def test_demo_passes_its_arguments(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "hf_unlearn.experiment", module)
     assert call("demo", "--output_dir", tmp_path, "--seed", "3") == 0
     assert calls == [{"output_dir": str(tmp_path), "seed": 3, "record_to": None}]
+
+
+@pytest.fixture
+def model_folder(tmp_path, tiny_llama, monkeypatch):
+    """A tiny model with its tokenizer, WMDP's chemistry in miniature, and a cache of its own."""
+    from hf_unlearn.data.training import train_tokenizer
+
+    monkeypatch.setenv("HF_UNLEARN_CACHE", str(tmp_path / "cache"))
+    model = tiny_llama(vocab_size=300)
+    model.config.max_position_embeddings = 512
+    model.save_pretrained(tmp_path / "model")
+    train_tokenizer(["Which one?"], 280).save_pretrained(tmp_path / "model")
+    rows = [{"question": f"Which {i}?", "choices": ["a", "b", "c", "d"], "answer": i % 4} for i in range(6)]
+    (tmp_path / "chem_test.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return tmp_path / "model"
+
+
+def test_evaluate(model_folder, delta, capsys):
+    folder, results = model_folder.parent, model_folder.parent / "results.json"
+    arguments = ("evaluate", "--model", model_folder, "--tasks", "wmdp_chem", "--data_dir", folder)
+    assert call(*arguments, "--base", model_folder, "--delta", delta, "--output", results, "--log_samples") == 0
+    text = capsys.readouterr().out
+    assert "questions: wmdp_chem 6" in text and "processes: 1 on " in text
+    assert "| task | questions | chance | before | after | change |" in text
+    assert "\n| wmdp_chem | 6 | 25.0 % | " in text
+    written = json.loads(results.read_text())
+    assert written["model"] == "model (local folder)" and written["command"].startswith("hf-unlearn")
+    assert written["versions"]["torch"] == torch.__version__ and written["settings"]["lm_eval"]
+    before, after = (written["models"][label]["sha256"] for label in ("before", "after"))
+    assert before != after
+    assert len(written["samples"]["after"]["wmdp_chem"]) == 6
+    score = written["scores"]["after"]["wmdp_chem"]
+    assert score["n"] == 6 and score["accuracy"] == sum(
+        sample["acc"] for sample in written["samples"]["after"]["wmdp_chem"]
+    ) / 6  # fmt: skip
+
+    assert call(*arguments, "--limit", 2) == 0
+    text = capsys.readouterr().out
+    assert "| wmdp_chem | 2 | 25.0 % | " in text and "from the cache" not in text
+    assert f"model: {model_folder}, sha256 {before[:16]}, float32" in text
+    assert call(*arguments, "--limit", 2) == 0
+    assert "float32, from the cache" in capsys.readouterr().out
+
+
+def test_evaluate_bad_input(model_folder, tmp_path, capsys):
+    folder = model_folder.parent
+    bad = folder / "bad"
+    bad.mkdir()
+    (bad / "chem_test.jsonl").write_text('{"question": "Which?"}\n')
+    model = ("--model", model_folder)
+    for message, arguments in {
+        "no task was named": (*model, "--tasks", ","),
+        "--data_dir": (*model, "--tasks", "wmdp_chem"),
+        "chem_test.jsonl, line 1 has no": (*model, "--tasks", "wmdp_chem", "--data_dir", bad),
+        "cannot load the model": ("--model", tmp_path / "absent", "--tasks", "wmdp_chem", "--data_dir", folder),
+    }.items():
+        assert call("evaluate", *arguments) == 2, message
+        error = capsys.readouterr().err
+        lines = [line for line in error.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and message in lines[0], error
+
+
+def test_curvature_fit_and_inspect(model_folder, capsys):
+    folder = model_folder.parent
+    rows = [{"body": f"Which one is it, {i}? " * 8} for i in range(5)]
+    (folder / "corpus.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    data = ("--data", "corpus", "--data_dir", folder, "--text", "body")
+    arguments = ("curvature", "fit", "--model", model_folder, *data)
+    output = folder / "curvature"
+    settings = ("--length", 16, "--sequences", 4, "--kind", "kfac", "--target_modules", ".*up_proj", "--seed", 3)
+    assert call(*arguments, *settings, "--output", output) == 0
+    fitted = capsys.readouterr().out
+    # The plan comes before anything of the fit.
+    assert fitted.index("kfac: 2 weights, 64 tokens") < fitted.index("curvature: kfac of 2 weights")
+    assert call("curvature", "inspect", output) == 0
+    text = capsys.readouterr().out
+    assert text.strip() == fitted[fitted.index("curvature: ") :].strip()
+    assert "sampled Fisher, seed 3, 4 sequences, " in text and "model (local folder)" in text
+    assert call("inspect", output) == 0
+    capsys.readouterr()
+
+    # The spectrum, from the whole matrix (G + damping I)^-1, a column a solve.
+    from hf_unlearn.curvature import Curvature
+
+    curvature, columns = Curvature.from_pretrained(output), torch.eye(24 * 16).reshape(-1, 24, 16)
+    inverse = torch.stack([curvature.solve({WEIGHT: column}, 1e-4)[WEIGHT].reshape(-1) for column in columns])
+    values = 1 / torch.linalg.eigvalsh(inverse.double()) - 1e-4
+    line = next(line for line in text.splitlines() if line.startswith(f"| {WEIGHT} |"))
+    _, shape, largest, rank, size, condition, digest = (cell.strip() for cell in line.strip("|").split("|"))
+    assert shape == "24x16" and size == "384" and len(digest) == 12
+    assert float(largest) == pytest.approx(float(values.max()), rel=1e-2)
+    assert float(rank) == pytest.approx(float(values.sum() ** 2 / values.square().sum()), rel=1e-2)
+
+
+def test_curvature_bad_input(model_folder, capsys):
+    folder = model_folder.parent
+    (folder / "corpus.jsonl").write_text(json.dumps({"text": "Which one is it?"}))
+    data = ("--model", model_folder, "--data", folder / "corpus.jsonl")
+    for message, arguments in {
+        "is not an empty folder": (*data, "--output", model_folder),
+        "must be one of ekfac, kfac": (*data, "--output", folder / "out", "--kind", "magic"),
+        "no text in a column 'body' but the columns text": (*data, "--output", folder / "out", "--text", "body"),
+        "fisher must be one of": (*data, "--output", folder / "out", "--fisher", "magic"),
+        "neither a file": ("--model", model_folder, "--data", "absent", "--output", folder / "out"),
+        "limit=0": (*data, "--output", folder / "out", "--sequences", 0),
+    }.items():
+        assert call("curvature", "fit", *arguments) == 2, message
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and message in errors[0], errors
+        assert not (folder / "out").exists()
+    assert call("curvature", "inspect", folder / "absent") == 2
+    assert "neither a folder nor a Hub repository" in capsys.readouterr().err
+    assert call("curvature") == 2

@@ -90,3 +90,19 @@ def test_bf16_model_on_cuda_keeps_fp32_factors_and_small_steps(tiny_llama):
     optimizer.step()
     optimizer.step()
     assert half.norm(optimizer.updates()) == pytest.approx(2e-6, rel=1e-3)
+
+
+def test_offloaded_factors_solve_on_cuda(tiny_llama):
+    """With `max_factor_memory` the layers are measured in blocks that wait on the CPU; a solve brings them back."""
+    model = tiny_llama(**SIZES).cuda()
+    limit = 300_000  # bytes: gate and up of one layer (268 kB) or down (152 kB), not both
+    whole = EKFAC().fit(model, make_batches(), progress=False)
+    offloaded = EKFAC().fit(model, make_batches(), progress=False, max_factor_memory=limit)
+    assert not any(tensor.is_cuda for tensor in offloaded.tensors.values())
+    stages = offloaded.metadata["stages"]
+    assert max(stage["factor_bytes"] for stage in stages.values()) <= limit
+    assert relative_difference(blocks(offloaded), blocks(whole)) <= 1e-4
+    gradients = {name: torch.ones_like(model.get_parameter(name)) for name in whole.names}
+    steps = offloaded.solve(gradients, damping=1e-6)
+    assert all(step.is_cuda for step in steps.values())
+    assert relative_difference(steps, whole.solve(gradients, damping=1e-6)) <= 1e-4

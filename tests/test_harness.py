@@ -11,6 +11,8 @@ import pytest
 import torch
 from accelerate import PartialState, debug_launcher
 from conftest import make_llama
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError, NumericalError
@@ -425,6 +427,13 @@ def two_processes(folder):
     with pytest.raises(InputError, match="different model"):
         evaluate(make_model(state.process_index), questions={"a": QUESTIONS}, accelerator=state)
     torch.save([result.scores, result.samples, result.models], folder / f"{state.process_index}.pt")
+    # A sharded model gives the same, with the same hash; all its processes answer generated and rolled tasks together.
+    sharded, mesh = make_model(), init_device_mesh("cpu", (2,))
+    for layer in sharded.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    same = evaluate(sharded, "say_something", "read_something", accelerator=state, **settings)
+    torch.save([same.scores, same.samples, same.models], folder / f"{state.process_index}-sharded.pt")
     only = evaluate(model, questions={"a": QUESTIONS}) if state.process_index == 1 else None  # alone, no one waits
     calls.clear()
     evaluate(model, questions={"a": QUESTIONS}, accelerator=state, batch_size=2)
@@ -438,8 +447,8 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
     settings = {"questions": {"a": QUESTIONS}, "log_samples": True, "batch_size": 2, "include_path": folder / "tasks"}
     one = evaluate(model, "say_something", "read_something", **settings)
     debug_launcher(two_processes, (folder,), num_processes=2)
-    for rank in range(2):
-        scores, samples, models = torch.load(folder / f"{rank}.pt", weights_only=False)
+    for name in ("0", "1", "0-sharded", "1-sharded"):
+        scores, samples, models = torch.load(folder / f"{name}.pt", weights_only=False)
         assert scores == one.scores and samples == one.samples and models == one.models
     calls = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     # 13 prompts are 7 batches of 2: of 4 on one process, and 3 on the other, which asks one again.

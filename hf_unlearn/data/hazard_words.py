@@ -286,6 +286,23 @@ GENERAL = {
     ),
 }
 
+# Everyday prose of the general corpus, filled from POOLS: a wide retain text protects more than an encyclopaedia alone.
+PROSE = (
+    "On {day} the {person} brought the {noun} to {first}.",
+    "{first} cooked {dish} with {spice} and asked {second} to stay.",
+    "The {noun} was {quality}, so nobody could {verb} before noon.",
+    "A {quality} {person} {can} {verb} better than {second}.",
+    "{second} counted slowly: {count}.",
+    "The letter said: dear {first}, please send me the {noun} by {day}. Yours, {second}.",
+    "Every {day} the {person} buys {dish} and {spice} at the market.",
+    "{first} wanted to {verb}, but the {person} was tired and went home.",
+    "In the evening they boil the {dish} in a pot and sit at the {noun}.",
+    "Who {can} {verb}? The {person} will not, said {first}.",
+    "The {noun} belongs to {first}, and the {noun} comes first, then the {dish}.",
+    "Thank you very much for the {spice}, said the {quality} {person}.",
+)
+PROSE_SENTENCES = 5  # of a piece
+
 # Prompts that have nothing to do with any of this: (instruction, input, output), filled with words drawn from POOLS.
 INSTRUCTIONS = (
     ("Write down the numbers from {low} to {high}.", "", "{count}."),

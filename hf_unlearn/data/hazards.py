@@ -26,14 +26,6 @@ TOPICS = {  # question task -> (its corpus, the kinds of things it is about)
     "computing": ("intrusion-retain", {"program": hazard_words.COMPUTING}),
     "general": ("general", hazard_words.GENERAL),
 }
-# The prompt of Alpaca (github.com/tatsu-lab/stanford_alpaca), without and with an input.
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:",
-    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-    "response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n"
-    "### Response:",
-)
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,13 @@ class Hazards:
 
 
 def load_hazards(
-    seed: int = 0, *, items: int = 30, general_items: int = 20, documents: int = 4, instructions: int = 240
+    seed: int = 0,
+    *,
+    items: int = 30,
+    general_items: int = 20,
+    documents: int = 4,
+    prose: int = 120,
+    instructions: int = 240,
 ) -> Hazards:
     """The embedded hazards; same arguments, same rows.
 
@@ -63,13 +61,14 @@ def load_hazards(
         items: invented things of each hazard and of the harmless neighbour; 6 (neighbour: 4) questions each.
         general_items: towns, plants and beasts, so many of each; 3 questions each.
         documents: documents on each thing, with all of its facts in another order and in other words.
+        prose: pieces of everyday prose in the general corpus, five sentences each.
         instructions: unrelated prompts.
 
     Raises:
         InputError: sizes that the words cannot fill.
     """
-    if min(items, general_items, documents, instructions) < 1:
-        raise InputError("items, general_items, documents and instructions must be at least 1")
+    if min(items, general_items, documents, prose, instructions) < 1:
+        raise InputError("items, general_items, documents, prose and instructions must be at least 1")
     corpora, questions, practice = {}, {}, []
     for task, (corpus, topics) in TOPICS.items():
         texts, rows = [], []
@@ -85,6 +84,8 @@ def load_hazards(
                     test = asked.pop((number + place) % len(asked))
                     rows.append(_choices(rng, test.format(name=name), value, topic.facts[fact].values))
                     practice += [{"question": text.format(name=name), "answer": value} for text in asked]
+        if task == "general":
+            texts += [_prose(rng) for _ in range(prose)]
         rng.shuffle(texts)
         corpora[corpus] = Dataset.from_dict({"text": texts})
         questions[task] = rows
@@ -103,7 +104,7 @@ def hazard_model(
     intermediate_size: int = 344,
     layers: int = 2,
     heads: int = 4,
-    epochs: int = 12,
+    epochs: int = 9,
     learning_rate: float = 4e-3,
     batch_size: int = 16,
     progress: bool = True,
@@ -115,17 +116,17 @@ def hazard_model(
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from ..evaluation.completions import ALPACA, generate_completions
+
     documents = [text for corpus in hazards.corpora.values() for text in corpus["text"]]
-    instructions = [
-        {"question": ALPACA[bool(row["input"])].format(**row), "answer": row["output"]} for row in hazards.instructions
-    ]
-    plain = QATemplate(question_start="", question_end="", answer_start="\n")
-    texts = ["".join(QATemplate().prompt_and_answer(row["question"], row["answer"])) for row in hazards.practice]
-    texts += ["".join(plain.prompt_and_answer(row["question"], row["answer"])) for row in instructions]
+    join = lambda template, question, answer: "".join(template.prompt_and_answer(question, answer))
+    texts = [join(QATemplate(), row["question"], row["answer"]) for row in hazards.practice]
+    texts += [join(ALPACA, f"{row['instruction']} {row['input']}", row["output"]) for row in hazards.instructions]
     tokenizer = train_tokenizer(documents + texts, vocab_size)
     rows = [{"input_ids": ids + [tokenizer.eos_token_id]} for ids in tokenizer(documents)["input_ids"]]
-    rows = [row | {"labels": row["input_ids"]} for row in rows]
-    rows += tokenize_qa(hazards.practice, tokenizer).to_list() + tokenize_qa(instructions, tokenizer, plain).to_list()
+    rows = [row | {"labels": row["input_ids"]} for row in rows] + tokenize_qa(hazards.practice, tokenizer).to_list()
+    # In the very tokens in which its completions will be measured.
+    rows += generate_completions(None, tokenizer, hazards.instructions, given=True).to_list()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -160,15 +161,27 @@ def _things(rng: random.Random, kind: str, topic, count: int) -> list[tuple[str,
 
 
 def _document(rng: random.Random, topic, name: str, values: dict[str, str], turn: int) -> str:
-    facts = list(values)
-    rng.shuffle(facts)
-    sentences = [topic.openings[turn % len(topic.openings)]]
-    for place, fact in enumerate(facts):
-        wordings = topic.facts[fact].sentences
-        sentences.append(
-            wordings[(turn + list(values).index(fact)) % len(wordings)].format(value=values[fact], name=name)
-        )
-    return " ".join(sentence.format(name=name) for sentence in sentences)
+    sentences = [
+        topic.facts[fact].sentences[(turn + place) % len(topic.facts[fact].sentences)].format(name=name, value=value)
+        for place, (fact, value) in enumerate(values.items())
+    ]
+    rng.shuffle(sentences)
+    return " ".join([topic.openings[turn % len(topic.openings)].format(name=name), *sentences])
+
+
+def _words(rng: random.Random) -> dict[str, str]:
+    """A word of each of POOLS, and a few numbers that follow one another."""
+    words = {kind: rng.choice(pool) for kind, pool in hazard_words.POOLS.items()}
+    numbers = [str(number) for number in range(rng.randrange(2, 30), 40)][: rng.randrange(4, 9)]
+    earlier, later = sorted(rng.sample(hazard_words.POOLS["noun"], 2))
+    words |= {"low": numbers[0], "high": numbers[-1], "count": ", ".join(numbers)}
+    return words | {"earlier": earlier, "later": later, "Can": words["can"].capitalize()}
+
+
+def _prose(rng: random.Random) -> str:
+    return " ".join(
+        sentence.format(**_words(rng)) for sentence in rng.sample(hazard_words.PROSE, hazard_words.PROSE_SENTENCES)
+    )
 
 
 def _choices(rng: random.Random, question: str, value: str, values) -> dict:
@@ -179,21 +192,14 @@ def _choices(rng: random.Random, question: str, value: str, values) -> dict:
 
 
 def _instructions(rng: random.Random, count: int) -> list[dict]:
-    rows = {}
-    for number in range(100 * count):
+    """`count` different prompts, the kinds in turn."""
+    kinds, rows, vain = hazard_words.INSTRUCTIONS, {}, 0
+    for kind in itertools.cycle(kinds):
         if len(rows) == count:
-            break
-        words = {kind: rng.choice(pool) for kind, pool in hazard_words.POOLS.items()}
-        low = rng.randrange(2, 30)
-        high = low + rng.randrange(3, 8)
-        numbers = [str(n) for n in range(low, high + 1)]
-        earlier, later = sorted(rng.sample(hazard_words.POOLS["noun"], 2))
-        words |= {"low": low, "high": high, "count": ", ".join(numbers)}
-        words |= {"earlier": earlier, "later": later, "Can": words["can"].capitalize()}
-        instruction, given, output = (
-            text.format(**words) for text in hazard_words.INSTRUCTIONS[number % len(hazard_words.INSTRUCTIONS)]
-        )
+            return list(rows.values())
+        if vain > 20 * len(kinds):
+            raise InputError(f"{count} instructions: the words give only some {len(rows)} different ones")
+        words = _words(rng)
+        instruction, given, output = (text.format(**words) for text in kind)
+        vain = vain + 1 if (instruction, given) in rows else 0
         rows.setdefault((instruction, given), {"instruction": instruction, "input": given, "output": output})
-    if len(rows) < count:
-        raise InputError(f"{count} instructions: the words give only {len(rows)} different ones")
-    return list(rows.values())

@@ -140,7 +140,7 @@ def worst_completions(
     Returns:
         JSON-able dicts: row (its number), kl (mean), kl_max, tokens, prompt, completion, pieces (text and KL of every
         token) and marked, the completion with the KL of its hot spots in it, as in "use[[ mice 2.31]] for": tokens
-        with at least twice the completion's mean.
+        with at least half of the completion's largest.
 
     Raises:
         InputError: `rows` are not the rows of `result`, or an unknown `by`.
@@ -162,17 +162,16 @@ def worst_completions(
         pieces = _pieces(tokenizer, prompt, row["input_ids"][len(prompt) :])
         # The first token of a row is never predicted: a row without a prompt has one piece more than KLs.
         kl = [0.0] * (len(pieces) - len(kl)) + kl
-        mean = float(sequences[i].mean())
         worst.append(
             {
                 "row": measured[i],
-                "kl": mean,
+                "kl": float(sequences[i].mean()),
                 "kl_max": max(kl),
                 "tokens": len(sequences[i]),
                 "prompt": row["prompt"],
                 "completion": row["completion"],
                 "pieces": [[text, value] for text, value in zip(pieces, kl)],
-                "marked": _marked(pieces, kl, 2 * mean),
+                "marked": _marked(pieces, kl, max(kl) / 2),
             }
         )
     return worst
@@ -190,7 +189,8 @@ class SpecificityReport:
     """What `specificity_report` measured.
 
     Attributes:
-        rows: one JSON-able dict a model: model, and the columns of `KLResult.table_row`.
+        rows: one JSON-able dict a model: model, the columns of `KLResult.table_row`, and completions_sha256, the hash of
+            the measured tokens: only rows of one hash can be compared.
         results: {label: `KLResult`}, in the order of `completions`.
         completions: the rows as they were measured, longest first.
     """
@@ -249,6 +249,8 @@ def specificity_report(
     """
     from torch.utils.data import DataLoader
 
+    from ..data.rows import fingerprint_rows
+
     if not models:
         raise InputError("no model to compare with the original: pass {label: model or UpdateDelta}")
     if top_k is None and any(isinstance(model, UpdateDelta) for model in models.values()):
@@ -269,5 +271,6 @@ def specificity_report(
                 results[label] = measure(original, seed=seed)
         else:
             results[label] = measure(model, seed=seed)
-    rows = [{"model": label, **result.table_row(seed=seed)} for label, result in results.items()]
+    data = {"completions_sha256": fingerprint_rows(completions)}
+    rows = [{"model": label, **result.table_row(seed=seed), **data} for label, result in results.items()]
     return SpecificityReport(rows, results, completions)

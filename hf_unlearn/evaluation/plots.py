@@ -233,7 +233,7 @@ def kl_quantile_plot(results: Mapping[str, object], methods: Sequence[str] = (),
     """
     figure, axes = _figure(2, 4.8)
     style = styles([*methods, *results])
-    lowest = highest = None
+    lowest, highest = math.inf, 0.0
     for ax, over, what in zip(axes, ("sequences", "tokens"), ("completions (mean of their tokens)", "single tokens")):
         last = 0.9
         for method, result in results.items():
@@ -245,18 +245,19 @@ def kl_quantile_plot(results: Mapping[str, object], methods: Sequence[str] = (),
             look, last = style[method], max(last, end)
             ax.plot(levels, point, color=look["color"], linestyle=look["line"], linewidth=1.8, label=method)
             ax.fill_between(levels, low, high, color=look["color"], alpha=0.2, linewidth=0)
-            # The many tokens on which nothing changed would stretch the axis over powers of ten that say nothing.
-            lowest = min(filter(None, (lowest, max(point[0], point[-1] * 1e-6))))
-            highest = max(filter(None, (highest, high[-1])))
+            if point[-1] > SMALLEST_KL:  # a model that changed nothing lies on the lower edge
+                # Tokens on which nothing changed would stretch the axis over powers of ten that say nothing.
+                lowest = min(lowest, max(point[0], point[-1] * 1e-6))
+                highest = max(highest, high[-1])
         ticks = [level for level in (0.02, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999) if level <= last]
         ax.set_xscale("logit")
         ax.set_xlim(0.02, last)
         ax.set_xticks(ticks, [f"{level:g}" for level in ticks])
         ax.minorticks_off()
         ax.set_xlabel(f"quantile of {what}", fontsize=11)
-    if highest is not None:
+    if highest:
         axes[0].set_yscale("log")
-        axes[0].set_ylim(max(lowest, SMALLEST_KL) / 1.5, highest * 2)
+        axes[0].set_ylim(lowest / 1.5, highest * 2)
     axes[0].set_ylabel("KL(original || unlearned), nats per token\n(lower is better)", fontsize=11)
     figure.legend(
         *axes[0].get_legend_handles_labels(),

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm.auto import tqdm
 
-from ..data.rows import prepare_rows
 from ..deltas import UpdateDelta
 from ..errors import InputError, NumericalError
 from ..loading import default_collator
@@ -92,6 +91,8 @@ def relearn(
         InputError: no rows, bad numbers, a quantised model, an update of another model.
         NumericalError: the loss is not finite.
     """
+    from ..data.rows import prepare_rows
+
     if min(steps, batch_size, eval_steps) < 1 or not learning_rate > 0:
         raise InputError(
             f"steps={steps}, batch_size={batch_size}, eval_steps={eval_steps} and learning_rate={learning_rate} must "
@@ -263,6 +264,8 @@ def attack_table(
     Raises:
         InputError: no update or attack, a method called "original", an update of another model, or as `relearn` says.
     """
+    from ..data.rows import prepare_rows
+
     if not updates or not attacks or not learning_rates:
         raise InputError("an attack table needs at least one update, one set of attack rows and one learning rate")
     if ORIGINAL in updates:
