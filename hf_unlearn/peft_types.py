@@ -8,6 +8,7 @@ tests/test_tuners.py names every private attribute relied on.
 
 import importlib
 import sys
+import warnings
 
 
 PACKAGE = __name__.rpartition(".")[0]
@@ -43,7 +44,7 @@ def add_types_with_peft():
     So `PeftModel.from_pretrained` knows them after `import hf_unlearn`, before or after `import peft`.
     """
     if getattr(sys.modules.get("peft"), "PeftModel", None) is not None:
-        importlib.import_module(f"{PACKAGE}.tuners")
+        _add_types()
     elif not any(isinstance(finder, _AfterPeft) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterPeft())
 
@@ -64,8 +65,16 @@ class _AfterPeft:
                 execute(module)
                 if self in sys.meta_path:
                     sys.meta_path.remove(self)
-                    # When the tuners themselves are importing peft, this finds them half imported and they finish alone.
-                    importlib.import_module(f"{PACKAGE}.tuners")
+                    _add_types()
 
             spec.loader.exec_module = execute_and_add
         return spec
+
+
+def _add_types():
+    try:
+        # When the tuners themselves are importing peft, this finds them half imported and they finish alone.
+        importlib.import_module(f"{PACKAGE}.tuners")
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+        # Whoever imports peft for something else goes on without our adapters.
+        warnings.warn(f"this peft does not take the adapters of {PACKAGE}: {error}", stacklevel=2)

@@ -8,6 +8,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
 
@@ -66,15 +67,19 @@ class TypedTuner(BaseTuner):
             # A list would also match by suffix ("bn1" is the end of "layer1.0.bn1"); a pattern matches whole names.
             peft_config.target_modules = "|".join(map(re.escape, self.default_targets(candidates)))
         names = [name for name, _ in self.model.named_modules() if name]
-        matched = [name for name in names if check_target_module_exists(peft_config, name)]
+        targets = peft_config.target_modules
+        for target in [] if isinstance(targets, str) else targets:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                raise InputError(
+                    f"{kind} has no module {target} of target_modules: leave it out for all {self.targets}"
+                )
         # A pattern such as ".*" reaches into layers that are wrapped already; PEFT skips what is inside them.
-        wrapped = tuple(n + "." for n, m in self.model.named_modules() if isinstance(m, BaseTunerLayer))
-        matched = [name for name in matched if not name.startswith(wrapped)]
+        wrapped = tuple(f"{name}." for name, m in self.model.named_modules() if isinstance(m, BaseTunerLayer))
+        matched = [n for n in names if check_target_module_exists(peft_config, n) and not n.startswith(wrapped)]
         if not matched:
             raise InputError(
-                f"no module of {kind} is named by target_modules={_short(peft_config.target_modules)}"
-                f"{' outside exclude_modules and modules_to_save' if peft_config.exclude_modules else ''}: "
-                f"leave it out, or name {self.targets} such as {next(iter(candidates))}"
+                f"target_modules, exclude_modules and modules_to_save leave no module of {kind}: name {self.targets} such "
+                f"as {next(iter(candidates))}"
             )
         for name in matched:
             if name not in candidates:
@@ -121,12 +126,22 @@ class UnmergeableLayer(TypedTunerLayer):
 
 
 class UnmergeableTuner(TypedTuner):
-    """A tuner whose adapters are no change of weights."""
+    """A tuner whose adapters are no change of weights, beside a backbone that stays as it is.
+
+    Batch normalisation of the backbone runs on its running statistics in training too: otherwise they would move, be
+    saved nowhere, and a reloaded adapter would give other outputs. (Only where the tuner wraps the model, as in a
+    `PeftModel`; adapters that transformers' `load_adapter` injects leave nobody to do it.)
+    """
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
+
+    def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str):
+        self.train(model.training)
 
     def _check_merge_allowed(self):
         raise InputError(self.tuner_layer_cls.cannot_merge)
-
-
-def _short(value, limit: int = 60) -> str:
-    text = repr(sorted(value) if isinstance(value, set) else value)
-    return text if len(text) <= limit else f"{text[:limit]}..."
