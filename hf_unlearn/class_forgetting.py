@@ -42,8 +42,10 @@ from .data.vision import (
     split_class,
 )
 from .errors import InputError
+from .evaluation.class_report import PROBE, format_tables, paper_figures, plot_tables
 from .evaluation.vision import accuracy, linear_probe, relearning_epochs
-from .files import sha256_json, write_json
+from .experiment import read_yaml, record_run
+from .files import atomic_write, sha256_json, write_json, write_text
 from .methods.fast_ntk import FastNTK
 from .methods.first_order import FirstOrder
 from .models.cifar_resnet import load_cifar_resnet
@@ -335,6 +337,7 @@ class Cell:
     def _probes(self, start: nn.Module, full: nn.Module) -> Iterator[dict]:
         """Table III: a new head on the frozen features of the pretrained model, of one drawn at random, and of Fast-NTK's."""
         head = head_name(self.config)
+        unseen, _ = split_class(self.holdout, self.forget["labels"][0])
         unlearned = self.folder / f"model-{self.per_class}-{self.seed}"
         random = copy.deepcopy(start)
         set_seed(self.seed)
@@ -347,16 +350,10 @@ class Cell:
 
             models["Fast-NTK"] = PeftModel.from_pretrained(copy.deepcopy(start).unload(), unlearned)
         for name, model in models.items():
-            retain, forget = linear_probe(
-                model, self.everything, [self.retain, self.forget], self.collator, head, self.seed
-            )
-            yield {
-                "method": f"probe: {name}",
-                "per_class": self.per_class,
-                "seed": self.seed,
-                "retain": 100 * retain,
-                "forget": 100 * forget,
-            }
+            sets = [self.retain, self.forget, unseen]
+            scores = linear_probe(model, self.everything, sets, self.collator, head, self.seed)
+            named = {key: 100 * score for key, score in zip(("retain", "forget", "holdout"), scores)}
+            yield {"method": f"{PROBE}{name}", "per_class": self.per_class, "seed": self.seed, **named}
 
 
 class StopWhenForgotten(TrainerCallback):
@@ -399,6 +396,41 @@ def run_class_forgetting(config: Mapping, output_dir: str | Path, *, progress: b
             write_json(file, Cell(config, per_class, seed, folder).rows())
         rows += json.loads(file.read_text(encoding="utf-8"))
     return rows
+
+
+def read_protocol(path: str | Path | None = None) -> dict:
+    """The settings of a YAML; without a path the embedded default.
+
+    Raises:
+        InputError: no such file, not YAML, or sections that do not exist or are missing.
+    """
+    config = read_yaml(path, "fast_ntk_demo.yaml")
+    if wrong := sorted(set(config) - SECTIONS):
+        raise InputError(f"{path}: no section {', '.join(wrong)}; there are {', '.join(sorted(SECTIONS))}")
+    if missing := sorted({"data", "model", "tuner", "methods"} - set(config)):
+        raise InputError(f"{path}: the section {missing[0]} is missing")
+    return {"title": Path(path or "Fast-NTK").stem, "seeds": [0]} | config
+
+
+def publish(config: Mapping, rows: Sequence[Mapping], output_dir: str | Path, record_to: str | Path | None = None) -> str:
+    """Write results.json, report.md and table.png, and with `record_to` the rows with command, versions and machine.
+
+    Returns the tables in Markdown.
+    """
+    table, paper = aggregate(rows), paper_figures(config.get("paper"))
+    folder, tables = Path(output_dir), format_tables(table, paper)
+    figure = plot_tables(table, paper)
+    atomic_write(folder / "table.png", lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    write_json(folder / "results.json", {"rows": list(rows), "table": table})
+    notes = (
+        "Candidates of a line are chosen on the training rows: of those with at most 1 % on D_f, the one that keeps most of "
+        "D_r. The hold-out set has all classes, the forgotten one too. A linear probe says what the features still tell."
+    )
+    write_text(folder / "report.md", f"# {config['title']}\n\n{tables}\n\n![table](table.png)\n\n{notes}\n")
+    if record_to is not None:
+        data = {key: value for key, value in config["data"].items() if key != "data_dir"}
+        record_run(record_to, {"seeds": config["seeds"], "config": dict(config) | {"data": data}, "table": table, "rows": list(rows)})
+    return tables
 
 
 def aggregate(

@@ -23,8 +23,12 @@ OBJECTIVES = {
     "npo": "negative preference optimisation, with a retain loss",
     "simnpo": "NPO without a reference model, with a retain loss",
     "rmu": "push a layer's states on forget rows to a random vector, hold those on retain rows",
+    "max_loss": "gradient ascent on the forget loss of a classifier",
+    "random_label": "training on the forget rows with labels drawn at random",
     "finetune": "go on training on the retain rows alone",
 }
+# They look at the forget rows alone.
+FORGET_ONLY = ("ga", "max_loss", "random_label")
 PAPERS = {
     "ga": (
         "Knowledge Unlearning for Mitigating Privacy Risks in Language Models",
@@ -51,6 +55,8 @@ PAPERS = {
         "Fan, Chongyu and others",
         2024,
     ),
+    "max_loss": ("Federated Unlearning: How to Erase a Client in FL?", "2207.05521", "Halimi, Anisa and others", 2022),
+    "random_label": ("Amnesiac Machine Learning", "2010.10981", "Graves, Laura and others", 2020),
     "rmu": (
         "The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning",
         "2403.03218",
@@ -60,7 +66,7 @@ PAPERS = {
 }
 LABELS = {
     **{"ga": "GA", "grad_diff": "GradDiff", "kl": "KL", "npo": "NPO", "simnpo": "SimNPO"},
-    **{"rmu": "RMU", "finetune": "Finetune"},
+    **{"rmu": "RMU", "max_loss": "Max Loss", "random_label": "Random Label", "finetune": "Finetune"},
 }
 
 
@@ -76,14 +82,16 @@ class FirstOrder(Method):
 
     Args:
         objective (`str`, defaults to `"grad_diff"`):
-            `"ga"`, `"grad_diff"`, `"kl"`, `"npo"`, `"simnpo"`, `"rmu"` or `"finetune"`.
+            `"ga"`, `"grad_diff"`, `"kl"`, `"npo"`, `"simnpo"`, `"rmu"` or `"finetune"`; for classifiers `"max_loss"` (the
+            same as `"ga"`, under the name it has there) and `"random_label"`, whose labels are drawn anew at every step,
+            uniformly over all classes.
         beta (`float`, *optional*):
             Inverse temperature of NPO (default 0.1) and SimNPO (default 4.5), on summed and on mean token NLL as in
             the papers.
         gamma (`float`, defaults to `0.0`): Margin of SimNPO.
         forget_weight (`float`, *optional*): Weight of the forget term; 0.125 for SimNPO (open-unlearning), else 1.
         retain_weight (`float`, *optional*):
-            Weight of the retain term; 1200 for RMU (its alpha), else 1. GA has none.
+            Weight of the retain term; 1200 for RMU (its alpha), else 1. GA, Max Loss and Random Label have none.
         steering (`float`, defaults to `6.5`): RMU: norm of the vector that states are pushed to.
         layer (`int`, defaults to `7`): RMU: the layer, counted from 0, whose output is pushed.
         layers (`list[int]`, *optional*): RMU: the layers that move; by default `layer` and the two before it.
@@ -140,11 +148,11 @@ class FirstOrder(Method):
 
     @property
     def paired(self) -> bool:
-        return self.objective != "ga"
+        return self.objective not in FORGET_ONLY
 
     @property
     def needs_retain(self) -> bool:
-        return self.objective != "ga"
+        return self.objective not in FORGET_ONLY
 
     def prepare(self, trainer):
         if self.objective == "rmu":
@@ -206,6 +214,11 @@ class FirstOrder(Method):
             term = term[lengths > 0].sum() / counts.forget_rows
             return term, nll.detach().sum() / counts.forget_tokens
         nll = objectives.cross_entropy(logits, labels).sum() / counts.forget_tokens
+        if self.objective == "random_label":
+            # From the process's own generator, which checkpoints keep: a resumed run draws what it would have drawn.
+            drawn = torch.randint(logits.shape[-1], labels.shape, device=labels.device)
+            drawn = torch.where(labels == objectives.IGNORE, labels, drawn)
+            return objectives.cross_entropy(logits, drawn).sum() / counts.forget_tokens, nll.detach()
         return -nll, nll.detach()
 
     def _retain_term(self, model, batch, counts):
