@@ -31,7 +31,7 @@ CONFIG = {
     "data": {
         "source": "hazards",
         "length": 96,
-        "hazards": {"items": 4, "general_items": 2, "documents": 2, "instructions": 12},
+        "hazards": {"items": 4, "general_items": 2, "documents": 2, "prose": 6, "instructions": 12},
     },
     "stages": [
         {"name": "first", "task": "toxins", "forget": {"toxins-forget": None}, "retain": {"general": None}},
@@ -261,10 +261,7 @@ BAD = {
         "no corpus 'toxin' in the miniature; there are",
     ),
     "too many sequences": (changed(stages=[STAGE | {"retain": {"general": 10**6}}]), "1000000 were asked for"),
-    "unknown task": (
-        changed(stages=[STAGE | {"task": "poisons"}]),
-        "no questions poisons in the miniature; there are",
-    ),
+    "unknown task": (changed(stages=[STAGE | {"task": "poisons"}]), "no task poisons in the miniature; there are"),
     "unknown setting of a method": (
         changed(methods=[CONFIG["methods"][0] | {"settings": {"dampning": 1.0}}]),
         "margin: settings: dampning is no setting of kfade; there are",

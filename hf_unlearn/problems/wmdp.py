@@ -92,6 +92,12 @@ class WmdpProblem(Problem):
         loaded |= {"attacks": attacks, "progress": progress}
         return configured(cls, "evaluation", config["evaluation"], **loaded)
 
+    def __post_init__(self):
+        embedded = self.corpora.questions
+        tasks = [*self.domains, *self.also, self.general]
+        if embedded is not None and (unknown := [task for task in tasks if task not in embedded]):
+            raise InputError(f"no task {', '.join(unknown)} in the miniature; there are {', '.join(embedded)}")
+
     @classmethod
     def sizes(cls, config):
         corpora = read_corpora(config)
@@ -155,8 +161,6 @@ class WmdpProblem(Problem):
         """Scores on `tasks` (all by default), of the first `limit` questions of each."""
         tasks = list(dict.fromkeys(tasks or [*self.domains, *self.also, self.general]))
         embedded = self.corpora.questions
-        if embedded is not None and (unknown := [task for task in tasks if task not in embedded]):
-            raise InputError(f"no questions {', '.join(unknown)} in the miniature; there are {', '.join(embedded)}")
         result = evaluate_tasks(
             model,
             self.tokenizer,
