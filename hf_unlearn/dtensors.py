@@ -18,6 +18,14 @@ def is_sharded(model: nn.Module) -> bool:
     return any(map(is_dtensor, model.parameters()))
 
 
+def reshard(model: nn.Module):
+    """Put back the parts: a forward without a backward leaves the outermost weights whole, where settings do not last."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    for one in model.modules() if module is not None else ():
+        if isinstance(one, module.FSDPModule):
+            one.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or all of a sharded one. Collective for a sharded one."""
     return tensor.detach().full_tensor() if is_dtensor(tensor) else tensor

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..dtensors import is_sharded
+from ..dtensors import is_sharded, reshard
 from ..errors import InputError
 from ..files import sha256_tensor
 from .batches import Batch, read_batch
@@ -66,7 +66,13 @@ def run_pass(
     from tqdm.auto import tqdm
 
     rank, size = processes.rank, processes.size
+    reshard(model)
     device, causal, sharded = model_device(model), is_causal(model), is_sharded(model)
+    if sharded and fisher == "exact":
+        raise InputError(
+            "fisher='exact' makes as many backwards as a batch has places, and on a sharded model all processes must make "
+            "the same number: choose 'sampled' or 'probe'"
+        )
     keeper = RowKeeper(leaders) if size > 1 else None
     receiver = sums if keeper is None else keeper
     batches, raws, digests, first, failed = None, [], [], 0, None
