@@ -149,7 +149,7 @@ def _groups(
     for leader, names in members.items():
         inner, outer = shapes[leader][1], [shapes[name][0] for name in names]
         factors = [inner, *outer] if kind in ("kfac", "ekfac") else []
-        entries = sum(d * d for d in factors)
+        entries = sum(d * d + d for d in factors)  # a matrix, and its eigenvalues
         if kind in ("ekfac", "diagonal"):
             entries += inner * sum(outer)
         cost = sum(float(d) ** 3 for d in factors) or float(entries)
