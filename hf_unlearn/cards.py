@@ -27,6 +27,7 @@ METRICS = (
     ("retain_probability", "probability of the retained answers", 3, "as original"),
     ("model_utility", "model utility", 3, "as original"),
     ("retain_kl", "KL from the original on retained answers, nats per token", 4, "lower"),
+    ("kl", "KL from the original on completions of unrelated instructions, nats per token", 4, "lower"),
 )
 DEFAULTS = {
     "model_name": None,

@@ -78,6 +78,9 @@ def add_curvature(commands):
     fit.add_argument("--sequences", type=int, help="use at most so many sequences, chosen by the seed (default: all)")
     fit.add_argument("--length", type=int, default=512, help="tokens of a sequence (default: %(default)s)")
     fit.add_argument("--fisher", default="sampled", help="sampled, probe, exact or empirical (default: %(default)s)")
+    fit.add_argument(
+        "--max_factor_memory", metavar="SIZE", help="what a process may hold on its device, as 20GB (default: all)"
+    )
     fit.add_argument("--batch_size", type=int, default=8, help="sequences at a time (default: %(default)s)")
     fit.add_argument("--seed", type=int, default=0, help="of the sequences and the draws (default: %(default)s)")
     fit.set_defaults(run=run_curvature_fit)

@@ -68,8 +68,12 @@ def run_evaluate(options):
 
 
 def run_curvature_fit(options):
-    """Print the plan, fit on packed text, save. The folder is written when the fit is complete."""
-    from .curvature import make_curvature, plan
+    """Print the plan, fit on packed text, save.
+
+    The folder is written when the fit is complete. One that was killed goes on from the folder `OUTPUT.unfinished` beside
+    it when the command is given again.
+    """
+    from .curvature import Curvature, make_curvature, plan
     from .data.wmdp import check_tokenizer, pack, select_rows
     from .hub import public_name
     from .loading import default_collator, load_model
@@ -87,10 +91,11 @@ def run_curvature_fit(options):
     rows = select_rows(pack(texts, tokenizer, options.length), options.sequences, options.seed)
     if options.sequences and len(rows) < options.sequences:
         state.print(f"the data gives {len(rows)} sequences, fewer than --sequences {options.sequences}")
-    settings = {"kind": options.kind, "target_modules": options.target_modules}
+    settings = {"target_modules": options.target_modules, "max_factor_memory": options.max_factor_memory}
     cost = plan(
         model,
         **settings,
+        kind=options.kind,
         sequences=len(rows),
         sequence_length=options.length,
         num_processes=state.num_processes,
@@ -100,17 +105,17 @@ def run_curvature_fit(options):
     curvature.fit(
         model.to(state.device),
         loader,
-        target_modules=options.target_modules,
+        **settings,
         fisher=options.fisher,
         seed=options.seed,
         accelerator=state,
         progress=state.is_main_process,
+        checkpoint_dir=output.with_name(f"{output.name}.unfinished"),
     )
     curvature.metadata["model"] = public_name(options.model)
+    curvature.save_pretrained(output)  # each process writes what it owns
     if state.is_main_process:
-        curvature.save_pretrained(output)
-        print("\n".join(describe_curvature(curvature, output)))
-    state.wait_for_everyone()
+        print("\n".join(describe_curvature(Curvature.from_pretrained(output), output)))
 
 
 def run_curvature_inspect(options):

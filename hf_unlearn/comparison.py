@@ -1,14 +1,13 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """One unlearning problem, several methods with equal search budgets, one table: what recipes and `hf-unlearn demo` run."""
 
-import contextlib
 import dataclasses
 import gc
 import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,22 +19,21 @@ from transformers.utils import logging as transformers_logging
 from .config import UnlearnConfig
 from .cost import peak_memory_mb, reset_peak_memory
 from .data.rows import fingerprint_rows
+from .data.wmdp import check_enough
 from .deltas import UpdateDelta, delta_config
 from .errors import InputError, NumericalError
-from .evaluation.specificity import KLResult
+from .evaluation.specificity import Approximation, KLResult
 from .files import open_safetensors, sha256_json, sha256_tensors, write_json, write_safetensors
 from .methods.base import Method
 from .methods.first_order import FirstOrder
 from .methods.kfade import KFade
-from .problems.base import Problem, Stage, on_main_process, together
+from .problems.base import Problem, Stage, StageSize, on_main_process, together
 from .trainer import UnlearnTrainer
 
 
 logger = logging.getLogger(__name__)
 
 METHODS = {"kfade": KFade, "first_order": FirstOrder}
-# Numbers of a `KLResult`; its other fields are tensors.
-KL_NUMBERS = ("mean", "tokens", "interval", "nll", "reference_nll")
 KL_TENSORS = ("per_token", "per_sequence", "sequence_tokens")
 
 
@@ -108,6 +106,21 @@ class Entry:
         return len(self.search) * self.epochs
 
 
+def check_entry(entry: Entry, stages: Sequence[StageSize]):
+    """Refuse a line that could only fail once it runs.
+
+    Raises:
+        InputError: settings that the method does not have, a search that does not fit the stages, or fewer forget
+            rows than the steps need, for the paper draws them without replacement.
+    """
+    for trial in entry.search:
+        for stage, value in zip(stages, entry.values(trial, len(stages)), strict=True):
+            method = entry.make(value)
+            if isinstance(method, KFade) and method.forget_batch_size is not None:
+                what = f"{entry.label}: the forget set of stage {stage.name}"
+                check_enough(range(stage.forget_rows), method.steps, method.forget_batch_size, what)
+
+
 class Comparison:
     """Runs every entry on one problem, writes what it finds as it finds it, and goes on after a kill.
 
@@ -138,12 +151,9 @@ class Comparison:
         self.folder = Path(output_dir)
         self.arguments = arguments
         for entry in entries:
-            for trial in entry.search:
-                for value in entry.values(trial, len(self.stages(entry))):
-                    entry.make(value)
+            check_entry(entry, [stage.size for stage in self.stages(entry)])
         self.candidates: list[dict] = []
-        total = sum(entry.candidates for entry in entries)
-        self.bar = tqdm(total=total, desc="candidates", unit="model", disable=not progress)
+        self.progress = progress
         self.kl: dict[str, KLResult] = {}
 
     def stages(self, entry: Entry) -> list[Stage]:
@@ -155,16 +165,16 @@ class Comparison:
         transformers_logging.disable_progress_bar()
         self.identity = self._identity()
         # The original is changed in place while methods run, so what it says must be remembered.
-        self.problem.prepare()
+        self.problem.prepare(self.folder, self.identity)
         rows = []
         for label, model in self.problem.references().items():
             logger.info(f"evaluate the {label} model")
             metrics, self.kl[label] = self.problem.measure(model)
             rows.append(table_row(label, metrics))
         del self.kl["original"]  # zeros
-        rows += [self._entry_row(entry) for entry in self.entries]
-        self.bar.close()
-        return rows
+        total = sum(entry.candidates for entry in self.entries)
+        with tqdm(total=total, desc="candidates", unit="model", disable=not self.progress) as self.bar:
+            return rows + [self._entry_row(entry) for entry in self.entries]
 
     def _identity(self) -> str:
         return sha256_json(
@@ -188,15 +198,9 @@ class Comparison:
         """The update of the candidate that an entry's row shows."""
         return UpdateDelta.from_pretrained(self.entry_folder(label) / "delta")
 
-    @contextlib.contextmanager
     def updated(self, label: str):
-        """The original model with an entry's update, put back afterwards."""
-        model = self.problem.original
-        base = copy_of_weights(model)
-        try:
-            yield self.update(label).apply_to(model)
-        finally:
-            put_back(model, base)
+        """Context of the original model with an entry's update inside; put back afterwards."""
+        return self.update(label).applied_to(self.problem.original)
 
     def _entry_row(self, entry: Entry) -> dict:
         key = sha256_json({"run": self.identity, "entry": dataclasses.asdict(entry)})
@@ -207,9 +211,7 @@ class Comparison:
             logger.info(f"{entry.label}: finished before, read from {folder}")
             self.candidates += saved["candidates"]
             self.bar.update(len(saved["candidates"]))
-            with open_safetensors(folder / "kl.safetensors") as tensors:
-                parts = {name: tensors.get_tensor(name) for name in KL_TENSORS}
-            self.kl[entry.label] = KLResult(**{**saved["kl"], "interval": tuple(saved["kl"]["interval"])}, **parts)
+            self.kl[entry.label] = read_kl(folder, saved["kl"])
             return saved["row"]
         on_main_process(lambda: shutil.rmtree(folder, ignore_errors=True))
         search = _Search(self, entry, folder)
@@ -221,15 +223,26 @@ class Comparison:
         row |= {"reached": self.problem.results.reached(row), "candidates": len(search.rows)}
         self.candidates += search.rows
         self.kl[entry.label] = kl
-        numbers = {name: getattr(kl, name) for name in KL_NUMBERS}
-        result = {"key": key, "row": row, "candidates": search.rows, "kl": numbers}
-
-        def finish():
-            write_safetensors(folder / "kl.safetensors", {name: getattr(kl, name) for name in KL_TENSORS})
-            write_json(done, result)
-
-        on_main_process(finish)
+        on_main_process(
+            lambda: write_json(done, {"key": key, "row": row, "candidates": search.rows, "kl": write_kl(folder, kl)})
+        )
         return row
+
+
+def write_kl(folder: Path, kl: KLResult) -> dict:
+    """Write the tensors of a result into a folder; returns its other fields, JSON-able."""
+    write_safetensors(folder / "kl.safetensors", {name: getattr(kl, name) for name in KL_TENSORS})
+    fields = (field.name for field in dataclasses.fields(kl) if field.name not in KL_TENSORS)
+    approximation = kl.approximation and dataclasses.asdict(kl.approximation)
+    return {name: getattr(kl, name) for name in fields} | {"approximation": approximation}
+
+
+def read_kl(folder: Path, fields: Mapping) -> KLResult:
+    """The result that `write_kl` wrote."""
+    with open_safetensors(folder / "kl.safetensors") as tensors:
+        parts = {name: tensors.get_tensor(name) for name in KL_TENSORS}
+    approximation = fields["approximation"] and Approximation(**fields["approximation"])
+    return KLResult(**{**fields, "interval": tuple(fields["interval"]), "approximation": approximation}, **parts)
 
 
 def copy_of_weights(model) -> dict[str, torch.Tensor]:
@@ -411,8 +424,9 @@ class _Search:
 
 
 def added(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The sum of two updates; a tensor that one of them lacks did not change there."""
-    return {
-        name: first[name] + second[name] if name in first and name in second else (first | second)[name]
-        for name in {**first, **second}
-    }
+    """The sum of two updates in new tensors; one that an update lacks did not change there."""
+    total = {name: tensor.clone() for name, tensor in first.items()}
+    for name, tensor in second.items():
+        # Always a copy: the optimiser goes on adding to the tensors of its update.
+        total[name] = total[name].add_(tensor) if name in total else tensor.clone()
+    return total

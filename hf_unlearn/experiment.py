@@ -14,7 +14,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from .cards import render_card
-from .comparison import Comparison, Entry
+from .comparison import Comparison, Entry, check_entry
 from .curvature import plan
 from .data.rows import row_hashes
 from .deltas import library_versions
@@ -22,14 +22,17 @@ from .errors import InputError
 from .evaluation.report import environment, format_table, write_report
 from .evaluation.results import methods_of, results_of
 from .files import staged_folder, write_json, write_text
+from .methods.first_order import FirstOrder
 from .methods.kfade import KFade
+from .methods.rmu import choose_weights
 from .problems.base import COMMON_SECTIONS, Problem, StageSize, configured, on_main_process
 from .problems.tofu import TofuProblem
+from .problems.wmdp import WmdpProblem
 
 
 logger = logging.getLogger(__name__)
 
-PROBLEMS = {"tofu": TofuProblem}
+PROBLEMS = {"tofu": TofuProblem, "wmdp": WmdpProblem}
 SECONDS = "Seconds are those of the chosen candidate (fit, gradient, steps), without evaluation; on a shared machine compare ratios."
 
 
@@ -227,7 +230,7 @@ def dry_run(config: Mapping) -> str:
         InputError: as the run would: unknown methods or settings, no target module, missing model configuration.
     """
     model = meta_model(config)
-    name, sizes = problem_class(config).sizes(config)
+    sizes = problem_class(config).sizes(config)
     lines = [f"model: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B parameters on the meta device"]
     lines += [
         f"data: {stage.name}: {stage.forget_rows} forget rows, {stage.retain_rows} retain rows" for stage in sizes
@@ -241,11 +244,7 @@ def dry_run(config: Mapping) -> str:
 
 def plans(model, comparison: Comparison) -> str:
     """What every method will do, before anything is done."""
-    mean = lambda rows: round(sum(len(ids) for ids in rows["input_ids"]) / len(rows))
-    sizes = lambda entry: [
-        StageSize(stage.name, len(stage.forget), len(stage.retain), mean(stage.retain))
-        for stage in comparison.stages(entry)
-    ]
+    sizes = lambda entry: [stage.size for stage in comparison.stages(entry)]
     return "\n".join(plan_entry(model, entry, sizes(entry)) for entry in comparison.entries)
 
 
@@ -265,9 +264,11 @@ def plan_entry(model, entry: Entry, stages: list[StageSize]) -> str:
                 stages[0].length,
             )
         ]
-    for trial in entry.search:
-        methods = [entry.make(value) for value in entry.values(trial, len(stages))]
+    check_entry(entry, stages)
+    methods = [entry.make(value) for value in entry.values(entry.search[0], len(stages))]
     for method, stage in zip(methods, stages, strict=True):
+        if isinstance(method, FirstOrder) and method.objective == "rmu":
+            choose_weights(model, method.layer, method.layers)
         if not isinstance(method, KFade):
             continue
         if len(stages) > 1:

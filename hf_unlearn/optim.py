@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 
+from .dtensors import placed_like, whole
 from .errors import NumericalError
 
 
@@ -18,6 +19,9 @@ class NaturalGradientAscent(torch.optim.Optimizer):
 
     The update is accumulated in fp32 (fp64 for fp64 weights) beside weights of any dtype, and the weights are set to
     `base + update`, rounded once: steps far below the spacing of bf16 numbers are not lost between steps.
+
+    Weights may be spread over processes (`fully_shard`), and so may the curvature be: then `step`, `directions` and
+    `updates` are collective, and every process makes the same step.
 
     Args:
         named_parameters (`Mapping[str, torch.nn.Parameter]`):
@@ -44,16 +48,21 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         damping: float,
         refit: Callable[[int], None] | None = None,
     ):
-        self.named = dict(named_parameters)
+        self._names = list(named_parameters)
         self.base = base
         self.curvature = curvature
         self.refit = refit
-        super().__init__(list(self.named.values()), {"lr": step_norm, "damping": damping, "steps": 0})
+        super().__init__(list(named_parameters.values()), {"lr": step_norm, "damping": damping, "steps": 0})
         self.diagnostics: dict[str, float] = {}
 
     @property
     def _group(self) -> dict:
         return self.param_groups[0]
+
+    @property
+    def named(self) -> dict[str, torch.nn.Parameter]:
+        """The weights by name. Accelerate puts sharded parameters in the place of those that the optimiser was given."""
+        return dict(zip(self._names, self._group["params"]))
 
     def fit(self):
         """Fit the curvature for the step to come (once per step, however often it is asked)."""
@@ -68,7 +77,7 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         """
         gradients = {}
         for name, parameter in self.named.items():
-            if parameter.grad is None or not torch.isfinite(parameter.grad).all():
+            if parameter.grad is None or not whole(torch.isfinite(parameter.grad).all()):
                 state = "missing" if parameter.grad is None else "not finite"
                 raise NumericalError(
                     f"the forget gradient of {name} is {state}: check the forget rows and the model's loss"
@@ -86,7 +95,7 @@ class NaturalGradientAscent(torch.optim.Optimizer):
     def apply(self, vector: Mapping[str, torch.Tensor], scale: float):
         """Set the weights to base + update + scale * vector without keeping it (a candidate)."""
         for name, parameter in self.named.items():
-            self._set_weight(name, self._update(name).add(vector[name].to(parameter.device), alpha=scale))
+            self._set_weight(name, self._update(name).add(placed_like(vector[name], parameter), alpha=scale))
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -95,7 +104,7 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         vector, norm = next(self.directions([self._group["damping"]]))
         alpha = self._group["lr"]
         for name, parameter in self.named.items():
-            update = self._update(name).add_(vector[name].to(parameter.device), alpha=alpha / norm)
+            update = self._update(name).add_(placed_like(vector[name], parameter), alpha=alpha / norm)
             self.state[parameter]["update"] = update
             self._set_weight(name, update)
         self._group["steps"] += 1
@@ -112,7 +121,8 @@ class NaturalGradientAscent(torch.optim.Optimizer):
 
     def _set_weight(self, name: str, update: torch.Tensor):
         parameter = self.named[name]
-        parameter.copy_((self.base[name].to(update.device, update.dtype) + update).to(parameter.dtype))
+        base = placed_like(self.base[name].to(update.dtype), parameter)
+        parameter.copy_((base + update).to(parameter.dtype))
 
     @torch.no_grad()
     def load_state_dict(self, state_dict):
@@ -122,9 +132,9 @@ class NaturalGradientAscent(torch.optim.Optimizer):
             # torch casts floating state to the parameter's dtype; the fp32 update of a bf16 weight must survive as it is.
             saved = state_dict["state"].get(index, {}).get("update")
             if saved is not None:
-                self.state[parameter]["update"] = saved.to(parameter.device, copy=True)
+                self.state[parameter]["update"] = placed_like(saved.clone(), parameter)
                 self._set_weight(name, self.state[parameter]["update"])
 
     def updates(self) -> dict[str, torch.Tensor]:
-        """The whole update of every weight so far, as it was made, by `state_dict` name."""
-        return {name: self._update(name) for name in self.named}
+        """The whole update of every weight so far, as it was made, by `state_dict` name. Collective for sharded weights."""
+        return {name: whole(self._update(name)) for name in self.named}

@@ -22,8 +22,10 @@ from .cost import peak_memory_mb, reset_peak_memory
 from .data.collators import UnlearnCollator
 from .data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows
 from .deltas import UpdateDelta, base_tensors, delta_config
+from .dtensors import placed_like, whole
 from .errors import InputError, NumericalError
 from .files import sha256_tensors, staged_folder, write_text, writing
+from .fitting import fit_on_retain
 from .hub import public_name, push_folder
 from .loading import default_collator, load_model, merged_weights
 from .methods.base import Counts, Method
@@ -177,7 +179,7 @@ class UnlearnTrainer(Trainer):
         try:
             # Only what may move is copied; a resumed run takes it from the original model, before the checkpoint loads.
             self.base_weights = {
-                name: parameter.detach().to("cpu", copy=True)
+                name: whole(parameter.detach()).to("cpu", copy=True)
                 for name, parameter in self.model.named_parameters()
                 if parameter.requires_grad
             }
@@ -416,28 +418,12 @@ class UnlearnTrainer(Trainer):
     def fit_curvature(
         self, curvature, *, target_modules=None, fisher="sampled", rows: int | None = None, seed: int = 0
     ):
-        """Fit `curvature` on (a seeded choice of `rows` of) the retain rows, longest first, at the weights as they are."""
-        dataset = self.retain_dataset
-        if rows is not None and rows < len(dataset):
-            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.args.seed))
-            dataset = dataset.select(sorted(order[:rows].tolist()))
-        if "input_ids" in dataset.column_names:
-            # Rows of one length together: a third of the time went into padding. The longest come first, so that a batch
-            # too large for the memory fails at once.
-            lengths = [len(ids) for ids in dataset["input_ids"]]
-            dataset = dataset.select(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
-        started = time.perf_counter()
-        curvature.fit(
-            self.accelerator.unwrap_model(self.model),
-            self._loader(dataset, self.args.curvature_batch_size),
-            target_modules=target_modules,
-            fisher=fisher,
-            seed=seed,
-            accelerator=self.accelerator,
-            progress=not self.args.disable_tqdm,
-        )
-        self.cost["fit_seconds"] = self.cost.get("fit_seconds", 0.0) + time.perf_counter() - started
-        return curvature
+        """Fit `curvature` on (a seeded choice of `rows` of) the retain rows, longest first, at the weights as they are.
+
+        The plan is printed before the first fit. A fit that is killed goes on from `curvature-in-progress/` in the output
+        folder when the run is started again.
+        """
+        return fit_on_retain(self, curvature, target_modules=target_modules, fisher=fisher, rows=rows, seed=seed)
 
     def _loader(self, dataset, batch_size: int) -> DataLoader:
         return DataLoader(dataset, batch_size=batch_size, shuffle=False, collate_fn=self.single_collator)
@@ -471,7 +457,7 @@ class UnlearnTrainer(Trainer):
         try:
             with torch.no_grad():
                 for name, parameter in named.items():
-                    parameter.copy_(self.base_weights[name])
+                    parameter.copy_(placed_like(self.base_weights[name], parameter))
             yield
         finally:
             with torch.no_grad():

@@ -16,14 +16,8 @@ from torch.distributed.fsdp import fully_shard
 
 from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError, NumericalError
-from hf_unlearn.evaluation.harness import (
-    Score,
-    count_questions,
-    evaluate_tasks,
-    format_scores,
-    make_score,
-    model_hash,
-)
+from hf_unlearn.evaluation.harness import count_questions, evaluate_tasks, model_hash
+from hf_unlearn.evaluation.harness_scores import Score, format_scores, make_score
 
 
 WORDS = "Which of the following is a question about biology, chemistry and computer security? The answer is: A B C D."

@@ -13,7 +13,9 @@ from .targets import select_targets
 
 KINDS = {kind.kind: kind for kind in (EKFAC, KFAC, Diagonal, Identity)}
 
-__all__ = ["Curvature", "Diagonal", "EKFAC", "Identity", "KFAC", "Plan", "make_curvature", "plan", "select_targets"]
+__all__ = [
+    "KINDS", "Curvature", "Diagonal", "EKFAC", "Identity", "KFAC", "Plan", "make_curvature", "plan", "select_targets"
+]  # fmt: skip
 
 
 def make_curvature(kind: str | Curvature) -> Curvature:
@@ -21,5 +23,7 @@ def make_curvature(kind: str | Curvature) -> Curvature:
     if isinstance(kind, Curvature):
         return kind
     if kind not in KINDS:
-        raise InputError(f"curvature must be one of {', '.join(KINDS)}, not {kind!r}")
+        raise InputError(
+            f"curvature must be one of {', '.join(KINDS)}, a fitted Curvature, or the folder or repository of one, not {kind!r}"
+        )
     return KINDS[kind]()

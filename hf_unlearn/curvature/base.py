@@ -2,8 +2,8 @@
 """What every curvature does: fit on data, solve, norm, and files."""
 
 import abc
+import functools
 import resource
-import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,19 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..dtensors import whole
 from ..errors import InputError, NumericalError
-from ..files import open_safetensors, read_json, sha256_json, sha256_tensor, write_json, write_safetensors
-from ..version import __version__
+from ..files import sha256_tensor
+from . import artifact
 from .fisher import FISHERS
+from .fit import run_fit
+from .layout import parse_bytes
 from .linalg import check_finite, matmul_precision
-from .passes import run_pass
-from .sharding import all_reduce
-from .sums import SquareSums
-from .targets import is_transposed, select_targets, unwrap
-
-
-CONFIG_FILE = "curvature_config.json"
-SHARD_BYTES = 5 * 10**9
+from .sharding import Processes
+from .targets import select_targets
 
 
 class Curvature(abc.ABC):
@@ -34,15 +31,24 @@ class Curvature(abc.ABC):
     a small step v the mean KL between the model's predictions before and after is v^T G v / 2 nats a token. Biases
     are not in it. Every block is diagonal in a Kronecker product of two orthogonal bases; a subclass says which.
 
+    After a fit on several processes each holds the tensors of its own weights only. Then `fit`, `solve`, `norm`,
+    `save_pretrained` and `push_to_hub` are collective: every process calls them with the same arguments, and gets the
+    same bits.
+
     Attributes:
         names: `state_dict` names of the weights.
-        metadata: JSON-able account of the fit (kind, data, model, cost), see `fit`.
+        metadata: JSON-able account of the fit (kind, data, model, cost), see `fit`; the same on all processes but for
+            seconds and memory.
+        tensors: what this process holds.
+        owners: name -> rank of the process that holds its tensors; empty when this one holds all.
     """
 
     kind: str
+    passes: tuple[str, ...] = ()
 
     def __init__(self):
-        self.metadata, self.tensors = {}, {}
+        self.metadata, self.tensors, self.owners = {}, {}, {}
+        self.processes = Processes()
         self._warned = False
 
     @property
@@ -59,8 +65,11 @@ class Curvature(abc.ABC):
         seed: int = 0,
         accelerator=None,
         progress: bool = True,
+        max_factor_memory: int | str | None = None,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 100,
     ) -> "Curvature":
-        """Measure G on data. The model is left as it was found.
+        """Measure G on data. The model is left as it was found, and so is torch's random state.
 
         Args:
             dataloader: dicts that the model takes: `input_ids`, `attention_mask`, `labels` (B, T) with -100 ignored,
@@ -73,74 +82,75 @@ class Curvature(abc.ABC):
                 models; "empirical": the labels of the data, which is not the Fisher but the usual shortcut.
             seed: of the draws. They depend on it and on a sequence's place in the data alone. A second pass (EK-FAC)
                 draws the same labels again.
-            accelerator: with several processes, each takes every n-th batch.
+            accelerator: an `accelerate.Accelerator`. With several processes each computes every n-th batch and owns
+                the tensors of some of the weights; gradients of a model that is sharded itself (`fully_shard`) too.
+            max_factor_memory: bytes, or a text such as "20GB", of factors, eigenvectors and eigenvalues that a process
+                may hold on its device. What does not fit is measured in several blocks of layers, with passes over
+                the data of their own, and each block then moves to the CPU. A decomposition needs three times the
+                largest factor on top.
+            checkpoint_dir: folder for what is done so far, removed at the end. The same fit (settings, weights, data,
+                number of processes, version) that is killed and started again goes on from there, to the same bits.
+            checkpoint_every: batches between two writings; each writes as many bytes as the factors have. 0: never.
 
         Raises:
-            InputError: empty dataloader, labels all ignored, no or unsuitable target, a target that never runs.
+            InputError: empty dataloader, labels all ignored, no or unsuitable target, a target that never runs, weights
+                that share an input and exceed `max_factor_memory`, processes with other code, settings, weights or data.
             NumericalError: a factor is not finite; the message names it.
+            ConnectionError: another process stopped.
         """
-        if fisher not in FISHERS:
-            raise InputError(f"fisher must be one of {', '.join(FISHERS)}, not {fisher!r}")
-        if isinstance(dataloader, Iterator):
-            raise InputError("the dataloader can be read only once; pass a DataLoader or a list of batches")
-        targets = select_targets(model, target_modules)
-        self.tensors, self._warned = {}, False
-        self.metadata = {
-            "kind": self.kind,
-            "unit": "per predicted token",
-            "fisher": fisher,
-            "seed": seed,
-            "targets": {
-                name: {"shape": list(module.weight.shape), "transposed": is_transposed(module)}
-                for name, module in targets.items()
-            },
-            "stages": {},
-            **_identity(model, targets),
-        }
+        self.processes, self.owners, self._warned = Processes(accelerator), {}, False
+        targets = {}
 
-        def measure(sums, description: str, tensors):
-            """Run one pass and reduce `tensors()` over the processes; the number of predicted tokens."""
-            with self._stage(description):
-                counts = run_pass(
-                    model,
-                    dataloader,
-                    targets,
-                    sums,
-                    fisher=fisher,
-                    seed=seed,
-                    accelerator=accelerator,
-                    description=description,
-                    progress=progress,
-                )
-                counts = counts.to(next(model.parameters()).device)
-                all_reduce({"counts": counts}, accelerator)
-                sequences, tokens = counts.tolist()
-                if tokens == 0:
-                    raise InputError(
-                        "no token to predict in the curvature data: the dataloader is empty or all labels are -100"
-                    )
-                all_reduce(tensors(), accelerator)
-            self.metadata |= {"sequences": sequences, "predicted_tokens": tokens}
-            return tokens
+        def check():
+            if fisher not in FISHERS:
+                raise InputError(f"fisher must be one of {', '.join(FISHERS)}, not {fisher!r}")
+            if isinstance(dataloader, Iterator):
+                raise InputError("the dataloader can be read only once; pass a DataLoader or a list of batches")
+            targets.update(select_targets(model, target_modules))
 
-        with torch.no_grad():
-            self._fit(targets, measure, accelerator, progress)
+        self.processes.share(check)
+        # A dataloader draws from torch's random state whenever it is read, and a fit that is resumed reads it more often.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            run_fit(
+                self,
+                model,
+                dataloader,
+                targets,
+                fisher=fisher,
+                seed=seed,
+                limit=parse_bytes(max_factor_memory),
+                checkpoint_dir=checkpoint_dir,
+                checkpoint_every=checkpoint_every,
+                show=progress,
+            )
         return self
 
-    @abc.abstractmethod
-    def _fit(self, targets, measure, accelerator, progress: bool):
-        """Fill `self.tensors` with passes over the data: `measure(sums, description, tensors)` makes one."""
+    # ---- what a subclass measures ----------------------------------------------------------------------------------
+    def fill(self, targets: Mapping[str, nn.Module]):
+        """Set `self.tensors` without data: of kinds that make no pass."""
+        raise TypeError(f"{type(self).__name__} makes passes over the data")
 
-    def _measure_eigenvalues(self, sums: SquareSums, measure, description: str):
-        """One pass that takes the mean squares of per-sequence gradients, in the basis of `sums`, as eigenvalues."""
-        tokens = measure(sums, description, lambda: sums.squares)
+    @abc.abstractmethod
+    def make_sums(self, description: str, targets: Mapping[str, nn.Module], leaders: Mapping[str, str]):
+        """What the pass of that name adds up, for these targets."""
+
+    def take(self, sums, tokens: int, show: bool):
+        """Make tensors of the sums of a pass over `tokens` predicted tokens."""
         for name, total in sums.squares.items():
-            check_finite(total, f"the {description} of {name}")
+            check_finite(total, f"the {self.passes[-1]} of {name}")
             self.tensors[f"eigenvalues.{name}"] = total.div_(tokens)
+
+    def extent(self, name: str) -> dict:
+        """Largest eigenvalue and type of a weight's tensors, for those that do not hold them."""
+        largest = self._largest(name)
+        return {"largest": float(largest), "dtype": str(largest.dtype).removeprefix("torch.")}
 
     @abc.abstractmethod
     def _eigenvalues(self, name: str) -> Tensor:
         """Eigenvalues of the block, (d_out, d_in) or a scalar, in the basis of `_rotate`."""
+
+    def _largest(self, name: str) -> Tensor:
+        return self._eigenvalues(name).max()
 
     def _rotate(self, name: str, matrix: Tensor) -> Tensor:
         """The matrix (d_out, d_in) in the block's eigenbasis; the identity unless a subclass has bases."""
@@ -164,46 +174,64 @@ class Curvature(abc.ABC):
         self, gradients: Mapping[str, Tensor], dampings: Iterable[float]
     ) -> Iterator[tuple[dict[str, Tensor], float]]:
         """For each damping the step and its `norm`; the gradients are rotated into the eigenbasis only once."""
-        with torch.no_grad(), matmul_precision("highest"):
-            rotated = {name: self._to_basis(name, gradient) for name, gradient in gradients.items()}
+        self.processes.doing = "a curvature solve"
+        rotated, devices = {}, {}
+        for name in sorted(gradients):
+            self._check(name, gradients[name])
+            # All processes take part in gathering a sharded gradient; its owner alone keeps it.
+            gradient, devices[name] = whole(gradients[name]), gradients[name].device
+            if self.holds(name):
+                with torch.no_grad(), matmul_precision("highest"):
+                    rotated[name] = self._to_basis(name, gradient)
         for damping in dampings:
             if not damping >= 0:
                 raise InputError(f"damping must not be negative, got {damping}")
             self._check_damping(gradients, damping)
-            steps, square = {}, 0.0
-            with torch.no_grad(), matmul_precision("highest"):
-                for name, matrix in rotated.items():
-                    values = self._eigenvalues(name)
-                    matrix = matrix / (values + damping)
-                    square += _quadratic(matrix, values)
-                    steps[name] = self._from_basis(name, matrix).to(gradients[name].device)
-                    if not torch.isfinite(steps[name]).all():
-                        raise NumericalError(f"the step of {name} is not finite at damping {damping:g}; raise damping")
-            yield steps, square**0.5
+            steps: dict[str, Tensor] = {}
+            norm = _root(self.processes.share(functools.partial(self._solve_own, rotated, damping, steps)))
+            for name in sorted(gradients) if self.owners else ():
+                if name not in steps:
+                    target = self.metadata["targets"][name]
+                    dtype = getattr(torch, target["dtype"])
+                    steps[name] = torch.empty(target["shape"], dtype=dtype, device=devices[name])
+                self.processes.broadcast(steps[name], self.owners[name])
+            yield {name: steps[name] for name in gradients}, norm
+
+    def _solve_own(self, rotated: Mapping[str, Tensor], damping: float, steps: dict[str, Tensor]) -> dict[str, float]:
+        """Put the steps of rotated gradients into `steps`; the square of each one's norm."""
+        squares = {}
+        with torch.no_grad(), matmul_precision("highest"):
+            for name, matrix in rotated.items():
+                values = self._eigenvalues(name).to(matrix.device)
+                matrix = matrix / (values + damping)
+                squares[name] = _quadratic(matrix, values)
+                steps[name] = self._from_basis(name, matrix).contiguous()
+                if not torch.isfinite(steps[name]).all():
+                    raise NumericalError(f"the step of {name} is not finite at damping {damping:g}; raise damping")
+        return squares
 
     def norm(self, steps: Mapping[str, Tensor]) -> float:
         """sqrt(v^T G v) over all the steps together, without damping."""
-        with torch.no_grad(), matmul_precision("highest"):
-            return (
-                sum(_quadratic(self._to_basis(name, v), self._eigenvalues(name)) for name, v in steps.items()) ** 0.5
-            )
+        self.processes.doing = "a norm under the curvature"
+        squares = {}
+        for name in sorted(steps):
+            self._check(name, steps[name])
+            step = whole(steps[name])
+            if self.holds(name):
+                with torch.no_grad(), matmul_precision("highest"):
+                    matrix = self._to_basis(name, step)
+                    squares[name] = _quadratic(matrix, self._eigenvalues(name).to(matrix.device))
+        return _root(self.processes.gather(squares))
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `curvature_config.json` and safetensors shards; the config comes last, so half a folder never loads."""
-        folder, shards, size = Path(folder), [[]], 0
-        for name, tensor in self.tensors.items():
-            if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
-                shards.append([])
-                size = 0
-            shards[-1].append(name)
-            size += tensor.nbytes
-        files = {
-            f"curvature-{number:05d}-of-{len(shards):05d}.safetensors": names for number, names in enumerate(shards, 1)
-        }
-        for file, names in files.items():
-            write_safetensors(folder / file, {name: self.tensors[name] for name in names})
-        write_json(folder / CONFIG_FILE, {**self.metadata, "format": 1, "files": files})
-        return folder
+        """Write `curvature_config.json` and safetensors shards; the config comes last, so half a folder never loads.
+
+        Each process writes what it owns, so all of them must see the same folder.
+
+        Raises:
+            OSError: a file could not be written.
+        """
+        return artifact.save(self, folder)
 
     @staticmethod
     def from_pretrained(
@@ -212,42 +240,28 @@ class Curvature(abc.ABC):
         model: nn.Module | None = None,
         device: str | torch.device = "cpu",
         revision: str | None = None,
+        accelerator=None,
     ) -> "Curvature":
-        """Load what `save_pretrained` wrote, of whatever kind, from a folder or the Hub.
+        """Load what `save_pretrained` wrote, of whatever kind and by however many processes, from a folder or the Hub.
+
+        Args:
+            device: where the tensors lie; a solve brings those of one weight at a time to the gradient's device.
+            accelerator: with several processes each loads the tensors of its own weights only.
 
         Raises:
             InputError: nothing there, damaged, another format, or not of this `model` (see `check_model`).
         """
-        from ..hub import fetch_folder
-        from . import KINDS
-
-        folder = fetch_folder(folder_or_repo, revision, ["curvature*"])
-        if not (folder / CONFIG_FILE).is_file():
-            raise InputError(
-                f"{folder_or_repo} holds no {CONFIG_FILE}: give the folder or repository of a saved curvature"
-            )
-        metadata = read_json(folder / CONFIG_FILE)
-        if metadata.pop("format", None) != 1 or metadata["kind"] not in KINDS:
-            raise InputError(f"{folder_or_repo} was written by another version of hf_unlearn: fit the curvature again")
-        curvature = KINDS[metadata["kind"]]()
-        for file, names in metadata.pop("files").items():
-            with open_safetensors(folder / file, str(device)) as shard:
-                curvature.tensors |= {name: shard.get_tensor(name) for name in names}
-        curvature.metadata = metadata
-        if model is not None:
-            curvature.check_model(model)
-        return curvature
+        return artifact.load(folder_or_repo, model, device, revision, accelerator)
 
     def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload to the Hub in one commit; the commit's URL."""
-        from ..hub import push_folder
+        return artifact.push(self, repo, private, token)
 
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return push_folder(repo, folder, private=private, commit_message="Add curvature", token=token)
+    def check_model(self, model: nn.Module, strict: bool = False):
+        """Raise InputError when a weight is missing or of another shape; warn when its values are not those fitted.
 
-    def check_model(self, model: nn.Module):
-        """Raise InputError when a weight is missing or of another shape; warn when its values are not those fitted."""
+        With `strict` other values are an InputError too.
+        """
         parameters = dict(model.named_parameters())
         for name, target in self.metadata["targets"].items():
             if name not in parameters:
@@ -258,7 +272,12 @@ class Curvature(abc.ABC):
                     f"and {target['shape']} in the curvature; fit it again"
                 )
         for name, digest in self.metadata["weights_sha256"].items():
-            if sha256_tensor(parameters[name]) != digest:
+            if sha256_tensor(whole(parameters[name])) != digest:
+                if strict:
+                    raise InputError(
+                        f"the curvature was fitted on other weights: {name} has other values in this model; fit it again, "
+                        "or load it with Curvature.from_pretrained and pass the object to use it all the same"
+                    )
                 warnings.warn(
                     f"the curvature was fitted on other weights: {name} has changed since; refit it, or go on if the "
                     "change is small",
@@ -266,14 +285,22 @@ class Curvature(abc.ABC):
                 )
                 return
 
-    def _to_basis(self, name: str, matrix: Tensor) -> Tensor:
+    def holds(self, name: str) -> bool:
+        """Whether this process has the tensors of a weight."""
+        return self.owners.get(name, self.processes.rank) == self.processes.rank
+
+    def _check(self, name: str, matrix: Tensor):
         target = self.metadata.get("targets", {}).get(name)
         if target is None:
             raise InputError(f"{name} has no curvature: fit it with target_modules that cover it")
         if list(matrix.shape) != target["shape"]:
             raise InputError(f"{name}: expected shape {target['shape']}, got {list(matrix.shape)}")
-        matrix = matrix.to(self._eigenvalues(name))
-        return self._rotate(name, matrix.T if target["transposed"] else matrix)
+
+    def _to_basis(self, name: str, matrix: Tensor) -> Tensor:
+        """In the eigenbasis, on the matrix's own device: a curvature on the CPU gives up one weight's bases at a time."""
+        transposed = self.metadata["targets"][name]["transposed"]
+        matrix = matrix.to(self._eigenvalues(name).dtype)
+        return self._rotate(name, matrix.T if transposed else matrix)
 
     def _from_basis(self, name: str, matrix: Tensor) -> Tensor:
         matrix = self._unrotate(name, matrix)
@@ -282,20 +309,25 @@ class Curvature(abc.ABC):
     def _check_damping(self, names: Iterable[str], damping: float):
         """Kinds whose eigenvalues come from an eigendecomposition warn here."""
 
-    def _stage(self, name: str):
-        return _Stage(name, self.metadata["stages"])
+    def stage(self, name: str) -> "Stage":
+        return Stage(name, self.metadata["stages"])
 
 
-class _Stage:
-    """Context that writes seconds and peak memory of a stage. Without CUDA the peak is the process's so far."""
+class Stage:
+    """Context that adds a stage's seconds to the account, with its peak memory (without CUDA the process's so far).
+
+    Attributes:
+        factor_bytes: set within it: bytes of factors, eigenvectors and eigenvalues that the process holds in it.
+    """
 
     def __init__(self, name: str, stages: dict):
-        self.name, self.stages = name, stages
+        self.name, self.stages, self.factor_bytes = name, stages, 0
 
     def __enter__(self):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self.start = time.perf_counter()
+        return self
 
     def __exit__(self, *_):
         if torch.cuda.is_available():
@@ -303,9 +335,11 @@ class _Stage:
             peak = torch.cuda.max_memory_allocated()
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        before = self.stages.get(self.name, {})
         self.stages[self.name] = {
-            "seconds": round(time.perf_counter() - self.start, 3),
-            "peak_memory_bytes": peak,
+            "seconds": round(before.get("seconds", 0.0) + time.perf_counter() - self.start, 3),
+            "peak_memory_bytes": max(before.get("peak_memory_bytes", 0), peak),
+            "factor_bytes": max(before.get("factor_bytes", 0), self.factor_bytes),
         }
 
 
@@ -313,21 +347,7 @@ def _quadratic(matrix: Tensor, values: Tensor) -> float:
     return float((matrix.square() * values).sum(dtype=torch.float64))
 
 
-def _identity(model: nn.Module, targets: Mapping[str, nn.Module]) -> dict:
-    """What tells this model from another: class, configuration, weights, versions."""
-    import transformers
-
-    inner = unwrap(model)
-    config = inner.config.to_dict() if isinstance(inner, transformers.PreTrainedModel) else {}
-    # Where the model came from and how it runs are not what it is.
-    config = {
-        key: value
-        for key, value in config.items()
-        if not key.startswith("_") and key not in ("transformers_version", "dtype", "use_cache")
-    }
-    return {
-        "model_class": type(inner).__name__,
-        "model_config_sha256": sha256_json(config),
-        "weights_sha256": {name: sha256_tensor(module.weight) for name, module in targets.items()},
-        "versions": {"hf_unlearn": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-    }
+def _root(squares: list[Mapping[str, float]]) -> float:
+    """Root of the sum of all squares, in order of the names: the same bits for any number of processes."""
+    found = {name: square for part in squares for name, square in part.items()}
+    return sum(found[name] for name in sorted(found)) ** 0.5

@@ -58,6 +58,18 @@ class Batch:
             "apart as tokens; leave it out of target_modules"
         )
 
+    def sample(self) -> dict:
+        """Inputs of the first sequence, at most 8 of its real tokens: enough to see how a model is wired."""
+        tokens = self.index[: min(8, self.lengths[0])] if self.index is not None and self.lengths[0] else None
+        one = {}
+        for key, value in self.inputs.items():
+            if isinstance(value, Tensor) and tokens is not None and value.shape[:2] == self.shape:
+                value = value[:1, tokens]
+            elif isinstance(value, Tensor) and value.shape[:1] == self.shape[:1]:
+                value = value[:1]
+            one[key] = value
+        return one
+
 
 def read_batch(batch: Mapping, first: int, causal: bool, device: torch.device) -> Batch | None:
     """Read a dataloader's dict; None when no label in it is predicted.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..dtensors import reshard
 from ..errors import InputError
 
 
@@ -39,6 +40,7 @@ class Capture:
     def __enter__(self):
         from transformers.modeling_layers import GradientCheckpointingLayer
 
+        reshard(self.model)
         self._requires_grad = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
         self._training = {module: module.training for module in self.model.modules()}
         self._forwards, self._handles = {}, []
@@ -64,6 +66,7 @@ class Capture:
                 module.forward = forward
         for module, training in self._training.items():
             module.training = training
+        reshard(self.model)
         for parameter, requires_grad in self._requires_grad.items():
             parameter.requires_grad_(requires_grad)
 

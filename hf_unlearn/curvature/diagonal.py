@@ -15,8 +15,10 @@ class Diagonal(Curvature):
 
     kind = "diagonal"
 
-    def _fit(self, targets, measure, accelerator, progress):
-        self._measure_eigenvalues(SquareSums(targets), measure, "diagonal")
+    passes = ("diagonal",)
+
+    def make_sums(self, description, targets, leaders):
+        return SquareSums(targets)
 
     def _eigenvalues(self, name: str) -> Tensor:
         return self.tensors[f"eigenvalues.{name}"]

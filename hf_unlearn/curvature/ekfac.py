@@ -3,6 +3,7 @@
 
 from torch import Tensor
 
+from .base import Curvature
 from .kfac import KFAC
 from .sums import SquareSums
 
@@ -16,10 +17,16 @@ class EKFAC(KFAC):
 
     kind = "ekfac"
 
-    def _fit(self, targets, measure, accelerator, progress):
-        super()._fit(targets, measure, accelerator, progress)
-        rotations = {name: self._bases(name) for name in targets}
-        self._measure_eigenvalues(SquareSums(targets, rotations), measure, "correction")
+    passes = ("factors", "correction")
+
+    def make_sums(self, description, targets, leaders):
+        if description == "factors":
+            return super().make_sums(description, targets, leaders)
+        return SquareSums(targets, {name: self._bases(name) for name in targets})
+
+    def take(self, sums, tokens, show):
+        # Squares in the eigenbasis are eigenvalues as they are.
+        (Curvature if isinstance(sums, SquareSums) else KFAC).take(self, sums, tokens, show)
 
     def _eigenvalues(self, name: str) -> Tensor:
         return self.tensors[f"eigenvalues.{name}"]

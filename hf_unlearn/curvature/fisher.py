@@ -96,7 +96,9 @@ def output_gradients(outputs: Tensor, head, batch: Batch, fisher: str, seed: int
         span = slice(part * size, (part + 1) * size)
         hidden = rows[span].requires_grad_()
         logits = head(hidden)
-        at_logits = logit_gradients(logits.detach(), noise[span], labels[span], fisher)
+        # With a device map the head may lie on another device than the hidden states.
+        place = logits.device
+        at_logits = logit_gradients(logits.detach(), noise[span].to(place), labels[span].to(place), fisher)
         gradient[span] = torch.autograd.grad(logits, hidden, at_logits.to(logits.dtype))[0]
     yield scatter(gradient)
 

@@ -13,8 +13,7 @@ class Identity(Curvature):
 
     kind = "identity"
 
-    def _fit(self, targets, measure, accelerator, progress):
-        self.metadata |= {"sequences": 0, "predicted_tokens": 0}
+    def fill(self, targets):
         self.tensors = {
             f"eigenvalues.{name}": torch.ones((), dtype=factor_dtype(module.weight), device=module.weight.device)
             for name, module in targets.items()
@@ -22,3 +21,6 @@ class Identity(Curvature):
 
     def _eigenvalues(self, name: str) -> Tensor:
         return self.tensors[f"eigenvalues.{name}"]
+
+    def make_sums(self, description, targets, leaders):
+        raise TypeError("the identity is not measured")

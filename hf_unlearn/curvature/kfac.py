@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Curvature
-from .linalg import check_finite, eigendecompose, mirror_
-from .sharding import agree, all_reduce, assign, rank_and_size
+from .linalg import eigendecompose, mirror_
 from .sums import KroneckerSums
 
 
@@ -23,50 +22,26 @@ class KFAC(Curvature):
 
     kind = "kfac"
 
-    def _fit(self, targets, measure, accelerator, progress):
-        sums = KroneckerSums(targets)
+    passes = ("factors",)
 
-        def tensors():
-            sums.leaders = agree(sums.leaders, accelerator)
-            for leader in sorted(set(sums.leaders.values()) - set(sums.inputs)):
-                sums.add_leader(leader)
-            return {f"input.{name}": total for name, total in sums.inputs.items()} | {
-                f"output.{name}": total for name, total in sums.outputs.items()
-            }
+    def make_sums(self, description, targets, leaders):
+        return KroneckerSums(targets, leaders)
 
-        tokens = measure(sums, "factors", tensors)
-        counts = {name: torch.tensor(count, device=sums.inputs[name].device) for name, count in sums.counts.items()}
-        all_reduce(counts, accelerator)
-        for name, target in self.metadata["targets"].items():
-            target["input"] = sums.leaders[name]
-        with self._stage("eigh"):
-            factors = {f"input.{name}": total.div_(counts[name]) for name, total in sums.inputs.items()}
-            factors |= {f"output.{name}": total.div_(tokens) for name, total in sums.outputs.items()}
-            # The sums let go of the factors: each is freed when its eigenvectors have taken its place.
-            sums.inputs, sums.outputs = {}, {}
-            self._decompose(factors, accelerator, progress)
-
-    def _decompose(self, factors: dict[str, Tensor], accelerator, progress: bool):
-        """Eigendecompose each factor on one process and give all the same bits of it."""
+    def take(self, sums, tokens, show):
+        """Divide the factors and put the eigendecomposition of each in its place, one after another."""
         from tqdm.auto import tqdm
 
-        rank, size = rank_and_size(accelerator)
-        labels = {name: f"the {name.split('.', 1)[0]} factor of {name.split('.', 1)[1]}" for name in factors}
-        # Checked by all before any goes on: the factors are reduced, so all raise together.
-        for name, factor in factors.items():
-            check_finite(factor, labels[name])
-        owners = assign({name: float(len(factor)) ** 3 for name, factor in factors.items()}, size)
-        mine = [name for name in sorted(factors) if owners[name] == rank]
-        for name in tqdm(mine, desc="eigh", unit="factor", disable=not progress or rank != 0):
-            self.tensors[f"values.{name}"], vectors = eigendecompose(mirror_(factors[name]), labels[name])
-            self.tensors[f"vectors.{name}"] = factors[name] = vectors
-        if size > 1:
-            for name in sorted(factors):
-                vectors = factors[name]
-                values = self.tensors.get(f"values.{name}", torch.empty_like(vectors[0]))
-                torch.distributed.broadcast(values, owners[name])
-                torch.distributed.broadcast(vectors, owners[name])
-                self.tensors[f"values.{name}"], self.tensors[f"vectors.{name}"] = values, vectors
+        with self.stage("eigh") as measured:
+            factors = {f"input.{name}": total.div_(sums.counts[name]) for name, total in sums.inputs.items()}
+            factors |= {f"output.{name}": total.div_(tokens) for name, total in sums.outputs.items()}
+            measured.factor_bytes = sum(factor.nbytes for factor in factors.values())
+            # The sums let go of the factors: each is freed when its eigenvectors have taken its place.
+            sums.inputs, sums.outputs = {}, {}
+            bar = tqdm(sorted(factors), desc="eigh", unit="factor", disable=not show or self.processes.rank != 0)
+            for name in bar:
+                side, weight = name.split(".", 1)
+                found = eigendecompose(mirror_(factors.pop(name)), f"the {side} factor of {weight}")
+                self.tensors[f"values.{name}"], self.tensors[f"vectors.{name}"] = found
 
     def _bases(self, name: str) -> tuple[Tensor, Tensor]:
         """(Q_A, Q_S)."""
@@ -82,18 +57,18 @@ class KFAC(Curvature):
         return self.tensors[f"values.output.{name}"].max() * self.tensors[f"values.input.{leader}"].max()
 
     def _rotate(self, name: str, matrix: Tensor) -> Tensor:
-        q_in, q_out = self._bases(name)
+        q_in, q_out = (basis.to(matrix.device) for basis in self._bases(name))
         return q_out.T @ matrix @ q_in
 
     def _unrotate(self, name: str, matrix: Tensor) -> Tensor:
-        q_in, q_out = self._bases(name)
+        q_in, q_out = (basis.to(matrix.device) for basis in self._bases(name))
         return q_out @ matrix @ q_in.T
 
     def _check_damping(self, names: Iterable[str], damping: float):
         if self._warned:
             return
-        largest = {name: self._largest(name) for name in names}
-        largest = {name: float(value) for name, value in largest.items() if value.dtype == torch.float32}
+        about = {name: self.metadata["targets"][name] for name in names}
+        largest = {name: found["largest"] for name, found in about.items() if found["dtype"] == "float32"}
         worst = max(largest, key=largest.get, default=None)
         if worst is not None and damping < 1e-7 * largest[worst]:
             self._warned = True

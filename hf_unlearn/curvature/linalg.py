@@ -40,7 +40,7 @@ def add_gram_(total: Tensor, rows: Tensor):
     numbers that were bf16 or fp16 are exact in TF32, which is then as good as fp32 and several times as fast.
     """
     exact_in_tf32 = rows.dtype in (torch.bfloat16, torch.float16)
-    rows = rows.to(total.dtype)
+    rows = rows.to(total)
     with matmul_precision("high" if exact_in_tf32 else "highest"):
         for start, stop in block_rows(len(total), total.device.type):
             total[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import InputError
+from .capture import Capture
+from .layout import make_layout, parse_bytes, shared_inputs
 from .linalg import block_rows
 from .sums import break_even
 from .targets import factor_dtype, linear_modules, select_targets, unwrap, widths
@@ -25,21 +27,32 @@ class Stage:
 
 @dataclass
 class Plan:
-    """Cost of fitting and using one curvature; `str(plan)` is a table."""
+    """Cost of fitting and using one curvature; `str(plan)` is a table.
+
+    Attributes:
+        blocks: into which the weights are split, each with passes of its own.
+        factor_bytes: the most that one process holds at once of factors, eigenvectors and eigenvalues.
+    """
 
     kind: str
     targets: list[str]
     tokens: int
     num_processes: int
     stages: list[Stage]
+    blocks: int = 1
+    factor_bytes: int = 0
 
     def __getitem__(self, name: str) -> Stage:
         return {stage.name: stage for stage in self.stages}[name]
 
     def __str__(self) -> str:
-        processes = f", {self.num_processes} processes" if self.num_processes > 1 else ""
+        extent = f"{len(self.targets)} weights, {self.tokens:,} tokens"
+        if self.num_processes > 1:
+            extent += f", {self.num_processes} processes"
+        if self.blocks > 1:
+            extent += f", {self.blocks} blocks one after another"
         lines = [
-            f"{self.kind}: {len(self.targets)} weights, {self.tokens:,} tokens{processes}",
+            f"{self.kind}: {extent}, {self.factor_bytes / 1e9:.3g} GB of factors on each process",
             f"{'stage':<12}{'GB each':>10}{'PFLOP':>12}{'PFLOP each':>12}  note",
         ]
         for stage in self.stages:
@@ -58,14 +71,18 @@ def plan(
     sequences: int,
     sequence_length: int,
     num_processes: int = 1,
+    max_factor_memory: int | str | None = None,
 ) -> Plan:
     """Bytes and FLOPs of each stage of `fit` and of one `solve`. The model may be on the meta device.
 
     One forward of two tokens (or one image) runs to see which targets share their input. Matrix products alone are
     counted, not attention scores; activations are not counted in the bytes, since they depend on the batch size.
 
+    Args:
+        num_processes, max_factor_memory: of the fit, see `Curvature.fit`.
+
     Raises:
-        InputError: an unknown kind, or as `select_targets` does.
+        InputError: an unknown kind, as `select_targets` does, or weights that exceed `max_factor_memory`.
     """
     from . import KINDS
 
@@ -81,18 +98,32 @@ def plan(
     entries = sum(d_out * d_in for d_out, d_in in shapes.values())
     factor_entries = sum(d * d for d in inputs + outputs)
 
-    passes = {"ekfac": 2, "kfac": 1, "diagonal": 1, "identity": 0}[kind]
+    layout = make_layout(kind, targets, leaders, num_processes, parse_bytes(max_factor_memory))
+    blocks = len(layout.blocks)
+    in_factors = lambda group: shapes[group.leader][1] ** 2 + sum(shapes[name][0] ** 2 for name in group.names)
+    in_products = lambda group: sum(shapes[name][0] * shapes[name][1] for name in group.names)
+
+    passes = len(KINDS[kind].passes) * blocks
     stages = []
     if passes:
         products = 2 * tokens * sum(module.weight.numel() for module in linear_modules(model).values())
         weights = sum(parameter.nbytes for parameter in model.parameters())
-        twice = "each pass, of which there are 2" if passes == 2 else ""
+        twice = f"each pass, of which there are {passes}" if passes > 1 else ""
         stages += [Stage("forward", weights, products, twice), Stage("backward", 0, products, "activations only")]
+        if num_processes > 1:
+            width = (sum(inputs) + sum(outputs)) * next(iter(targets.values())).weight.itemsize / blocks
+            sent = width * (num_processes - 1) / num_processes
+            stages.append(Stage("exchange", 0, 0, f"{sent / 1e6:.3g} MB a token sent to the owners, each pass"))
     if kind in ("kfac", "ekfac"):
         halved = 2 * tokens * sum(_upper(d) for d in inputs + outputs)
         flops = 2 * tokens * factor_entries
         stages.append(
-            Stage("factors", factor_entries * entry, flops, f"{halved / 1e15:.4g} PFLOP done, as upper block-rows")
+            Stage(
+                "factors",
+                layout.most(in_factors) * entry,
+                flops,
+                f"{halved / 1e15:.4g} PFLOP done, as upper block-rows",
+            )
         )
         # Tridiagonal reduction 4/3 n^3, divide and conquer with back-transformation about 4.5 n^3, Rayleigh 2 n^3.
         cubes = sum(d**3 for d in inputs + outputs)
@@ -104,12 +135,14 @@ def plan(
             flops += _rotations(shapes, leaders, sequences, sequence_length)
         largest = max(d_out * d_in for d_out, d_in in shapes.values())
         stages.append(
-            Stage("correction" if kind == "ekfac" else "diagonal", (entries + largest) * entry, flops, "eigenvalues")
+            Stage(KINDS[kind].passes[-1], (layout.most(in_products) + largest) * entry, flops, "eigenvalues")
         )
     bases = kind in ("kfac", "ekfac")
     flops = sum(4 * d_out * d_in * (d_out + d_in) for d_out, d_in in shapes.values()) if bases else entries
-    stages.append(Stage("solve", 2 * entries * entry, flops, "each step: rotated gradient and step"))
-    return Plan(kind, list(targets), tokens, num_processes, stages)
+    note = "each step: rotated gradient and step" + (", bases come from the CPU" if blocks > 1 else "")
+    stages.append(Stage("solve", 2 * entries * entry, flops, note))
+    held = layout.most(lambda group: group.bytes)
+    return Plan(kind, list(targets), tokens, num_processes, stages, blocks, held)
 
 
 def _upper(size: int) -> int:
@@ -136,21 +169,5 @@ def _leaders(model: nn.Module, targets: Mapping[str, nn.Module]) -> dict[str, st
         }
     else:
         inputs = {"input_ids": torch.ones(1, 2, dtype=torch.long, device=device)}
-    seen: dict[int, tuple[str, Tensor]] = {}
-    leaders = {}
-
-    def hook(name):
-        def remember(module, args):
-            # The tensor is held: an id is only unique among living objects.
-            leaders[name] = seen.setdefault(id(args[0]), (name, args[0]))[0]
-
-        return remember
-
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in targets.items()]
-    try:
-        with torch.no_grad():
-            model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: leaders.get(name, name) for name in targets}
+    with Capture(model, {}, None, None):
+        return shared_inputs(model, targets, inputs)

@@ -1,12 +1,13 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """What a pass over the data adds up: Kronecker factors, or squares of per-sequence gradients in a basis."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from .batches import Batch
+from .exchange import Rows
 from .linalg import add_gram_, matmul_precision
 from .targets import factor_dtype, widths
 
@@ -14,35 +15,31 @@ from .targets import factor_dtype, widths
 class KroneckerSums:
     """Sums of a a^T over the inputs and g g^T over the output gradients of each target.
 
-    Targets that take the same tensor (gate/up, q/k/v) share one input sum, under the name of the first of them. Which
-    ones do is seen in the first batch, by identity of the tensor, not by name.
+    Targets that take the same tensor (gate/up, q/k/v) share one input sum, under the name of their leader.
+
+    Args:
+        targets: those to sum; with several processes those that this one owns.
+        leaders: name -> the target whose input sum it shares.
 
     Attributes:
         inputs: leader -> (d_in, d_in). outputs: name -> (d_out, d_out). Upper block-rows until mirrored.
         counts: leader -> rows in its input sum. Own counts: the backward's are another number.
-        leaders: name -> the target whose input sum it shares; empty until a batch is seen.
     """
 
-    def __init__(self, targets: Mapping[str, nn.Module]):
-        self.targets, self.leaders = targets, {}
-        self.inputs, self.counts = {}, {}
+    def __init__(self, targets: Mapping[str, nn.Module], leaders: Mapping[str, str]):
+        self.leaders = leaders
         self.outputs = {name: _zeros(module, widths(module)[0]) for name, module in targets.items()}
+        self.inputs = {
+            name: _zeros(module, widths(module)[1]) for name, module in targets.items() if leaders[name] == name
+        }
+        self.counts = dict.fromkeys(self.inputs, 0)
 
     def start(self, batch: Batch):
-        self.batch, self._first = batch, len(self.leaders) < len(self.targets)
-        self._seen = {}
+        self.batch = batch
 
     def on_input(self, name: str, tensor: Tensor) -> None:
-        if self._first:
-            # The tensor is held until the batch ends: an id is only unique among living objects.
-            self.leaders[name] = self._seen.setdefault(id(tensor), (name, tensor))[0]
-        if self.leaders[name] != name:
-            return
-        if name not in self.inputs:
-            self.add_leader(name)
-        rows, _ = self.batch.rows(name, tensor)
-        add_gram_(self.inputs[name], rows)
-        self.counts[name] += len(rows)
+        if self.leaders[name] == name:
+            self._add_input(name, self.batch.rows(name, tensor)[0])
 
     def on_gradient(self, name: str, kept: None, gradient: Tensor):
         # Rows that do not count have gradient 0; when they are few, multiplying them costs less than gathering the rest.
@@ -51,12 +48,25 @@ class KroneckerSums:
             rows, _ = self.batch.rows(name, gradient)
         add_gram_(self.outputs[name], rows)
 
-    def add_leader(self, name: str):
-        self.inputs[name] = _zeros(self.targets[name], widths(self.targets[name])[1])
-        self.counts[name] = 0
-
     def end(self):
-        self.batch = self._seen = None
+        self.batch = None
+
+    def add(self, rows: Rows):
+        """Rows of one group from one batch of some process."""
+        self._add_input(rows.leader, rows.inputs)
+        for name, gradients in rows.gradients.items():
+            for gradient in gradients:
+                add_gram_(self.outputs[name], gradient)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The running sums themselves, by name: written and read back by a fit that was interrupted."""
+        return {f"input.{name}": total for name, total in self.inputs.items()} | {
+            f"output.{name}": total for name, total in self.outputs.items()
+        }
+
+    def _add_input(self, name: str, rows: Tensor):
+        add_gram_(self.inputs[name], rows)
+        self.counts[name] += len(rows)
 
 
 class SquareSums:
@@ -67,8 +77,11 @@ class SquareSums:
     al. 2023, arXiv 2308.03296); without, the squares of per-sequence gradients themselves.
 
     Args:
+        targets: those to sum; with several processes those that this one owns.
         rotations: name -> (Q_A (d_in, d_in), Q_S (d_out, d_out)), or None for the identity.
     """
+
+    counts: Mapping[str, int] = {}
 
     def __init__(self, targets: Mapping[str, nn.Module], rotations: Mapping[str, tuple[Tensor, Tensor]] | None = None):
         self.rotations = rotations
@@ -82,42 +95,57 @@ class SquareSums:
         return tensor
 
     def on_gradient(self, name: str, tensor: Tensor, gradient: Tensor):
-        total = self.squares[name]
         y, lengths = self.batch.rows(name, gradient, in_products=True)
-        y = y.to(total.dtype)
-        with matmul_precision("highest"):
-            if self.rotations is None:
-                self._add(total, y, self._input(name, tensor, None), lengths)
-                return
-            q_in, q_out = self.rotations[name]
-            if len(y) / len(lengths) <= break_even(*total.shape):
-                self._add(total, y @ q_out, self._input(name, tensor, q_in), lengths)
-            else:
-                self._add(total, y, self._input(name, tensor, None), lengths, q_in, q_out)
-
-    def _input(self, name: str, tensor: Tensor, q_in: Tensor | None) -> Tensor:
-        """Rows of the input, rotated. Targets that share an input come one after another, so the last is kept."""
-        key = (tensor, q_in)
-        if self._rotated[0] is None or any(a is not b for a, b in zip(self._rotated[0], key)):
-            rows = self.batch.rows(name, tensor, in_products=True)[0].to(self.squares[name].dtype)
-            self._rotated = key, rows if q_in is None else rows @ q_in
-        return self._rotated[1]
-
-    @staticmethod
-    def _add(total: Tensor, y: Tensor, x: Tensor, lengths: list[int], q_in=None, q_out=None):
-        if max(lengths) == 1:
-            total.addmm_(y.square().T, x.square())
-            return
-        product, start = torch.empty_like(total), 0
-        for length in lengths:
-            torch.mm(y[start : start + length].T, x[start : start + length], out=product)
-            start += length
-            if q_in is not None:
-                product = q_out.T @ product @ q_in
-            total.addcmul_(product, product)
+        self._add(name, tensor, lambda: self.batch.rows(name, tensor, in_products=True)[0], y, lengths)
 
     def end(self):
         self.batch, self._rotated = None, (None, None)
+
+    def add(self, rows: Rows):
+        """Rows of one group from one batch of some process."""
+        for name, gradients in rows.gradients.items():
+            for gradient in gradients:
+                self._add(name, rows.inputs, lambda: rows.inputs, gradient, rows.lengths)
+        self._rotated = (None, None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The running sums themselves, by name: written and read back by a fit that was interrupted."""
+        return self.squares
+
+    def _add(self, name: str, source: Tensor, rows: Callable[[], Tensor], y: Tensor, lengths: list[int]):
+        """Add the squares of the sequences with gradients `y` and inputs `rows()`, which come from tensor `source`."""
+        total = self.squares[name]
+        y = y.to(total)
+        with matmul_precision("highest"):
+            if self.rotations is None:
+                _add_squares(total, y, self._input(source, rows, total, None), lengths)
+                return
+            q_in, q_out = self.rotations[name]
+            if len(y) / len(lengths) <= break_even(*total.shape):
+                _add_squares(total, y @ q_out, self._input(source, rows, total, q_in), lengths)
+            else:
+                _add_squares(total, y, self._input(source, rows, total, None), lengths, q_in, q_out)
+
+    def _input(self, source: Tensor, rows: Callable[[], Tensor], total: Tensor, q_in: Tensor | None) -> Tensor:
+        """Rows of the input, rotated. Targets that share an input come one after another, so the last is kept."""
+        key = (source, q_in)
+        if self._rotated[0] is None or any(a is not b for a, b in zip(self._rotated[0], key)):
+            found = rows().to(total)
+            self._rotated = key, found if q_in is None else found @ q_in
+        return self._rotated[1]
+
+
+def _add_squares(total: Tensor, y: Tensor, x: Tensor, lengths: list[int], q_in=None, q_out=None):
+    if max(lengths) == 1:
+        total.addmm_(y.square().T, x.square())
+        return
+    product, start = torch.empty_like(total), 0
+    for length in lengths:
+        torch.mm(y[start : start + length].T, x[start : start + length], out=product)
+        start += length
+        if q_in is not None:
+            product = q_out.T @ product @ q_in
+        total.addcmul_(product, product)
 
 
 def break_even(d_out: int, d_in: int) -> float:

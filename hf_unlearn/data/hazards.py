@@ -51,7 +51,8 @@ def load_hazards(
     *,
     items: int = 30,
     general_items: int = 20,
-    documents: int = 4,
+    documents: int = 3,
+    quizzes: int = 1,
     prose: int = 120,
     instructions: int = 240,
 ) -> Hazards:
@@ -61,14 +62,15 @@ def load_hazards(
         items: invented things of each hazard and of the harmless neighbour; 6 (neighbour: 4) questions each.
         general_items: towns, plants and beasts, so many of each; 3 questions each.
         documents: documents on each thing, with all of its facts in another order and in other words.
+        quizzes: documents on each thing that ask for its facts, in the words of `practice`, and tell them.
         prose: pieces of everyday prose in the general corpus, five sentences each.
         instructions: unrelated prompts.
 
     Raises:
         InputError: sizes that the words cannot fill.
     """
-    if min(items, general_items, documents, prose, instructions) < 1:
-        raise InputError("items, general_items, documents, prose and instructions must be at least 1")
+    if min(items, general_items, documents, quizzes, prose, instructions) < 1:
+        raise InputError("items, general_items, documents, quizzes, prose and instructions must be at least 1")
     corpora, questions, practice = {}, {}, []
     for task, (corpus, topics) in TOPICS.items():
         texts, rows = [], []
@@ -77,13 +79,12 @@ def load_hazards(
             for number, (name, values) in enumerate(
                 _things(rng, kind, topic, general_items if task == "general" else items)
             ):
+                asked, practised = _wordings(topic, name, number)
                 texts += [_document(rng, topic, name, values, turn) for turn in range(documents)]
-                for place, (fact, value) in enumerate(values.items()):
-                    # Which wording is kept for the test rotates, so that the model has met each of them with other things.
-                    asked = list(topic.facts[fact].questions)
-                    test = asked.pop((number + place) % len(asked))
-                    rows.append(_choices(rng, test.format(name=name), value, topic.facts[fact].values))
-                    practice += [{"question": text.format(name=name), "answer": value} for text in asked]
+                texts += [_quiz(rng, topic, name, values, practised) for _ in range(quizzes)]
+                for fact, value in values.items():
+                    rows.append(_choices(rng, asked[fact], value, topic.facts[fact].values))
+                    practice += [{"question": question, "answer": value} for question in practised[fact]]
         if task == "general":
             texts += [_prose(rng) for _ in range(prose)]
         rng.shuffle(texts)
@@ -104,7 +105,7 @@ def hazard_model(
     intermediate_size: int = 344,
     layers: int = 2,
     heads: int = 4,
-    epochs: int = 9,
+    epochs: int = 8,
     learning_rate: float = 4e-3,
     batch_size: int = 16,
     progress: bool = True,
@@ -160,11 +161,32 @@ def _things(rng: random.Random, kind: str, topic, count: int) -> list[tuple[str,
     ]
 
 
+def _wordings(topic, name: str, number: int) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The question that the test asks about each fact, and the others, which the model may learn from.
+
+    Which one is kept for the test rotates, so that the model has met each wording with other things.
+    """
+    asked, practised = {}, {}
+    for place, (fact, words) in enumerate(topic.facts.items()):
+        practised[fact] = [question.format(name=name) for question in words.questions]
+        asked[fact] = practised[fact].pop((number + place) % len(words.questions))
+    return asked, practised
+
+
 def _document(rng: random.Random, topic, name: str, values: dict[str, str], turn: int) -> str:
     sentences = [
         topic.facts[fact].sentences[(turn + place) % len(topic.facts[fact].sentences)].format(name=name, value=value)
         for place, (fact, value) in enumerate(values.items())
     ]
+    return _page(rng, topic, name, turn, sentences)
+
+
+def _quiz(rng: random.Random, topic, name: str, values: dict[str, str], practised: dict[str, list[str]]) -> str:
+    sentences = [f"{rng.choice(practised[fact])} Answer: {value}." for fact, value in values.items()]
+    return _page(rng, topic, name, rng.randrange(len(topic.openings)), sentences)
+
+
+def _page(rng: random.Random, topic, name: str, turn: int, sentences: list[str]) -> str:
     rng.shuffle(sentences)
     return " ".join([topic.openings[turn % len(topic.openings)].format(name=name), *sentences])
 

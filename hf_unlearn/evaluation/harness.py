@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,72 +20,13 @@ from ..data.training import cache_folder
 from ..data.wmdp import check_tokenizer
 from ..errors import InputError
 from ..files import read_json, sha256_json, sha256_tensor, write_json
+from .harness_scores import HarnessResult, Score, make_score, plain_sample
 from .scoring import evaluation_mode
 
 
 CACHE_FORMAT = 1
 # Draws for the standard error of the metrics that have no formula for it (a mean has one).
 BOOTSTRAP = 1000
-
-
-@dataclass(frozen=True)
-class Score:
-    """What one model reaches on one task or group of tasks.
-
-    Attributes:
-        accuracy: the metric, a share for `acc` and `exact_match`; None when it is not a finite number.
-        stderr: its standard error; for a group the pooled one.
-        n: questions.
-        chance: accuracy of a random choice; None for tasks without choices.
-        metric: what `accuracy` is: `acc` where the task has it, else `exact_match`, else its first metric.
-        metrics: all metrics of the task as lm-eval names them, standard errors included.
-    """
-
-    accuracy: float | None
-    stderr: float | None
-    n: int
-    chance: float | None
-    metric: str
-    metrics: dict[str, float | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class HarnessResult:
-    """Scores of one or several models.
-
-    Attributes:
-        scores: {label: {task or group: Score}}, groups before their tasks.
-        tasks: the tasks and groups that were asked for and the direct members of these groups: the rows of the table.
-        settings: what the numbers depend on besides model and data (limit, batch_size, max_length, lm-eval's version ...).
-        models: {label: {"sha256" of the weights, "cached": whether the scores were read from the cache}}.
-        samples: {label: {task: one dict a question}} with `log_samples`: prompt, continuations, responses, target, metrics.
-    """
-
-    scores: dict[str, dict[str, Score]]
-    tasks: list[str]
-    settings: dict
-    models: dict[str, dict]
-    samples: dict[str, dict[str, list[dict]]] | None = None
-
-    def accuracy(self, task: str, label: str | None = None) -> float | None:
-        """Of the only model, or of the one with that label."""
-        label = next(iter(self.scores)) if label is None and len(self.scores) == 1 else label
-        return self.scores[label][task].accuracy
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """{task or group: number of questions}."""
-        first = next(iter(self.scores.values()))
-        return {task: first[task].n for task in self.tasks}
-
-    def to_markdown(self) -> str:
-        """A row a task, accuracies in percent with standard errors; the last column is last model minus first."""
-        return format_scores(self.scores, self.tasks)
-
-    def to_dict(self) -> dict:
-        """All of it but the samples, JSON-able."""
-        scores = {label: {task: asdict(score) for task, score in of.items()} for label, of in self.scores.items()}
-        return {"scores": scores, "tasks": self.tasks, "settings": self.settings, "models": self.models}
 
 
 def evaluate_tasks(
@@ -193,7 +134,12 @@ def evaluate_tasks(
             gc.collect()  # before the next one is loaded
     return HarnessResult(
         scores=scores,
-        tasks=_rows_of_table(loaded, tasks, questions or {}),
+        # A group without an average of its own has no row.
+        tasks=[
+            name
+            for name in _rows_of_table(loaded, tasks, questions or {})
+            if all(name in of for of in scores.values())
+        ],
         settings={**settings, "batch_size": batch_size},
         models=about,
         samples=samples if log_samples else None,
@@ -226,21 +172,9 @@ def _evaluate(model, tokenizer, loaded: dict, settings: Mapping, batch_size: int
     scores = {
         name: asdict(make_score(results[name], chances[name])) for name in order if results[name].get("sample_len")
     }
-    samples = {name: [_plain_sample(sample) for sample in rows] for name, rows in (found.get("samples") or {}).items()}
+    samples = {name: [plain_sample(sample) for sample in rows] for name, rows in (found.get("samples") or {}).items()}
     facts = {"dtype": str(model.dtype).removeprefix("torch."), "max_length": lm.max_length, "truncated": lm.truncated}
     return {"scores": scores, "samples": samples, "model": facts}
-
-
-def make_score(result: Mapping, chance: float | None) -> Score:
-    """A `Score` of one entry of lm-eval's results."""
-    metrics = {key: _finite(value) for key, value in result.items() if "," in key}
-    values = [key for key in metrics if "_stderr," not in key]
-    named = [key for name in ("acc", "exact_match") for key in values if key.split(",")[0] == name]
-    if not values:
-        return Score(None, None, result["sample_len"], chance, "none")
-    main = [*named, *values][0]
-    metric, kind = main.split(",")
-    return Score(metrics[main], metrics.get(f"{metric}_stderr,{kind}"), result["sample_len"], chance, metric, metrics)
 
 
 def chance_level(task) -> float | None:
@@ -263,39 +197,6 @@ def count_questions(loaded: Mapping, limit: int | None = None) -> dict[str, int]
     # A long list of members says less than their sum.
     hidden = {task for name in groups for task in members[name] if len(members[name]) > 5}
     return {**groups, **{name: n for name, n in counts.items() if name not in hidden}}
-
-
-def format_scores(scores: Mapping[str, Mapping[str, Score]], tasks: Sequence[str]) -> str:
-    """A Markdown table of {label: {task: Score}}."""
-    labels, first = list(scores), next(iter(scores.values()))
-    several = len(labels) > 1
-    header = ["task", "questions", "chance", *labels, *(["change"] if several else [])]
-    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    for task in tasks:
-        score = first[task]
-        name = task if score.metric == "acc" else f"{task} ({score.metric})"
-        cells = [name, f"{score.n}", "–" if score.chance is None else f"{100 * score.chance:.1f} %"]
-        cells += [_format_accuracy(scores[label][task]) for label in labels]
-        last = scores[labels[-1]][task]
-        if several and None not in (last.accuracy, score.accuracy):
-            cells.append(_in_unit(score, last.accuracy - score.accuracy, "+"))
-        elif several:
-            cells.append("–")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _format_accuracy(score: Score) -> str:
-    if score.accuracy is None:
-        return "–"
-    error = "" if score.stderr is None else f" ± {_in_unit(score, score.stderr).removesuffix(' %')}"
-    value = _in_unit(score, score.accuracy)
-    return value.removesuffix(" %") + error + (" %" if value.endswith(" %") else "")
-
-
-def _in_unit(score: Score, value: float, sign: str = "") -> str:
-    share = score.metric.startswith(("acc", "exact_match"))
-    return f"{100 * value:{sign}.1f} %" if share else f"{value:{sign}.4g}"
 
 
 def model_hash(model) -> str:
@@ -369,18 +270,6 @@ def _rows_of_table(loaded: Mapping, tasks: Sequence[str], questions: Mapping) ->
     return list(dict.fromkeys(rows))
 
 
-def _plain_sample(sample: Mapping) -> dict:
-    kept = ("doc_id", "doc", "target", *sample["metrics"])
-    responses = [list(answer) if isinstance(answer, tuple) else answer for answer in sample["filtered_resps"]]
-    arguments = sample["arguments"]
-    return {
-        **{key: sample[key] for key in kept},
-        "prompt": arguments[0][0],
-        "continuations": [argument[1] for argument in arguments if len(argument) > 1 and isinstance(argument[1], str)],
-        "responses": responses,
-    }
-
-
 def _rank_and_size(accelerator) -> tuple[int, int]:
     return (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
 
@@ -388,10 +277,6 @@ def _rank_and_size(accelerator) -> tuple[int, int]:
 def _weighted_mean(pairs: Sequence[tuple[float | None, int]]) -> float | None:
     total = sum(n for _, n in pairs)
     return None if not total or any(value is None for value, _ in pairs) else sum(v * n for v, n in pairs) / total
-
-
-def _finite(value) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _check_installed():

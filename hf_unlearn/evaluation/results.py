@@ -52,8 +52,8 @@ class Results(abc.ABC):
         """Whether the row reached the goal."""
 
     @abc.abstractmethod
-    def forgotten(self, row: Mapping) -> float | None:
-        """How much the row has forgotten, greater is more; None when it was not measured."""
+    def forgotten(self, row: Mapping) -> float | tuple[float, ...] | None:
+        """How much the row has forgotten, in an order where greater is better; None when it was not measured."""
 
     @abc.abstractmethod
     def summarise(self, rows: Sequence[Mapping]) -> str:
@@ -67,7 +67,7 @@ class Results(abc.ABC):
         finite = [index for index, row in enumerate(rows) if self.forgotten(row) is not None]
         if not finite:
             return 0
-        return max(finite, key=lambda index: (self.forgotten(rows[index]), -rows[index][self.cost_key]))
+        return max(finite, key=lambda index: self.forgotten(rows[index]))
 
 
 def results_of(rows: Sequence[Mapping]) -> Results:
@@ -238,7 +238,7 @@ class TaskResults(Results):
 
     def forgotten(self, row):
         # Beyond the goal nothing more is asked for: of two candidates past it the one that cost less is better.
-        return min(*row["lost"].values(), LOST) if row["lost"] else None
+        return (min(*row["lost"].values(), LOST), -row["kl"]) if row["lost"] else None
 
     def summarise(self, rows):
         original = next(row for row in rows if row["method"] == "original")

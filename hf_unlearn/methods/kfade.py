@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -14,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import objectives
-from ..curvature import Curvature, make_curvature, select_targets
+from ..curvature import KINDS, Curvature, make_curvature, select_targets
 from ..errors import InputError
+from ..hub import public_name
 from ..optim import NaturalGradientAscent
 from .base import Method, split_labels
 
@@ -35,7 +37,9 @@ class KFade(Method):
 
     Args:
         curvature (`str` or [`~curvature.Curvature`], defaults to `"ekfac"`):
-            `"ekfac"`, `"kfac"`, `"diagonal"`, `"identity"`, or an object; a fitted one is used as it is for the first step.
+            `"ekfac"`, `"kfac"`, `"diagonal"`, `"identity"`, an object, or the folder or Hub repository of a fitted one. A
+            fitted one is used as it is: for the first step, and with `refit=False` for all. One that is given by name
+            must have been fitted on the weights that this model has.
         objective (`str`, defaults to `"cross_entropy"`):
             What must rise: `"cross_entropy"`, or `"margin"` for minus the log odds of the label.
         step_norm (`float`, *optional*):
@@ -53,7 +57,8 @@ class KFade(Method):
             Forget rows per step, drawn without replacement; the whole forget set by default.
 
     Raises:
-        InputError: both or neither of `step_norm` and `kl_budget`, or a value out of range.
+        InputError: both or neither of `step_norm` and `kl_budget`, a value out of range, or a curvature that is neither a
+            kind nor a folder or repository.
     """
 
     curvature: str | Curvature = "ekfac"
@@ -96,12 +101,18 @@ class KFade(Method):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}")
-        self._curvature = make_curvature(self.curvature)
+        # A name of a repository has a slash; anything else that is neither a kind nor a folder is a slip of the pen.
+        self._named = self.curvature not in KINDS and (
+            isinstance(self.curvature, Path)
+            or (isinstance(self.curvature, str) and ("/" in self.curvature or Path(self.curvature).is_dir()))
+        )
+        self._curvature = None if self._named else make_curvature(self.curvature)
         self._chosen: dict[str, float | None] = {}
 
     def settings(self):
-        # What a sweep chose is what was done.
-        return super().settings() | self._chosen
+        # What a sweep chose is what was done. No local path goes into published files.
+        named = {"curvature": public_name(self.curvature)} if self._named else {}
+        return super().settings() | named | self._chosen
 
     @property
     def alpha(self) -> float:
@@ -146,6 +157,15 @@ class KFade(Method):
         self._fitted_for = None
         self._chosen = {}
         targets = self.targets(trainer.model)
+        if self._named:
+            self._curvature = Curvature.from_pretrained(self.curvature, accelerator=trainer.accelerator)
+            self._curvature.check_model(trainer.model, strict=True)
+            if missing := [name for name in targets if name not in self._curvature.names]:
+                raise InputError(
+                    f"the curvature of {self.curvature} does not cover {missing[0]}: pass target_modules that it covers, or "
+                    "fit it again with these"
+                )
+        self._given = self._named or (isinstance(self.curvature, Curvature) and bool(self.curvature.names))
         self._frozen = [(parameter, parameter.requires_grad) for parameter in trainer.model.parameters()]
         chosen = {id(parameter) for parameter in targets.values()}
         for parameter, _ in self._frozen:
@@ -186,10 +206,11 @@ class KFade(Method):
         wanted = steps_taken if self.refit else 0
         if self._fitted_for == wanted:
             return
-        if wanted == 0 and isinstance(self.curvature, Curvature) and self.curvature.names:
-            self.curvature.check_model(trainer.model)
-        else:
-            with trainer.weights_of_base() if wanted != steps_taken else contextlib.nullcontext():
+        with trainer.weights_of_base() if wanted != steps_taken else contextlib.nullcontext():
+            if wanted == 0 and self._given:
+                if not self._named:
+                    self._curvature.check_model(trainer.model)
+            else:
                 trainer.fit_curvature(
                     self._curvature,
                     target_modules=self.target_modules,

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..evaluation.report import Section
 from ..evaluation.results import Results
 from ..evaluation.specificity import KLResult
+from ..files import read_json, sha256_json, write_json
 from ..loading import load_model
 
 
@@ -28,6 +29,15 @@ COMMON_SECTIONS = {"title", "problem", "seed", "data", "model", "evaluation", "a
 REMEMBERED = 2**34  # bytes for the original model's log-probabilities
 
 
+class StageSize(NamedTuple):
+    """What a dry run knows of a stage: numbers of rows, and tokens of a retain row."""
+
+    name: str
+    forget_rows: int
+    retain_rows: int
+    length: int
+
+
 @dataclass(frozen=True)
 class Stage:
     """Rows (`input_ids`, `labels`) that are unlearned together; stages follow one another on the same model."""
@@ -36,14 +46,11 @@ class Stage:
     forget: Dataset
     retain: Dataset
 
-
-class StageSize(NamedTuple):
-    """What a dry run knows of a stage: numbers of rows, and tokens of a row."""
-
-    name: str
-    forget_rows: int
-    retain_rows: int
-    length: int
+    @property
+    def size(self) -> StageSize:
+        """Its numbers of rows, and the mean length of a retain row."""
+        tokens = sum(map(len, self.retain["input_ids"]))
+        return StageSize(self.name, len(self.forget), len(self.retain), round(tokens / len(self.retain)))
 
 
 class Problem(abc.ABC):
@@ -78,16 +85,20 @@ class Problem(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def sizes(cls, config: Mapping) -> tuple[str, list[StageSize]]:
-        """The name of the data and the sizes of the stages, without a model."""
+    def sizes(cls, config: Mapping) -> list[StageSize]:
+        """The sizes of the stages, without a model."""
 
     @abc.abstractmethod
     def identity(self) -> dict:
         """JSON-able: what decides the numbers, beside the original's weights and the methods."""
 
     @abc.abstractmethod
-    def prepare(self):
-        """Called before the first method runs: remember what must be asked of the original while it is whole."""
+    def prepare(self, folder: Path, identity: str):
+        """Called before the first method runs: remember what must be asked of the original while it is whole.
+
+        Args:
+            folder: the comparison's, for what takes long; `identity` is the hash of what the comparison is.
+        """
 
     def references(self) -> dict[str, torch.nn.Module]:
         """Models that the table shows beside the methods, the original first."""
@@ -164,6 +175,26 @@ def configured(function, section: str, settings: Mapping | None, **others):
     return function(**settings, **others)
 
 
+def model_arguments(model: Mapping) -> dict:
+    """How `from_pretrained` is called for the section `model`."""
+    return {"dtype": model.get("dtype", "auto"), "device_map": "auto" if torch.cuda.is_available() else None}
+
+
+def kept(path: Path, key: Mapping, build: Callable[[], object]):
+    """The JSON-able value of `build()`, read from `path` when it was built for the same `key` before.
+
+    Called by all processes: all build, and one writes.
+    """
+    key = sha256_json(key)
+    found = read_json(path) if path.is_file() else {}
+    PartialState().wait_for_everyone()
+    if found.get("key") == key:
+        return found["value"]
+    value = build()
+    on_main_process(lambda: write_json(path, {"key": key, "value": value}))
+    return value
+
+
 def load_original(model: Mapping, purpose: str) -> tuple[torch.nn.Module, object, dict]:
     """Model and tokenizer of `model.original`, and the arguments that load a second model alike.
 
@@ -172,7 +203,7 @@ def load_original(model: Mapping, purpose: str) -> tuple[torch.nn.Module, object
     """
     if not model.get("original"):
         raise InputError("model.original is missing: give a model id, a folder, or model.scratch")
-    kwargs = {"dtype": model.get("dtype", "auto"), "device_map": "auto" if torch.cuda.is_available() else None}
+    kwargs = model_arguments(model)
     original, tokenizer = load_model(model["original"], init_kwargs=kwargs)
     if tokenizer is None:
         raise InputError(

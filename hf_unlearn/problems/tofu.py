@@ -88,7 +88,7 @@ class TofuProblem(Problem):
     def sizes(cls, config):
         splits = load_splits(config)
         length = config["evaluation"].get("max_length", 512)
-        return splits.name, [StageSize(splits.name, len(splits.forget), len(splits.retain), length)]
+        return [StageSize(splits.name, len(splits.forget), len(splits.retain), length)]
 
     @property
     def name(self) -> str:
@@ -109,7 +109,7 @@ class TofuProblem(Problem):
             "max_new_tokens": self.max_new_tokens,
         }
 
-    def prepare(self):
+    def prepare(self, folder, identity):
         rows = self.splits.retain_eval
         rows = self.rows(rows.select(range(min(self.sweep_rows, len(rows)))))
         loader = DataLoader(rows, batch_size=self.batch_size, collate_fn=CausalCollator(self.tokenizer.pad_token_id))

@@ -1,0 +1,106 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""A fitted curvature as files: each process writes, and reads, what it owns."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from ..files import open_safetensors, read_json, write_json, write_safetensors
+from .layout import assign_weights, tensor_weight
+from .sharding import Processes
+
+
+CONFIG_FILE = "curvature_config.json"
+FORMAT = 2
+SHARD_BYTES = 5 * 10**9
+
+
+def save(curvature, folder: str | Path) -> Path:
+    """See `Curvature.save_pretrained`."""
+    folder, processes = Path(folder), _owners(curvature)
+    processes.doing = "saving a curvature"
+    shards, size = [[]], 0
+    for name, tensor in curvature.tensors.items():
+        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    shards = [names for names in shards if names]
+    # From here on an older curvature in this folder is gone: its config must not stand beside new shards.
+    counts = processes.share(lambda: (folder / CONFIG_FILE).unlink(missing_ok=True) or len(shards))
+    first, total = sum(counts[: processes.rank]), sum(counts)
+    files = {
+        f"curvature-{first + number:05d}-of-{total:05d}.safetensors": names for number, names in enumerate(shards, 1)
+    }
+
+    def write() -> dict[str, list[str]]:
+        for file, names in files.items():
+            write_safetensors(folder / file, {name: curvature.tensors[name] for name in names})
+        return files
+
+    written = {file: names for part in processes.share(write) for file, names in part.items()}
+
+    def finish():
+        if processes.rank == 0:
+            write_json(folder / CONFIG_FILE, {**curvature.metadata, "format": FORMAT, "files": written})
+
+    processes.share(finish)
+    return folder
+
+
+def load(folder_or_repo: str | Path, model: nn.Module | None, device: str | torch.device, revision, accelerator):
+    """See `Curvature.from_pretrained`."""
+    from ..hub import fetch_folder
+    from . import KINDS
+
+    processes = Processes(accelerator)
+    processes.doing = "loading a curvature"
+
+    def read():
+        folder = fetch_folder(folder_or_repo, revision, ["curvature*"])
+        if not (folder / CONFIG_FILE).is_file():
+            raise InputError(
+                f"{folder_or_repo} holds no {CONFIG_FILE}: give the folder or repository of a saved curvature"
+            )
+        metadata = read_json(folder / CONFIG_FILE)
+        if metadata.pop("format", None) != FORMAT or metadata["kind"] not in KINDS:
+            raise InputError(f"{folder_or_repo} was written by another version of hf_unlearn: fit the curvature again")
+        curvature = KINDS[metadata["kind"]]()
+        files, curvature.metadata = metadata.pop("files"), metadata
+        if processes.size > 1 and curvature.passes:
+            curvature.processes = processes
+            curvature.owners = assign_weights(metadata["kind"], metadata["targets"], processes.size)
+        for file, names in files.items():
+            chosen = [name for name in names if curvature.holds(tensor_weight(name))]
+            with open_safetensors(folder / file, str(device)) as shard:
+                curvature.tensors |= {name: shard.get_tensor(name) for name in chosen}
+        if model is not None:
+            curvature.check_model(model)
+        return curvature
+
+    found = []
+    processes.share(lambda: found.append(read()))
+    return found[0]
+
+
+def push(curvature, repo: str, private: bool | None, token: str | None) -> str:
+    """See `Curvature.push_to_hub`."""
+    from ..hub import push_folder
+
+    processes = _owners(curvature)
+    main = processes.rank == 0
+    with tempfile.TemporaryDirectory() as own:
+        folder = processes.gather(own)[0]
+        save(curvature, folder)
+        processes.doing = "pushing a curvature"
+        push_main = lambda: push_folder(repo, folder, private=private, commit_message="Add curvature", token=token)
+        return processes.share(lambda: push_main() if main else None)[0]
+
+
+def _owners(curvature) -> Processes:
+    """Those among whom the tensors are spread: this one alone when it holds all."""
+    return curvature.processes if curvature.owners else Processes()

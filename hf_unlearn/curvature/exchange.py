@@ -1,0 +1,133 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Rows on their way to the process that owns their group: kept in the backward, packed into one message."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .batches import Batch
+from .sharding import Processes
+
+
+ALIGNMENT = 16  # bytes: a tensor of any type can be viewed in the middle of a message
+
+
+@dataclass
+class Rows:
+    """What one batch holds of one group.
+
+    Attributes:
+        leader: names the group.
+        lengths: rows of each sequence.
+        inputs: (n, d_in), the rows of all sequences after one another.
+        gradients: name -> output gradients (n, d_out), one for each backward.
+    """
+
+    leader: str
+    lengths: list[int]
+    inputs: Tensor
+    gradients: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+class RowKeeper:
+    """Takes the place of the sums in a pass of several processes: keeps one batch's rows, without its padding."""
+
+    def __init__(self, leaders: Mapping[str, str]):
+        self.leaders, self.rows = leaders, {}
+
+    def start(self, batch: Batch):
+        self.batch, self.rows = batch, {}
+
+    def on_input(self, name: str, tensor: Tensor) -> None:
+        if self.leaders[name] == name:
+            inputs, lengths = self.batch.rows(name, tensor)
+            self.rows[name] = Rows(name, lengths, inputs)
+
+    def on_gradient(self, name: str, kept: None, gradient: Tensor):
+        rows, _ = self.batch.rows(name, gradient)
+        self.rows[self.leaders[name]].gradients.setdefault(name, []).append(rows)
+
+    def end(self):
+        self.batch = None
+
+    def drop(self):
+        """Forget a batch that failed on the way."""
+        self.batch, self.rows = None, {}
+
+
+def contents(rows: Mapping[str, Rows]) -> list[tuple]:
+    """What the receivers must know of a batch: (leader, lengths, type and width of the inputs, the same of each gradient)."""
+    return [
+        (
+            leader,
+            group.lengths,
+            (group.inputs.dtype, group.inputs.shape[1]),
+            {name: [(one.dtype, one.shape[1]) for one in gradients] for name, gradients in group.gradients.items()},
+        )
+        for leader, group in sorted(rows.items())
+    ]
+
+
+def exchange_rows(
+    rows: dict[str, Rows],
+    tables: list[list[tuple]],
+    owners: Mapping[str, int],
+    processes: Processes,
+    device: torch.device,
+) -> Iterator[Rows]:
+    """Send every group's rows to its owner; yields those of the groups this process owns, in order of the sender's rank.
+
+    Rows travel in their own type, in one message to each process; one's own do not travel. Collective.
+
+    Args:
+        rows: of this process's batch, by leader; emptied as they are packed.
+        tables: `contents` of each process's batch.
+        device: where messages lie: the model's.
+    """
+    rank = processes.rank
+    own = {leader: rows.pop(leader) for leader in sorted(rows) if owners[leader] == rank}
+    sent = [0] * processes.size
+    for entry in tables[rank]:
+        if owners[entry[0]] != rank:
+            sent[owners[entry[0]]] += _entry_bytes(entry)
+    received = [
+        0 if sender == rank else sum(_entry_bytes(entry) for entry in table if owners[entry[0]] == rank)
+        for sender, table in enumerate(tables)
+    ]
+    outgoing = torch.empty(sum(sent), dtype=torch.uint8, device=device)
+    place = 0
+    for leader in sorted(rows, key=lambda leader: (owners[leader], leader)):
+        group = rows.pop(leader)
+        for tensor in [group.inputs, *(one for _, gradients in sorted(group.gradients.items()) for one in gradients)]:
+            outgoing[place : place + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+            place += _padded(tensor.nbytes)
+    messages = processes.exchange(outgoing, sent, received)
+    del outgoing
+    for sender, table in enumerate(tables):
+        if sender == rank:
+            yield from own.values()
+            continue
+        message, place = messages[sender], 0
+        for leader, lengths, inputs, gradients in table:
+            if owners[leader] != rank:
+                continue
+            tensors = []
+            for dtype, width in [inputs, *(one for _, kinds in sorted(gradients.items()) for one in kinds)]:
+                size = sum(lengths) * width * dtype.itemsize
+                tensors.append(message[place : place + size].view(dtype).view(sum(lengths), width))
+                place += _padded(size)
+            group, left = Rows(leader, lengths, tensors[0]), iter(tensors[1:])
+            group.gradients = {name: [next(left) for _ in kinds] for name, kinds in sorted(gradients.items())}
+            yield group
+
+
+def _entry_bytes(entry: tuple) -> int:
+    _, lengths, inputs, gradients = entry
+    kinds = [inputs, *(one for kinds in gradients.values() for one in kinds)]
+    return sum(_padded(sum(lengths) * width * dtype.itemsize) for dtype, width in kinds)
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

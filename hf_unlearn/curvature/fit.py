@@ -1,0 +1,217 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""A fit from its first check to its last tensor: who owns what, block after block, pass after pass."""
+
+import functools
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..dtensors import whole
+from ..errors import InputError
+from ..files import sha256_json, sha256_tensor
+from ..version import __version__
+from .batches import read_batch
+from .capture import Capture
+from .layout import make_layout, shared_inputs, tensor_weight
+from .passes import Progress, data_digest, is_causal, model_device, run_pass
+from .resume import FitCheckpoint, code_sha256, restore
+from .sharding import Processes
+from .targets import is_transposed, unwrap
+
+
+NO_TOKENS = "no token to predict in the curvature data: the dataloader is empty or all labels are -100"
+
+
+def run_fit(
+    curvature,
+    model: nn.Module,
+    dataloader: Iterable[Mapping],
+    targets: Mapping[str, nn.Module],
+    *,
+    fisher: str,
+    seed: int,
+    limit: int | None,
+    checkpoint_dir: str | Path | None,
+    checkpoint_every: int,
+    show: bool,
+):
+    """Fill `curvature.tensors` and `curvature.metadata`; see `Curvature.fit`, whose arguments these are."""
+    processes: Processes = curvature.processes
+    checked = processes.size > 1 or checkpoint_dir is not None
+    (about, identity), *others = processes.share(
+        lambda: _identify(curvature, model, targets, fisher, seed, limit, checked)
+    )
+    _check_same([identity, *(other for _, other in others)])
+    curvature.tensors = {}
+    curvature.metadata = {
+        "kind": curvature.kind,
+        "unit": "per predicted token",
+        "fisher": fisher,
+        "seed": seed,
+        "targets": {
+            name: {"shape": list(module.weight.shape), "transposed": is_transposed(module)}
+            for name, module in targets.items()
+        },
+        "stages": {},
+        "processes": processes.size,
+        **about,
+    }
+    if not curvature.passes:
+        curvature.metadata |= {"sequences": 0, "predicted_tokens": 0}
+        curvature.fill(targets)
+        return
+    leaders = processes.share(lambda: _leaders(model, dataloader, targets))[processes.rank]
+    layout = make_layout(curvature.kind, targets, leaders, processes.size, limit)
+    for name, leader in leaders.items():
+        curvature.metadata["targets"][name]["input"] = leader
+    curvature.owners = {name: layout.owners[leader] for name, leader in leaders.items()} if processes.size > 1 else {}
+    checkpoint = FitCheckpoint(
+        checkpoint_dir, sha256_json(identity | {"processes": processes.size}), processes, checkpoint_every
+    )
+    checkpoint.remove_others()
+    at_stage, at_round = _position(checkpoint, dataloader)
+    run = functools.partial(run_pass, model, dataloader, processes=processes, fisher=fisher, seed=seed, show=show)
+    extents, stages = {}, itertools.count()
+    for number, block in enumerate(layout.blocks, 1):
+        of_blocks = f", block {number} of {len(layout.blocks)}" if len(layout.blocks) > 1 else ""
+        members = {name for group in block for name in group.names}
+        inside = {name: module for name, module in targets.items() if name in members}
+        own = {name: module for name, module in inside.items() if curvature.holds(name)}
+        earlier = set(curvature.tensors)
+        for description, stage in zip(curvature.passes, stages):
+            if stage < at_stage:
+                progress = checkpoint.progress(stage, None)
+                for key, tensor in checkpoint.load(stage)[0].items():
+                    curvature.tensors[key] = tensor.to(targets[tensor_weight(key)].weight.device)
+            else:
+                rounds = at_round if stage == at_stage else 0
+                run_inside = functools.partial(
+                    run, inside, leaders=layout.leaders, owners=layout.owners, description=f"{description}{of_blocks}"
+                )
+                progress = _run_stage(
+                    curvature, description, own, earlier, run_inside, checkpoint, stage, rounds, show
+                )
+        extents |= {name: curvature.extent(name) for name in own}
+        if len(layout.blocks) > 1:
+            for key in set(curvature.tensors) - earlier:
+                curvature.tensors[key] = curvature.tensors[key].cpu()
+    curvature.metadata |= {
+        "sequences": progress.sequences,
+        "predicted_tokens": progress.tokens,
+        "data_sha256": progress.digest,
+    }
+    for found in processes.gather(extents):
+        for name, about in found.items():
+            curvature.metadata["targets"][name] |= about
+    checkpoint.remove()
+
+
+def _run_stage(curvature, description, own, earlier, run, checkpoint, stage: int, rounds: int, show: bool) -> Progress:
+    """One pass and what is made of it, from `rounds` rounds on that are already in the checkpoint."""
+    before, processes, progress = set(curvature.tensors), curvature.processes, Progress()
+    with curvature.stage(description) as measured:
+        sums = curvature.make_sums(
+            description, own, {name: curvature.metadata["targets"][name]["input"] for name in own}
+        )
+        if rounds:
+            progress = checkpoint.progress(stage, rounds)
+            restore(sums, *checkpoint.load(stage, rounds))
+        of_block = [tensor.nbytes for key, tensor in curvature.tensors.items() if key not in earlier]
+        measured.factor_bytes = sum(of_block) + sum(tensor.nbytes for tensor in sums.tensors().values())
+        run(sums, progress=progress, after_round=functools.partial(checkpoint.after_round, stage, sums))
+    if progress.tokens == 0:
+        raise InputError(NO_TOKENS)
+    processes.doing = f"the end of the {description} pass of a curvature fit"
+    processes.share(lambda: curvature.take(sums, progress.tokens, show))
+    new = {key: tensor for key, tensor in curvature.tensors.items() if key not in before}
+    processes.share(lambda: checkpoint.finish(stage, new, progress))
+    return progress
+
+
+def _position(checkpoint: FitCheckpoint, dataloader) -> tuple[int, int]:
+    """Where to go on: as far as the files of all processes reach, if the data is what it was. Collective."""
+    stage, rounds = checkpoint.find()
+    if (stage, rounds) == (0, 0):
+        return 0, 0
+
+    def same_data() -> bool:
+        if rounds:
+            found = checkpoint.progress(stage, rounds)
+            if data_digest(dataloader, rounds * checkpoint.processes.size) != found.digest:
+                return False
+        return stage == 0 or data_digest(dataloader, None) == checkpoint.progress(stage - 1, None).digest
+
+    if all(checkpoint.processes.share(same_data)):
+        return stage, rounds
+    checkpoint.remove()
+    # Nobody writes until everybody has removed.
+    checkpoint.processes.gather(None)
+    return 0, 0
+
+
+def _leaders(model: nn.Module, dataloader, targets) -> dict[str, str]:
+    device, causal = model_device(model), is_causal(model)
+    batch = next((batch for raw in dataloader if (batch := read_batch(raw, 0, causal, device)) is not None), None)
+    if batch is None:
+        raise InputError(NO_TOKENS)
+    with Capture(model, {}, None, None):
+        return shared_inputs(model, targets, batch.sample())
+
+
+def _identify(curvature, model: nn.Module, targets, fisher, seed, limit, checked: bool) -> tuple[dict, dict]:
+    """What tells this model from another, for the metadata; and what processes, and parts of one fit, must share."""
+    import transformers
+
+    for name, module in targets.items():
+        if module.weight.device.type == "meta":
+            raise InputError(
+                f"{name} is offloaded (on the meta device): load the model with a device_map that keeps the target "
+                "layers on a device, or leave them out of target_modules"
+            )
+    inner = unwrap(model)
+    config = inner.config.to_dict() if isinstance(inner, transformers.PreTrainedModel) else {}
+    # Where the model came from, whether it was saved, and how it runs are not what it is.
+    config = {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("_") and key not in ("architectures", "transformers_version", "dtype", "use_cache")
+    }
+    about = {
+        "model_class": type(inner).__name__,
+        "model_config_sha256": sha256_json(config),
+        "weights_sha256": {name: sha256_tensor(whole(module.weight)) for name, module in targets.items()},
+        "versions": {"hf_unlearn": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    if not checked:
+        return about, {}
+    identity = {
+        "code": [code_sha256(), about["versions"]],
+        "settings": [curvature.kind, fisher, seed, limit, list(targets), about["model_class"], config],
+        "weights": sha256_json([about["weights_sha256"], _checksums(model, targets)]),
+    }
+    return about, identity
+
+
+def _checksums(model: nn.Module, targets) -> dict[str, tuple]:
+    """Sums and norms of the weights that are no target: hashing all bytes of a large model would take as long as a pass."""
+    chosen = {id(module.weight) for module in targets.values()}
+    found = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in chosen and parameter.device.type != "meta":
+            value = whole(parameter).detach()
+            total, norm = value.sum(dtype=torch.float64), torch.linalg.vector_norm(value, dtype=torch.float64)
+            found[name] = (tuple(value.shape), str(value.dtype), float(total), float(norm))
+    return found
+
+
+def _check_same(identities: list[dict]):
+    for rank, identity in enumerate(identities):
+        different = [key for key in identity if identity[key] != identities[0][key]]
+        if different:
+            raise InputError(
+                f"process {rank} has other {' and '.join(different)} than process 0: start all processes with the same "
+                "package, settings and model"
+            )

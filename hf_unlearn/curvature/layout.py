@@ -1,0 +1,172 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Which weights belong together, which process owns them, and in which block of passes they are measured."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .sharding import assign
+from .targets import factor_dtype, widths
+
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass
+class Group:
+    """The weights that share one input factor (gate/up, q/k/v). One process owns all that is kept of them.
+
+    Attributes:
+        leader: the first of them, which names the input factor.
+        bytes: their factors, and the eigenvalues that are measured, in bytes.
+        cost: work that their owner does, in units of a decomposition: the sum of d^3 over the factors.
+    """
+
+    leader: str
+    names: list[str]
+    bytes: int
+    cost: float
+
+
+@dataclass
+class Layout:
+    """Blocks of groups, each measured by passes of its own, and the owner (rank) of each group's leader."""
+
+    blocks: list[list[Group]]
+    owners: dict[str, int]
+
+    @property
+    def leaders(self) -> dict[str, str]:
+        """Name -> leader, of all weights."""
+        return {name: group.leader for block in self.blocks for group in block for name in group.names}
+
+    def most(self, size: Callable[[Group], int]) -> int:
+        """The largest sum of `size` over the groups that one process owns in one block."""
+        loads: dict[tuple[int, int], int] = {}
+        for number, block in enumerate(self.blocks):
+            for group in block:
+                place = (number, self.owners[group.leader])
+                loads[place] = loads.get(place, 0) + size(group)
+        return max(loads.values(), default=0)
+
+
+def parse_bytes(value: int | str | None) -> int | None:
+    """Bytes from a number or a text such as "20GB" or "512MiB".
+
+    Raises:
+        InputError: it is not a positive amount.
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*([\d_.]+)\s*([a-z]*)\s*", str(value), re.IGNORECASE)
+    try:
+        size = int(float(match[1]) * UNITS[match[2].upper()])
+    except (TypeError, ValueError, KeyError):
+        size = 0
+    if size < 1:
+        raise InputError(f"max_factor_memory must be bytes, or a text such as '20GB', not {value!r}")
+    return size
+
+
+def make_layout(
+    kind: str, targets: Mapping[str, nn.Module], leaders: Mapping[str, str], size: int, limit: int | None = None
+) -> Layout:
+    """Spread the groups over `size` processes, in as few blocks as keep every process within `limit` bytes.
+
+    A block takes groups in the order of the model, so that the backward of its passes stops at its own lowest weight.
+
+    Raises:
+        InputError: one group alone exceeds the limit.
+    """
+    groups = _groups(kind, leaders, {name: widths(module) for name, module in targets.items()}, _entry_bytes(targets))
+    if limit is not None:
+        for group in groups:
+            if group.bytes > limit:
+                raise InputError(
+                    f"max_factor_memory is {limit:,} bytes, but {group.leader} and the weights that share its input "
+                    f"need {group.bytes:,} together: raise it, or leave them out of target_modules"
+                )
+    blocks, owners = [[]], {}
+    for group in groups:
+        chosen = _assign([*blocks[-1], group], size)
+        if blocks[-1] and limit is not None and max(_loads([*blocks[-1], group], chosen, size)) > limit:
+            blocks.append([])
+            chosen = _assign([group], size)
+        blocks[-1].append(group)
+        owners |= chosen
+    return Layout(blocks, owners)
+
+
+def shared_inputs(model: nn.Module, targets: Mapping[str, nn.Module], inputs: Mapping) -> dict[str, str]:
+    """Name -> the first target that takes the same tensor, as one forward on `inputs` shows."""
+    seen: dict[int, tuple[str, Tensor]] = {}
+    leaders = {}
+
+    def hook(name):
+        def remember(module, args):
+            # The tensor is held: an id is only unique among living objects.
+            leaders[name] = seen.setdefault(id(args[0]), (name, args[0]))[0]
+
+        return remember
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in targets.items()]
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: leaders.get(name, name) for name in targets}
+
+
+def tensor_weight(key: str) -> str:
+    """The weight that a stored tensor ("vectors.input.NAME", "eigenvalues.NAME") belongs to."""
+    return re.sub(r"^(?:(?:values|vectors)\.(?:input|output)|eigenvalues)\.", "", key)
+
+
+def assign_weights(kind: str, targets: Mapping[str, Mapping], size: int) -> dict[str, int]:
+    """Name -> rank for a fitted curvature, from its metadata."""
+    shapes = {
+        name: tuple(about["shape"][::-1] if about["transposed"] else about["shape"]) for name, about in targets.items()
+    }
+    groups = _groups(kind, {name: about["input"] for name, about in targets.items()}, shapes, 1)
+    owners = _assign(groups, size)
+    return {name: owners[about["input"]] for name, about in targets.items()}
+
+
+def _groups(
+    kind: str, leaders: Mapping[str, str], shapes: Mapping[str, tuple[int, int]], entry_bytes: int
+) -> list[Group]:
+    """Groups in the order of the weights, whose shapes are (d_out, d_in)."""
+    members: dict[str, list[str]] = {}
+    for name in shapes:
+        members.setdefault(leaders[name], []).append(name)
+    groups = []
+    for leader, names in members.items():
+        inner, outer = shapes[leader][1], [shapes[name][0] for name in names]
+        factors = [inner, *outer] if kind in ("kfac", "ekfac") else []
+        entries = sum(d * d + d for d in factors)  # a matrix, and its eigenvalues
+        if kind in ("ekfac", "diagonal"):
+            entries += inner * sum(outer)
+        cost = sum(float(d) ** 3 for d in factors) or float(entries)
+        groups.append(Group(leader, names, entries * entry_bytes, cost))
+    return groups
+
+
+def _entry_bytes(targets: Mapping[str, nn.Module]) -> int:
+    return factor_dtype(next(iter(targets.values())).weight).itemsize
+
+
+def _assign(groups: list[Group], size: int) -> dict[str, int]:
+    return assign({group.leader: group.cost for group in groups}, size)
+
+
+def _loads(groups: list[Group], owners: Mapping[str, int], size: int) -> list[int]:
+    loads = [0] * size
+    for group in groups:
+        loads[owners[group.leader]] += group.bytes
+    return loads

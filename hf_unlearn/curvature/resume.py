@@ -1,0 +1,131 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""A fit that was killed goes on inside its pass: running sums and finished stages, in files of each process.
+
+`checkpoint_dir/fit-<identity>/` holds, for stage S (counted over all blocks) and process P:
+- `S-done-P.safetensors`: the tensors that stage S gave, when it is over;
+- `S-ROUNDS-P.safetensors`: the sums after so many rounds of stage S. Each process writes a new one before it deletes the
+  one but last, and has finished one before any begins the next, so a set that all processes have whole always exists.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import open_safetensors, write_safetensors
+from .passes import Progress
+from .sharding import Processes
+
+
+class FitCheckpoint:
+    """Files of a fit in progress; all of it does nothing without a folder.
+
+    Args:
+        folder: shared by the processes of one machine, or by all.
+        identity: hash of everything that the result depends on but the data, whose own hash is kept in `Progress`.
+        every: batches, of all processes together, between two sets of sums; 0 writes nothing.
+    """
+
+    def __init__(self, folder: str | Path | None, identity: str, processes: Processes, every: int):
+        self.processes, self.every = processes, every
+        self.rounds = max(1, every // processes.size)
+        self.root = Path(folder) if folder is not None and every else None
+        self.folder = self.root / f"fit-{identity[:16]}" if self.root is not None else None
+
+    def find(self) -> tuple[int, int]:
+        """(stage, rounds) of the furthest set that every process has; (0, 0) for none. Collective."""
+        if self.folder is None:
+            return 0, 0
+        return max(set.intersection(*map(set, self.processes.share(self._positions))))
+
+    def progress(self, stage: int, rounds: int | None) -> Progress:
+        """What a file of this process says of the data that it holds."""
+        with open_safetensors(self._file(stage, rounds)) as file:
+            return Progress(**json.loads(file.metadata()["progress"]))
+
+    def load(self, stage: int, rounds: int | None = None) -> tuple[dict[str, Tensor], dict]:
+        """Tensors and counts of a set of sums, or of a finished stage (`rounds` None)."""
+        with open_safetensors(self._file(stage, rounds)) as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["counts"])
+
+    def after_round(self, stage: int, sums, progress: Progress):
+        """Write the sums when it is time."""
+        if self.folder is None or progress.rounds % self.rounds:
+            return
+        self._write(stage, progress.rounds, sums.tensors(), progress, sums.counts)
+        older = sorted(position for position in self._sums() if position < (stage, progress.rounds))
+        for position in older[:-1]:
+            self._file(*position).unlink(missing_ok=True)
+
+    def finish(self, stage: int, tensors: Mapping[str, Tensor], progress: Progress):
+        """Write what a stage gave; a stage too short to have been written in between is not worth it."""
+        if self.folder is not None and progress.rounds >= self.rounds:
+            self._write(stage, None, tensors, progress, {})
+
+    def remove(self):
+        """Delete this fit's files: it is done, or its data has changed."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # not empty, or gone
+                self.root.rmdir()
+
+    def remove_others(self):
+        """Delete what fits with another identity left, which nothing can go on from."""
+        for folder in self.root.glob("fit-*") if self.root is not None else []:
+            if re.fullmatch(r"fit-[0-9a-f]{16}", folder.name) and folder != self.folder:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _write(self, stage: int, rounds: int | None, tensors, progress: Progress, counts: Mapping[str, int]):
+        about = {"progress": json.dumps(dataclasses.asdict(progress)), "counts": json.dumps(counts)}
+        write_safetensors(self._file(stage, rounds), tensors, about)
+
+    def _file(self, stage: int, rounds: int | None) -> Path:
+        middle = "done" if rounds is None else f"{rounds:08d}"
+        return self.folder / f"{stage:03d}-{middle}-{self.processes.rank}.safetensors"
+
+    def _sums(self) -> list[tuple[int, int]]:
+        """Positions of this process's sets of sums."""
+        found = []
+        for file in self.folder.glob(f"*-{self.processes.rank}.safetensors"):
+            stage, middle, _ = file.stem.split("-")
+            if middle != "done" and self._is_whole(file):
+                found.append((int(stage), int(middle)))
+        return found
+
+    def _positions(self) -> list[tuple[int, int]]:
+        """Where this process could go on: within a stage, or at the beginning of one, when all stages before are done."""
+        done = 0
+        while self._is_whole(self._file(done, None)):
+            done += 1
+        return [(stage, 0) for stage in range(done + 1)] + [place for place in self._sums() if place[0] <= done]
+
+    def _is_whole(self, file: Path) -> bool:
+        try:
+            with open_safetensors(file) as opened:
+                return "progress" in (opened.metadata() or {})
+        except InputError:
+            return False
+
+
+def code_sha256() -> str:
+    """Hash of this package's source."""
+    digest, root = hashlib.sha256(), Path(__file__).parents[1]
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def restore(sums, tensors: Mapping[str, Tensor], counts: Mapping[str, int]):
+    """Put saved sums back into the accumulators, which keep their place on their device."""
+    for name, total in sums.tensors().items():
+        total.copy_(tensors[name])
+    if counts:
+        sums.counts.update(counts)
