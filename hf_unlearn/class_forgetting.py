@@ -412,7 +412,9 @@ def read_protocol(path: str | Path | None = None) -> dict:
     return {"title": Path(path or "Fast-NTK").stem, "seeds": [0]} | config
 
 
-def publish(config: Mapping, rows: Sequence[Mapping], output_dir: str | Path, record_to: str | Path | None = None) -> str:
+def publish(
+    config: Mapping, rows: Sequence[Mapping], output_dir: str | Path, record_to: str | Path | None = None
+) -> str:
     """Write results.json, report.md and table.png, and with `record_to` the rows with command, versions and machine.
 
     Returns the tables in Markdown.
@@ -429,7 +431,10 @@ def publish(config: Mapping, rows: Sequence[Mapping], output_dir: str | Path, re
     write_text(folder / "report.md", f"# {config['title']}\n\n{tables}\n\n![table](table.png)\n\n{notes}\n")
     if record_to is not None:
         data = {key: value for key, value in config["data"].items() if key != "data_dir"}
-        record_run(record_to, {"seeds": config["seeds"], "config": dict(config) | {"data": data}, "table": table, "rows": list(rows)})
+        record_run(
+            record_to,
+            {"seeds": config["seeds"], "config": dict(config) | {"data": data}, "table": table, "rows": list(rows)},
+        )
     return tables
 
 

@@ -40,7 +40,28 @@ def read_config(path: str | Path | None = None, default: str = "demo.yaml") -> d
     """The settings of an experiment; without a path the embedded `default`.
 
     Raises:
-        InputError: no such file, not YAML, sections that do not exist or are missing, a number that YAML takes for text.
+        InputError: as `read_yaml`; sections that do not exist or are missing.
+    """
+    config = read_yaml(path, default)
+    path = path or default
+    sections = COMMON_SECTIONS | problem_class(config).sections
+    if unknown := set(config) - sections:
+        raise InputError(
+            f"{path}: {', '.join(sorted(map(str, unknown)))}; the sections are {', '.join(sorted(sections))}"
+        )
+    if missing := {"data", "model", "methods"} - set(config):
+        raise InputError(
+            f"{path}: {', '.join(sorted(missing))} is missing; the sections are {', '.join(sorted(sections))}"
+        )
+    defaults = {"title": Path(path).stem, "seed": 0, "evaluation": {}, "arguments": {}}
+    return defaults | {key: value for key, value in config.items() if value is not None}
+
+
+def read_yaml(path: str | Path | None, default: str) -> dict:
+    """The sections of a YAML file; without a path those of the embedded template `default`.
+
+    Raises:
+        InputError: no such file, not YAML, no sections, a number that YAML takes for text.
     """
     if path is None:
         text = (importlib.resources.files("hf_unlearn") / "templates" / default).read_text(encoding="utf-8")
@@ -54,21 +75,11 @@ def read_config(path: str | Path | None = None, default: str = "demo.yaml") -> d
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        raise InputError(f"{path}: no sections; the sections are {', '.join(sorted(COMMON_SECTIONS))}")
-    sections = COMMON_SECTIONS | problem_class(config).sections
-    if unknown := set(config) - sections:
-        raise InputError(
-            f"{path}: {', '.join(sorted(map(str, unknown)))}; the sections are {', '.join(sorted(sections))}"
-        )
-    if missing := {"data", "model", "methods"} - set(config):
-        raise InputError(
-            f"{path}: {', '.join(sorted(missing))} is missing; the sections are {', '.join(sorted(sections))}"
-        )
+        raise InputError(f"{path}: no sections; give one at least")
     for place, value in leaves(config):
         if isinstance(value, str) and "e" in value.lower() and is_number(value):
             raise InputError(f"{path}: {place}: YAML takes {value} for text: write it with a point, as 1.0e-5")
-    defaults = {"title": Path(path).stem, "seed": 0, "evaluation": {}, "arguments": {}}
-    return defaults | {key: value for key, value in config.items() if value is not None}
+    return config
 
 
 def leaves(value, place: str = "") -> Iterable[tuple[str, object]]:
@@ -310,19 +321,18 @@ def record(rows: list[dict], output_dir: str | Path, config: Mapping, path: str 
     print(f"\n{results_of(rows).summarise(rows)}\n\nreport: {Path(output_dir) / 'report.html'}")
     if path is None:
         return
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     # A folder's place on this machine says nothing to a reader.
     shorten = lambda value: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
     places = {
         section: {key: shorten(value) for key, value in (config[section] or {}).items()}
         for section in ("data", "model")
     }
+    record_run(path, {"seed": config["seed"], "config": dict(config) | places, "rows": rows})
+
+
+def record_run(path: str | Path, about: Mapping):
+    """Write `about` with the command, the date, versions and machine."""
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     shown = [Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.argv]
     shown = ["python", *shown] if shown[0].endswith(".py") else shown
-    about = {
-        "command": " ".join(["python", *shown]),
-        "date": date,
-        "seed": config["seed"],
-        "config": dict(config) | places,
-    }
-    write_json(path, about | {"environment": environment(), "rows": rows})
+    write_json(path, {"command": " ".join(shown), "date": date, **about, "environment": environment()})

@@ -25,7 +25,9 @@ def parse_arguments(argv=None, default: str | None = None) -> argparse.Namespace
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the YAML's")
     parser.add_argument("--per_class", type=int, nargs="+", help="images per class, instead of the YAML's")
     parser.add_argument("--forget", help="number or name of the class to forget, instead of the YAML's")
-    parser.add_argument("--record", metavar="FILE", help="also write the rows with command, seeds, versions and machine")
+    parser.add_argument(
+        "--record", metavar="FILE", help="also write the rows with command, seeds, versions and machine"
+    )
     return parser.parse_args(argv)
 
 

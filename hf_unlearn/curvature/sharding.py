@@ -25,18 +25,18 @@ class LostProcess(ConnectionError):
 
 
 class Processes:
-    """The processes that fit one curvature together; one process when there is no accelerator.
+    """The processes that do one piece of work together; one process when there is no accelerator.
 
     Attributes:
         rank, size: of this process, and how many there are.
         doing: what errors say is going on.
     """
 
-    def __init__(self, accelerator=None):
+    def __init__(self, accelerator=None, doing: str = "the curvature fit"):
         self.rank, self.size = (
             (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
         )
-        self.doing = "the curvature fit"
+        self.doing = doing
 
     def share(self, work: Callable[[], T]) -> list[T]:
         """Call `work()` on every process: what it returned on each, in rank order. Collective.
@@ -78,6 +78,13 @@ class Processes:
         if self.size > 1:
             with self._connected():
                 torch.distributed.broadcast(tensor, owner)
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes, in place. Collective."""
+        if self.size > 1:
+            with self._connected():
+                torch.distributed.all_reduce(tensor)
+        return tensor
 
     def exchange(self, outgoing: Tensor, sent: list[int], received: list[int]) -> list[Tensor]:
         """Send bytes `outgoing` (uint8, `sent[r]` of them to process r); those from each process. Collective."""

@@ -29,7 +29,9 @@ def paper_figures(name: str | None) -> dict | None:
     text = (importlib.resources.files("hf_unlearn") / "templates" / "fast_ntk_paper.json").read_text(encoding="utf-8")
     figures = json.loads(text)
     if name not in figures or name == "source":
-        raise InputError(f"paper: no figures of {name!r}; there are {', '.join(key for key in figures if key != 'source')}")
+        raise InputError(
+            f"paper: no figures of {name!r}; there are {', '.join(key for key in figures if key != 'source')}"
+        )
     return figures[name] | {"name": name}
 
 
@@ -61,14 +63,16 @@ def format_tables(table: Sequence[Mapping], paper: Mapping | None = None) -> str
         lines += ["| features | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
         for method in probes:
             cells = [
-                cell(by_key.get((method, column)), metric) for column in columns for metric in ("retain", "forget", "holdout")
+                cell(by_key.get((method, column)), metric)
+                for column in columns
+                for metric in ("retain", "forget", "holdout")
             ]
             lines.append(f"| {method.removeprefix(PROBE)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def cell(entry: Mapping | None, metric: str) -> str:
-    """"84.1 ± 0.3"; ">100" where relearning did not end in time."""
+    """ "84.1 ± 0.3"; ">100" where relearning did not end in time."""
     if entry is None:
         return MISSING
     if entry[metric] is None:

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """What the closed-form step needs to know of a data set, streamed: memory is p x p, whatever the number of samples."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..curvature.linalg import add_gram_, mirror_
-from ..curvature.sharding import all_reduce, rank_and_size
+from ..curvature.sharding import Processes
 from ..errors import InputError
 from .jacobians import Jacobians
 
@@ -52,7 +52,7 @@ class Gram:
         return float(self.matrix.diagonal().mean())
 
 
-def measure_gram(jacobians: Jacobians, batches: Iterable[Mapping], accelerator=None) -> Gram:
+def measure_gram(jacobians: Jacobians, batches: Iterable[Mapping], processes: Processes | None = None) -> Gram:
     """Sum over a data set; with several processes each takes every n-th batch, and the sums are added.
 
     Args:
@@ -63,21 +63,24 @@ def measure_gram(jacobians: Jacobians, batches: Iterable[Mapping], accelerator=N
     """
     size, device = jacobians.size, jacobians.device
     gram = Gram(torch.zeros(size, size, dtype=torch.float64, device=device), *_zeros(2, size, device), 0)
-    rank, processes = rank_and_size(accelerator)
-    for number, batch in enumerate(batches):
-        if number % processes != rank:
-            continue
+    processes = processes or Processes()
+    for batch in share_of(batches, processes):
         for jacobian, outputs, targets in centred_chunks(jacobians, batch):
             rows = jacobian.flatten(0, 1).double()
             add_gram_(gram.matrix, rows)
             gram.target += rows.T @ targets.flatten()
             gram.output += rows.T @ outputs.flatten()
             gram.rows += len(outputs)
-    count = torch.tensor(gram.rows, device=device)
-    all_reduce({"1": gram.matrix, "2": gram.target, "3": gram.output, "4": count}, accelerator)
+    for total in (gram.matrix, gram.target, gram.output):
+        processes.add(total)
     mirror_(gram.matrix)
-    gram.rows = int(count)
+    gram.rows = int(processes.add(torch.tensor(gram.rows, device=device)))
     return gram
+
+
+def share_of(batches: Iterable[Mapping], processes: Processes) -> Iterator[Mapping]:
+    """The batches of this process: every n-th."""
+    return (batch for number, batch in enumerate(batches) if number % processes.size == processes.rank)
 
 
 def centred_chunks(jacobians: Jacobians, batch: Mapping):

@@ -3,9 +3,10 @@
 
 import copy
 import hashlib
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,12 +14,12 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..curvature.sharding import agree, all_reduce, rank_and_size
+from ..curvature.sharding import Processes
 from ..data.rows import row_hashes
 from ..errors import InputError
 from ..evaluation.scoring import evaluation_mode
 from ..files import open_safetensors, sha256_json, sha256_tensors, write_safetensors
-from .grams import Gram, centred_chunks, check_labels, measure_gram
+from .grams import Gram, centred_chunks, check_labels, measure_gram, share_of
 from .jacobians import Jacobians, model_inputs
 from .solvers import cgls, choose_solver, dual_coefficients, primal_update
 
@@ -62,10 +63,11 @@ def solve_request(
         start: values to linearise at; the model's own when None.
     """
     began = time.perf_counter()
+    processes = Processes(accelerator, "the Fast-NTK request")
     model = _full_precision(model)
     jacobians = Jacobians(model, names, at=start, outputs=settings.outputs, chunk_size=settings.chunk_size)
     loader = lambda rows: DataLoader(rows, batch_size=4 * settings.chunk_size, collate_fn=collator)
-    classes, margin = mean_margin(model, loader(retain), accelerator)
+    classes, margin = mean_margin(model, loader(retain), processes)
     scale = settings.target_scale
     if scale == "auto":
         scale = 1.0 if settings.outputs == "probabilities" else margin
@@ -77,7 +79,7 @@ def solve_request(
     else:
         solver = choose_solver(rows, jacobians.size, settings.solver)
     solve = {"primal": _primal, "dual": _dual, "cg": _matrix_free}[solver]
-    flat, report = solve(jacobians, settings, scale, retain, forget, loader, accelerator)
+    flat, report = solve(jacobians, settings, scale, retain, forget, loader, processes)
     report = {
         "solver": solver,
         "samples": len(retain) + len(forget),
@@ -90,18 +92,16 @@ def solve_request(
     return jacobians.unflatten(flat), report
 
 
-def _primal(jacobians, settings, scale, retain, forget, loader, accelerator):
+def _primal(jacobians, settings, scale, retain, forget, loader, processes):
     def gram(*parts: Dataset, measure: Callable[[], Gram]) -> Gram:
         return (
-            measure()
-            if settings.gram_cache is None
-            else _cached_gram(jacobians, settings, parts, measure, accelerator)
+            measure() if settings.gram_cache is None else _cached_gram(jacobians, settings, parts, measure, processes)
         )
 
-    part = gram(forget, measure=lambda: measure_gram(jacobians, loader(forget), accelerator))
+    part = gram(forget, measure=lambda: measure_gram(jacobians, loader(forget), processes))
     # Another request on the same model divides the same rows in another way: their Gram is known, and only the rows to be
     # forgotten are new.
-    whole = gram(retain, forget, measure=lambda: measure_gram(jacobians, loader(retain), accelerator) + part)
+    whole = gram(retain, forget, measure=lambda: measure_gram(jacobians, loader(retain), processes) + part)
     rest = whole - part
     began = time.perf_counter()
     ridge = settings.ridge * whole.mean_diagonal
@@ -109,7 +109,7 @@ def _primal(jacobians, settings, scale, retain, forget, loader, accelerator):
     return update, {"ridge": ridge, "solve_seconds": time.perf_counter() - began}
 
 
-def _cached_gram(jacobians, settings, parts: Sequence[Dataset], measure: Callable[[], Gram], accelerator) -> Gram:
+def _cached_gram(jacobians, settings, parts: Sequence[Dataset], measure: Callable[[], Gram], processes) -> Gram:
     """The Gram of a set of rows at these weights, measured at most once (`settings.gram_cache` is the folder)."""
     hashes = sorted(row for rows in parts for row in row_hashes(rows))
     frozen = {name: value for name, value in jacobians.model.state_dict().items() if name not in jacobians.values}
@@ -127,17 +127,17 @@ def _cached_gram(jacobians, settings, parts: Sequence[Dataset], measure: Callabl
             logger.info(f"the Gram of {len(hashes)} rows is read from {file}")
             return Gram(*(saved.get_tensor(name) for name in ("matrix", "target", "output")), len(hashes))
     gram = measure()
-    if rank_and_size(accelerator)[0] == 0:
+    if processes.rank == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_safetensors(file, {"matrix": gram.matrix, "target": gram.target, "output": gram.output})
     return gram
 
 
-def _dual(jacobians, settings, scale, retain, forget, loader, accelerator):
+def _dual(jacobians, settings, scale, retain, forget, loader, processes):
     if settings.kernel == "pseudo":
-        return _pseudo(jacobians, settings, scale, retain, forget, loader, accelerator)
+        return _pseudo(jacobians, settings, scale, retain, forget, loader, processes)
     parts = [
-        _gather([chunk for batch in _mine(loader(rows), accelerator) for chunk in centred_chunks(jacobians, batch)], accelerator)
+        _gather([chunk for batch in share_of(loader(rows), processes) for chunk in centred_chunks(jacobians, batch)], processes)
         for rows in (retain, forget)
     ]  # fmt: skip
     count = len(parts[0][0])
@@ -158,7 +158,7 @@ def _dual(jacobians, settings, scale, retain, forget, loader, accelerator):
     return update, {"ridge": ridge, "solve_seconds": time.perf_counter() - began}
 
 
-def _pseudo(jacobians, settings, scale, retain, forget, loader, accelerator):
+def _pseudo(jacobians, settings, scale, retain, forget, loader, processes):
     """Kernel of the summed logit over sqrt(C) (Mohamadi et al. 2023), the same for every class; two backwards a sample."""
     everything = concatenate_datasets([retain, forget])
     rows, outputs, targets = [], [], []
@@ -183,9 +183,9 @@ def _pseudo(jacobians, settings, scale, retain, forget, loader, accelerator):
     return update, {"ridge": ridge, "solve_seconds": seconds}
 
 
-def _matrix_free(jacobians, settings, scale, retain, forget, loader, accelerator):
+def _matrix_free(jacobians, settings, scale, retain, forget, loader, processes):
     """Conjugate gradients with J v and J^T u recomputed from the data at every step: O(p) memory beside the residuals."""
-    sides = [list(_mine(loader(rows), accelerator)) for rows in (retain, forget)]
+    sides = [list(share_of(loader(rows), processes)) for rows in (retain, forget)]
     centre = lambda z: (z - z.mean(1, keepdim=True)).double()
 
     def residuals(batches) -> list[Tensor]:
@@ -203,13 +203,12 @@ def _matrix_free(jacobians, settings, scale, retain, forget, loader, accelerator
         total = torch.zeros(jacobians.size, dtype=torch.float64, device=jacobians.device)
         for batch, part in zip(batches, parts):
             total += jacobians.flatten(jacobians.vjp(batch, part - part.mean(1, keepdim=True)))
-        all_reduce({"total": total}, accelerator)
-        return total
+        return processes.add(total)
 
     began = time.perf_counter()
     e = [residuals(side) for side in sides]
     # The trace of the Gram in expectation: |J^T u|^2 over signs u (Hutchinson), 8 draws.
-    generator = torch.Generator().manual_seed(rank_and_size(accelerator)[0])
+    generator = torch.Generator().manual_seed(processes.rank)
     signs = lambda parts: [torch.randint(2, part.shape, generator=generator).double() * 2 - 1 for part in parts]
     trace = sum(
         float(sum(transposed(side, signs(part)) for side, part in zip(sides, e)).square().sum()) for _ in range(8)
@@ -229,7 +228,7 @@ def _matrix_free(jacobians, settings, scale, retain, forget, loader, accelerator
         # Forward and reverse mode agree to fp32 rounding only, and so does the residual that can be reached.
         return cgls(
             lambda v: flat(products(batches, v)), back, flat(residual), ridge, tolerance=1e-5, max_iterations=500,
-            reduce=lambda number: _sum(number, accelerator),
+            reduce=processes.add,
         )  # fmt: skip
 
     update = solution(sides[0], e[0]) - solution(sides[0] + sides[1], e[0] + e[1])
@@ -237,20 +236,20 @@ def _matrix_free(jacobians, settings, scale, retain, forget, loader, accelerator
 
 
 @torch.no_grad()
-def mean_margin(model: nn.Module, batches, accelerator=None) -> tuple[int, float]:
+def mean_margin(model: nn.Module, batches, processes: Processes) -> tuple[int, float]:
     """(C, mean over samples of z_y - mean of the other logits) of the model as it is tuned."""
     sums, classes = torch.zeros(2, dtype=torch.float64), 0
     with evaluation_mode(model):
         device = next(model.parameters()).device
-        for batch in _mine(batches, accelerator):
+        for batch in share_of(batches, processes):
             outputs = model(**model_inputs(model, batch))
             logits = (outputs if isinstance(outputs, Tensor) else outputs.logits).double()
             classes = logits.shape[1]
             right = logits.gather(1, check_labels(batch["labels"].to(device), classes)[:, None])[:, 0]
             margins = right - (logits.sum(1) - right) / (classes - 1)
             sums += torch.tensor([float(margins.sum()), len(margins)], dtype=torch.float64)
-    sums = _sum(sums.to(device), accelerator)
-    classes = agree(classes, accelerator)
+    processes.add(sums)
+    classes = max(processes.gather(classes))
     margin = float(sums[0] / sums[1])
     if not margin > 0:
         raise InputError(
@@ -259,25 +258,10 @@ def mean_margin(model: nn.Module, batches, accelerator=None) -> tuple[int, float
     return classes, margin
 
 
-def _mine(batches: Iterable[Mapping], accelerator) -> Iterator[Mapping]:
-    """The batches of this process: every n-th."""
-    rank, processes = rank_and_size(accelerator)
-    return (batch for number, batch in enumerate(batches) if number % processes == rank)
-
-
-def _sum(tensor: Tensor, accelerator) -> Tensor:
-    """Summed over the processes."""
-    all_reduce({"sum": tensor}, accelerator)
-    return tensor
-
-
-def _gather(chunks: list[tuple[Tensor, Tensor, Tensor]], accelerator) -> list[Tensor]:
+def _gather(chunks: list[tuple[Tensor, Tensor, Tensor]], processes: Processes) -> list[Tensor]:
     """Chunks of all processes, one after another: (Jacobian, outputs, targets)."""
-    if rank_and_size(accelerator)[1] > 1:
-        from accelerate.utils import gather_object
-
-        chunks = gather_object(chunks)
-    return [torch.cat(parts) for parts in zip(*chunks)]
+    everyone = itertools.chain(*processes.gather(chunks))
+    return [torch.cat(parts) for parts in zip(*everyone)]
 
 
 def _full_precision(model: nn.Module) -> nn.Module:
