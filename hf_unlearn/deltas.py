@@ -141,7 +141,7 @@ class UpdateDelta:
             InputError: the model lacks a tensor of the update, or has it in another shape or in a quantised type.
         """
         _check_scale(scale)
-        targets = base_tensors(model)
+        targets = self._targets(model)
         _check_targets(
             {name: tensor.shape for name, tensor in self.tensors.items()},
             {name: (tensor.shape, tensor.dtype) for name, tensor in targets.items()},
@@ -168,7 +168,7 @@ class UpdateDelta:
         Raises:
             InputError: as `apply_to`.
         """
-        targets = base_tensors(model)
+        targets = self._targets(model)
         before = {name: targets[name].to("cpu", copy=True) for name in self.tensors if name in targets}
         try:
             yield self.apply_to(model, scale)
@@ -176,6 +176,11 @@ class UpdateDelta:
             with torch.no_grad():
                 for name, tensor in before.items():
                     targets[name].copy_(tensor)
+
+    def _targets(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """The model's tensors by the names that this update knows: those of the checkpoint, or of a worn adapter."""
+        worn = {name.removeprefix("base_model.model."): tensor for name, tensor in model.state_dict().items()}
+        return base_tensors(model) | {name: worn[name] for name in self.tensors if name in worn}
 
     def norm(self) -> float:
         """Euclidean norm over all tensors."""

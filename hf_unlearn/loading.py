@@ -51,6 +51,14 @@ def default_collator(model, processing_class) -> CausalCollator:
     return CausalCollator(pad)
 
 
+def can_merge(model) -> bool:
+    """Whether the adapters of a PEFT model are a change of its weights; prompts are none."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    return bool(layers) and not any(hasattr(layer, "cannot_merge") for layer in layers)
+
+
 @torch.no_grad()
 def merged_weights(model) -> dict[str, torch.Tensor]:
     """Weights of a PEFT model's tuned layers as merging its active adapters would leave them: {base name: fp32}.

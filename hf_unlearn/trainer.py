@@ -27,7 +27,7 @@ from .errors import InputError, NumericalError
 from .files import sha256_tensors, staged_folder, write_text, writing
 from .fitting import fit_on_retain
 from .hub import public_name, push_folder
-from .loading import default_collator, load_model, merged_weights
+from .loading import can_merge, default_collator, load_model, merged_weights
 from .methods.base import Counts, Method
 from .optim import NaturalGradientAscent
 from .records import card_context, request_record
@@ -322,6 +322,8 @@ class UnlearnTrainer(Trainer):
     def update_delta(self) -> UpdateDelta:
         """What the run changed, in fp32 as the update was made, under the names of the base model's checkpoint.
 
+        Prompts are no change of weights: their update has the adapter's names, and is applied to a model that wears it.
+
         Raises:
             InputError: nothing has been trained yet.
         """
@@ -338,13 +340,15 @@ class UnlearnTrainer(Trainer):
             return UpdateDelta(
                 base_tensors(self._natural_gradient.updates()), delta_config(base_tensors(self.base_weights), **about)
             )
-        if self.is_peft:
+        if self._merged_before:
             return UpdateDelta.between(self._merged_before, self._merged(), **about)
         now = dict(self.model.named_parameters())
         return UpdateDelta.between(self.base_weights, {name: now[name] for name in self.base_weights}, **about)
 
     def _merged(self) -> dict[str, torch.Tensor]:
-        return merged_weights(self.model) if self.is_peft and not self.method.natural_gradient else {}
+        """Empty where the parameters that move are told apart as they are: no adapter, or one that is no change of weights."""
+        merging = self.is_peft and not self.method.natural_gradient and can_merge(self.model)
+        return merged_weights(self.model) if merging else {}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Save the model and, beside it, the update as `delta/` and a card; a checkpoint gets neither.
