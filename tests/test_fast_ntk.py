@@ -159,9 +159,9 @@ def test_the_class_is_forgotten_and_the_others_are_not(tmp_path, digits, start):
         batch = Collator64()([rows[i] for i in range(len(rows))])
         return float((model(batch["pixel_values"]).logits.argmax(1) == batch["labels"]).double().mean())
 
-    assert accuracy(forget, full) >= 0.9 and accuracy(retain, full) >= 0.9
+    assert accuracy(forget, full) == 1.0
     assert accuracy(forget, model) == 0.0
-    assert accuracy(retain, model) >= 0.9
+    assert accuracy(retain, model) >= accuracy(retain, full) - 0.05
 
 
 def test_a_second_request_reads_the_gram_of_all_rows(tmp_path, digits, start, full, caplog, monkeypatch):
