@@ -1,0 +1,296 @@
+#!/usr/bin/env python
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Fast-NTK's costs: Jacobians against torch.func, the primal solver from 1,000 to 50,000 images, a request against retraining.
+
+    python benchmarks/ntk.py [--data_dir path/to/data] [--parts jacobian scale request] [--scale 1000 5000 10000 50000]
+
+The model is a CIFAR ResNet-20 whose BatchNorm and head are tuned (2,026 parameters): the published weights and CIFAR-10 from
+`--data_dir` where it is given (rows are taken again, shifted and flipped, beyond the images at hand), else random weights and
+noise, which cost the same. Every measurement runs in a process of its own on one thread; memory is that process's peak beyond
+what it held before. Times are CPU seconds: a busy machine leaves them nearly alone. The report is rewritten as figures come.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import curvature as bench
+
+
+ROOT = Path(__file__).resolve().parents[1]
+AIMS = {"jacobian_time": 0.65, "jacobian_memory": 0.25, "request_over_retraining": 0.2, "solve_share": 0.05}
+JACOBIAN_SAMPLES = 64
+WAYS = ("ours", "vmap(jacrev)", "jacrev of the batch")
+
+
+def make_model(data_dir: str | None):
+    import torch
+
+    from hf_unlearn.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification, load_cifar_resnet
+
+    torch.manual_seed(0)
+    if data_dir is None:
+        model = CifarResNetForImageClassification(CifarResNetConfig(depth=20)).eval()
+    else:
+        model = load_cifar_resnet(Path(data_dir) / "weights/resnet_cifar10/resnet20.safetensors")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("bn" in name or "linear" in name)
+    return model, [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def make_batches(data_dir: str | None, count: int, batch_size: int = 128):
+    """Batches of `count` images; made one at a time, so that memory says nothing about the data."""
+    import torch
+
+    if data_dir is None:
+        for start in range(0, count, batch_size):
+            generator = torch.Generator().manual_seed(start)
+            size = min(batch_size, count - start)
+            yield {
+                "pixel_values": torch.randn(size, 3, 32, 32, generator=generator),
+                "labels": torch.randint(10, (size,), generator=generator),
+            }
+        return
+    from hf_unlearn.data.vision import ImageCollator, load_images
+
+    rows = load_images(Path(data_dir) / "cifar10", "train")
+    for start in range(0, count, batch_size):
+        numbers = range(start, min(start + batch_size, count))
+        torch.manual_seed(start)
+        # Beyond the images at hand: the same ones, flipped and shifted.
+        collator = ImageCollator(augment=start + batch_size > len(rows))
+        yield collator([rows[number % len(rows)] for number in numbers])
+
+
+def jacobian(way: str, data_dir: str | None):
+    """(N, C, p) of 64 images in one of the ways; returns a function to time, and the Jacobian's sum of squares to compare."""
+    import torch
+
+    from hf_unlearn.ntk import Jacobians
+
+    model, names = make_model(data_dir)
+    images = next(make_batches(data_dir, JACOBIAN_SAMPLES))["pixel_values"]
+    values = {name: parameter.detach() for name, parameter in model.named_parameters() if name in names}
+    outputs = lambda v, x: torch.func.functional_call(model, v, (x,)).logits
+    model.requires_grad_(False)
+
+    def ours():
+        return torch.cat([part for _, part in Jacobians(model, names)({"pixel_values": images})])
+
+    def vmapped():
+        one = lambda v, x: outputs(v, x[None])[0]
+        found = torch.func.vmap(torch.func.jacrev(one), (None, 0))(values, images)
+        return torch.cat([found[name].flatten(2) for name in names], -1)
+
+    def batched():
+        found = torch.func.jacrev(outputs)(values, images)
+        return torch.cat([found[name].flatten(2) for name in names], -1)
+
+    return dict(zip(WAYS, (ours, vmapped, batched)))[way]
+
+
+def work(item: dict) -> dict:
+    """One measurement, in this process."""
+    import torch
+
+    from hf_unlearn.ntk import Jacobians, measure_gram
+    from hf_unlearn.ntk.solvers import primal_update
+
+    torch.set_num_threads(1)
+    if item["part"] == "jacobian":
+        run = jacobian(item["way"], item["data_dir"])
+        before = bench.resident_bytes()
+        bench.reset_peak()
+        began = time.process_time()
+        found = run()
+        cpu = time.process_time() - began
+        peak = bench.resident_bytes(peak=True) - before
+        return {"cpu_seconds": cpu, "peak_bytes": peak, "square": float(found.double().square().sum())}
+    if item["part"] == "scale":
+        model, names = make_model(item["data_dir"])
+        jacobians = Jacobians(model, names, chunk_size=32)
+        measure_gram(jacobians, make_batches(item["data_dir"], 32))
+        before = bench.resident_bytes()
+        bench.reset_peak()
+        began = time.process_time()
+        gram = measure_gram(jacobians, make_batches(item["data_dir"], item["images"]))
+        cpu = time.process_time() - began
+        return {
+            "images": item["images"],
+            "cpu_seconds": cpu,
+            "peak_bytes": bench.resident_bytes(peak=True) - before,
+            "dual_kernel_bytes": 8 * (10 * item["images"]) ** 2,
+            "trace": gram.mean_diagonal * jacobians.size,
+        }
+    return request(item, primal_update)
+
+
+def request(item: dict, primal_update) -> dict:
+    """A request on 5,000 images: Jacobians and solve, a second request, and retraining on the rest to the same accuracy."""
+    import copy
+
+    import torch
+
+    from hf_unlearn.data.vision import ImageCollator, load_images, select_per_class, split_class
+    from hf_unlearn.evaluation.vision import accuracy
+    from hf_unlearn.ntk import Jacobians, measure_gram
+
+    if item["data_dir"] is None:
+        raise SystemExit("the part `request` needs --data_dir: accuracy means nothing on noise")
+    from torch.utils.data import DataLoader
+
+    start, names = make_model(item["data_dir"])
+    start.reset_head(10, seed=0)
+    start.linear.requires_grad_(True)
+    rows = select_per_class(load_images(Path(item["data_dir"]) / "cifar10", "train"), item["per_class"], 0)
+    forget, retain = split_class(rows, 0)
+    second, _ = split_class(rows, 1)
+    collator = ImageCollator()
+    loader = lambda part, **kwargs: DataLoader(part, batch_size=64, collate_fn=collator, **kwargs)
+    jacobians = Jacobians(start, names, chunk_size=32)
+
+    def timed(action):
+        began = time.process_time()
+        return action(), time.process_time() - began
+
+    whole, gram_seconds = timed(
+        lambda: measure_gram(jacobians, loader(retain)) + measure_gram(jacobians, loader(forget))
+    )
+    part, part_seconds = timed(lambda: measure_gram(jacobians, loader(forget)))
+    solve = lambda whole, part: primal_update(
+        (whole - part).matrix, (whole - part).residual(10.0), part.matrix, part.residual(10.0), whole.mean_diagonal
+    )
+    _, solve_seconds = timed(lambda: solve(whole, part))
+    other, second_seconds = timed(lambda: measure_gram(jacobians, loader(second)))
+    _, second_solve = timed(lambda: solve(whole, other))
+
+    # Retraining: AdamW on the same parameters, epoch after epoch, until the retained rows are classified as well as they are
+    # by the model that was tuned on everything (`epochs` epochs).
+    def train(part, epochs, goal=None):
+        model, seconds, epoch = copy.deepcopy(start), 0.0, 0
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
+        generator = torch.Generator().manual_seed(0)
+        while epoch < epochs:
+            epoch += 1
+            began = time.process_time()
+            for batch in loader(part, shuffle=True, generator=generator):
+                optimizer.zero_grad()
+                model(**batch).loss.backward()
+                optimizer.step()
+            seconds += time.process_time() - began
+            reached = accuracy(model, retain, collator)
+            if goal is not None and reached >= goal:
+                break
+        return model, seconds, epoch, reached
+
+    _, _, _, goal = train(rows, item["epochs"])
+    _, retrain_seconds, epochs, reached = train(retain, 4 * item["epochs"], goal)
+    return {
+        "images": len(rows),
+        "first_request": {"jacobian_cpu_seconds": gram_seconds, "solve_cpu_seconds": solve_seconds},
+        "second_request": {
+            "jacobian_cpu_seconds": second_seconds,
+            "solve_cpu_seconds": second_solve,
+            "rows": len(second),
+        },
+        "forget_rows_alone_cpu_seconds": part_seconds,
+        "retraining": {"cpu_seconds": retrain_seconds, "epochs": epochs, "accuracy": reached, "goal": goal},
+    }
+
+
+def measure(item: dict, timeout: float) -> dict:
+    """`work(item)` in a new process of one thread."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(item)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    if done.returncode:
+        raise RuntimeError(f"{item} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def summary(results: dict) -> dict:
+    """What the figures say against the aims."""
+    found = {}
+    if rows := results.get("jacobian"):
+        best = rows["vmap(jacrev)"]
+        found["jacobian_time"] = rows["ours"]["cpu_seconds"] / best["cpu_seconds"]
+        found["jacobian_memory"] = rows["ours"]["peak_bytes"] / best["peak_bytes"]
+        whole = rows["jacrev of the batch"]
+        found["jacobian_time_of_batch"] = rows["ours"]["cpu_seconds"] / whole["cpu_seconds"]
+        found["jacobian_memory_of_batch"] = rows["ours"]["peak_bytes"] / whole["peak_bytes"]
+    if rows := results.get("scale"):
+        found["seconds_per_1000_images"] = [row["cpu_seconds"] / row["images"] * 1000 for row in rows]
+        found["peak_megabytes"] = [row["peak_bytes"] / 1e6 for row in rows]
+        found["dual_kernel_gigabytes"] = [row["dual_kernel_bytes"] / 1e9 for row in rows]
+    if row := results.get("request"):
+        first, second, retraining = row["first_request"], row["second_request"], row["retraining"]["cpu_seconds"]
+        total = sum(first.values())
+        found["request_over_retraining"] = total / retraining
+        found["solve_share"] = first["solve_cpu_seconds"] / total
+        found["second_request_over_first"] = (second["jacobian_cpu_seconds"] + second["solve_cpu_seconds"]) / total
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir")
+    parser.add_argument("--parts", nargs="+", default=["jacobian", "scale", "request"])
+    parser.add_argument("--scale", type=int, nargs="+", default=[1000, 5000, 10000, 50000])
+    parser.add_argument("--per_class", type=int, default=500, help="images per class of the part `request`")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of tuning on everything, in the part `request`")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", default=str(ROOT / "benchmarks" / "results" / "ntk.json"))
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(work(json.loads(arguments.worker))))
+        return 0
+    data_dir = None if arguments.data_dir is None else str(Path(arguments.data_dir).resolve())
+    from hf_unlearn.evaluation.report import environment
+    from hf_unlearn.files import write_json
+
+    shown = [Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
+    results = {
+        "command": shlex.join(["python", "benchmarks/ntk.py", *shown]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seed": 0,
+        "environment": environment(),
+        "aims": AIMS,
+    }
+
+    def keep(part: str, value):
+        results[part] = value
+        results["summary"] = summary(results)
+        write_json(arguments.output, results)
+
+    if "jacobian" in arguments.parts:
+        rows = {}
+        for way in WAYS:
+            tries = [
+                measure({"part": "jacobian", "way": way, "data_dir": data_dir}, 900) for _ in range(arguments.repeats)
+            ]
+            rows[way] = min(tries, key=lambda row: row["cpu_seconds"])
+        keep("jacobian", rows)
+        squares = [row["square"] for row in rows.values()]
+        if max(squares) > min(squares) * (1 + 1e-4):
+            raise RuntimeError(f"the ways disagree: sums of squares {squares}")
+    if "scale" in arguments.parts:
+        found = []
+        for images in arguments.scale:
+            found.append(measure({"part": "scale", "images": images, "data_dir": data_dir}, 3 * 3600))
+            keep("scale", found)
+    if "request" in arguments.parts:
+        item = {"part": "request", "per_class": arguments.per_class, "epochs": arguments.epochs, "data_dir": data_dir}
+        keep("request", measure(item, 3 * 3600))
+    print(json.dumps(results["summary"], indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
