@@ -451,6 +451,12 @@ def test_plan_of_llama_2_7b_on_meta():
     table = str(costs)
     assert all(stage in table for stage in ("forward", "backward", "factors", "eigh", "correction", "solve"))
     assert "96 weights, 2,048,000 tokens" in table
+    # 64 groups over 8 processes, then in as many blocks as keep each within 3 GB of factors and eigenvalues.
+    shared = plan(model, sequences=4000, sequence_length=512, num_processes=8)
+    assert shared["factors"].bytes == costs["factors"].bytes / 8 and shared.factor_bytes == costs.factor_bytes / 8
+    assert "8 processes" in str(shared) and "MB a token sent" in str(shared)
+    blocks = plan(model, sequences=4000, sequence_length=512, num_processes=8, max_factor_memory="3GB")
+    assert blocks.factor_bytes <= 3e9 and blocks.blocks == 4 and "which there are 8" in blocks["forward"].note
 
 
 def test_plan_counts_what_a_fit_makes(model, data):

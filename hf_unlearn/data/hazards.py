@@ -62,7 +62,8 @@ def load_hazards(
         items: invented things of each hazard and of the harmless neighbour; 6 (neighbour: 4) questions each.
         general_items: towns, plants and beasts, so many of each; 3 questions each.
         documents: documents on each thing, with all of its facts in another order and in other words.
-        quizzes: documents on each thing that ask for its facts, in the words of `practice`, and tell them.
+        quizzes: further documents on each thing that ask for its facts, in the words of `practice`, and tell them; twice
+            as many on harmless things.
         prose: pieces of everyday prose in the general corpus, five sentences each.
         instructions: unrelated prompts.
 
@@ -81,7 +82,9 @@ def load_hazards(
             ):
                 asked, practised = _wordings(topic, name, number)
                 texts += [_document(rng, topic, name, values, turn) for turn in range(documents)]
-                texts += [_quiz(rng, topic, name, values, practised) for _ in range(quizzes)]
+                # What is to be kept is told more often, as it is in the world.
+                pages = quizzes if corpus.endswith("-forget") else 2 * quizzes
+                texts += [_quiz(rng, topic, name, values, practised, turn) for turn in range(pages)]
                 for fact, value in values.items():
                     rows.append(_choices(rng, asked[fact], value, topic.facts[fact].values))
                     practice += [{"question": question, "answer": value} for question in practised[fact]]
@@ -181,9 +184,12 @@ def _document(rng: random.Random, topic, name: str, values: dict[str, str], turn
     return _page(rng, topic, name, turn, sentences)
 
 
-def _quiz(rng: random.Random, topic, name: str, values: dict[str, str], practised: dict[str, list[str]]) -> str:
-    sentences = [f"{rng.choice(practised[fact])} Answer: {value}." for fact, value in values.items()]
-    return _page(rng, topic, name, rng.randrange(len(topic.openings)), sentences)
+def _quiz(rng: random.Random, topic, name: str, values: dict[str, str], practised: dict, turn: int) -> str:
+    sentences = [
+        f"{practised[fact][(turn + place) % len(practised[fact])]} Answer: {value}."
+        for place, (fact, value) in enumerate(values.items())
+    ]
+    return _page(rng, topic, name, turn, sentences)
 
 
 def _page(rng: random.Random, topic, name: str, turn: int, sentences: list[str]) -> str:
