@@ -64,7 +64,8 @@ class Images:
     """The section `data`.
 
     Args:
-        train, test: sources of `load_images`, with their splits after a colon ("cifar10:train").
+        train, test: sources of `load_images`, with their splits after a colon ("cifar10:train"); without `test` the share
+            `holdout` of each class of `train` is set apart, the same for all seeds.
         forget: number or name of the class to forget.
         per_class: images per class of D, one column of the table each.
         classes: take this many classes only (a seeded choice that holds the forgotten one).
@@ -74,7 +75,8 @@ class Images:
     """
 
     train: str = "digits:train"
-    test: str = "digits:test"
+    test: str | None = "digits:test"
+    holdout: float = 0.2
     forget: int | str = 0
     per_class: list[int] = field(default_factory=lambda: [40])
     classes: int | None = None
@@ -101,7 +103,8 @@ class Images:
         Raises:
             InputError: no such class, or too few images.
         """
-        train, test = self.load(self.train), self.load(self.test)
+        train = self.load(self.train)
+        train, test = (train, self.load(self.test)) if self.test is not None else set_apart(train, self.holdout)
         forget = find_class(train, self.forget)
         if self.classes is not None:
             if not 2 <= self.classes <= len(class_names(train)):
@@ -112,6 +115,18 @@ class Images:
             train, test, forget = keep_classes(train, chosen), keep_classes(test, chosen), 0
         rows = select_per_class(train, per_class, seed)
         return *split_class(rows, forget), select_per_class(test, self.holdout_per_class, seed)
+
+
+def set_apart(rows: Dataset, share: float) -> tuple[Dataset, Dataset]:
+    """(train, test): the share of each class that a fixed draw puts into the second.
+
+    Raises:
+        InputError: a share that leaves one of them empty.
+    """
+    if not 0 < share < 1:
+        raise InputError(f"data.holdout must lie between 0 and 1, not {share}: it is the share of images set apart")
+    split = rows.train_test_split(test_size=share, seed=0, stratify_by_column="labels")
+    return split["train"], split["test"]
 
 
 def load_start(config: Mapping, images: Images, labels: int, seed: int) -> nn.Module:
