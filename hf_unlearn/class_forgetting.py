@@ -295,7 +295,8 @@ class Cell:
         if run is None:
             raise InputError(f"methods, {label}: unknown method {kind!r}: choose fast_ntk or first_order")
         best = None
-        with tempfile.TemporaryDirectory() as grams:
+        with tempfile.TemporaryDirectory() as self.runs:
+            grams = str(Path(self.runs) / "grams")
             for values in itertools.product(*search.values()):
                 chosen = dict(zip(search, values))
                 trainer, seconds = run(copy.deepcopy(full), entry, chosen, grams)
@@ -314,8 +315,7 @@ class Cell:
         return row
 
     def _trainer(self, model, method, evaluator=None, **arguments) -> UnlearnTrainer:
-        folder = tempfile.mkdtemp(dir=self.folder)
-        args = UnlearnConfig(output_dir=folder, seed=self.seed, **{**QUIET, **arguments})
+        args = UnlearnConfig(output_dir=tempfile.mkdtemp(dir=self.runs), seed=self.seed, **{**QUIET, **arguments})
         if not torch.cuda.is_available():
             args.use_cpu = True
         trainer = UnlearnTrainer(
