@@ -53,7 +53,7 @@ def load_hazards(
     general_items: int = 20,
     documents: int = 3,
     quizzes: int = 1,
-    prose: int = 120,
+    prose: int = 160,
     instructions: int = 240,
 ) -> Hazards:
     """The embedded hazards; same arguments, same rows.
