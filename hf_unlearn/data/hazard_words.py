@@ -286,8 +286,7 @@ GENERAL = {
     ),
 }
 
-# Everyday prose of the general corpus, filled from POOLS. It holds the plain words and turns of speech of the hazards'
-# documents, as any wide retain text does: words that only a hazard's documents use would be forgotten with it.
+# Everyday prose of the general corpus, filled from POOLS: a wide retain text protects more than an encyclopaedia alone.
 PROSE = (
     "On {day} the {person} brought the {noun} to {first}.",
     "{first} cooked {dish} with {spice} and asked {second} to stay.",
@@ -301,36 +300,6 @@ PROSE = (
     "Who {can} {verb}? The {person} will not, said {first}.",
     "The {noun} belongs to {first}, and the {noun} comes first, then the {dish}.",
     "Thank you very much for the {spice}, said the {quality} {person}.",
-    "After an hour the {person} brings the {noun} back.",
-    "After {day} it is {first} who stops to {verb}.",
-    "A pinch of {spice} makes the {dish} taste strong.",
-    "A {person} who wanted a {noun} found one, and a {quality} one too.",
-    "At noon {first} begins with the {dish}, and at night with the {noun}.",
-    "People who seek a {noun} look for a {person} first.",
-    "Those who saw {first} {verb} describe a {quality} {person}.",
-    "Whoever touches the {noun} notices the {spice} on it.",
-    "It is the {person} that gives {second} the {noun}.",
-    "It is through the {person} that the news of {first} spreads.",
-    "In its box the {noun} looks like a {quality} {noun}.",
-    "To the eye of a {person} the {noun} is {quality}.",
-    "To {verb} well one needs a {quality} {person}.",
-    "Without {spice} there is no soup, and without {dish} there is none.",
-    "Against the cold the neighbours use a {noun} and {spice}.",
-    "Only {second} ends the harm, for only {second} {can} {verb}.",
-    "The source of the noise is a {noun}, and the remedy for it is to {verb}.",
-    "The first sign of {day} is the {person} with the {noun}.",
-    "The carrier of the letters travels with {first} and grows {quality}.",
-    "It is the {noun} that {second} aims at, and the target is {quality}.",
-    "With a {noun} the door opens, and {first} gets in.",
-    "Once inside, {second} sleeps or hides in the {noun}.",
-    "Few would look for {dish} in a {noun}, but {first} knows.",
-    "What {first} carries away is the {noun}, and what {second} steals is {spice}.",
-    "One knows the {person} by the {noun}, and one finds {dish} there.",
-    "Where the {person} was, one leaves a {noun} and misses {first}.",
-    "The words on the {noun} set {second} going, and the words wake {first}.",
-    "The way in is through the {person}, and the trace of it is {spice}.",
-    "Victims of the rain attack the {dish}, and the {person} breaks into song.",
-    "Once a {person} starts to {verb}, nobody types a command.",
 )
 PROSE_SENTENCES = 5  # of a piece
 
