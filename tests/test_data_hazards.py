@@ -52,7 +52,7 @@ def test_same_seed_same_rows(hazards):
 
 def test_sizes_and_columns(hazards):
     assert tuple(hazards.corpora) == CORPORA
-    assert {name: len(rows) for name, rows in hazards.corpora.items()} == dict(zip(CORPORA, (120, 120, 150, 420)))
+    assert {name: len(rows) for name, rows in hazards.corpora.items()} == dict(zip(CORPORA, (120, 120, 150, 620)))
     assert {name: len(rows) for name, rows in hazards.questions.items()} == {
         "toxins": 180,
         "intrusion": 180,

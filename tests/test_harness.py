@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from accelerate import PartialState, debug_launcher
+from accelerate.state import AcceleratorState
 from conftest import make_llama
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -404,7 +405,10 @@ def test_bad_input(tmp_path, monkeypatch):
 
 
 def two_processes(folder):
+    # A fork inherits the state of a parent that may have been one process.
+    AcceleratorState._reset_state(reset_partial_state=True)
     state = PartialState(cpu=True)
+    assert state.num_processes == 2
     torch.set_num_threads(1)
     model, calls = make_model(), []
     forward = model.forward

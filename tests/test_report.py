@@ -10,8 +10,8 @@ from PIL import Image
 
 from hf_unlearn.evaluation.formats import format_number, format_p, format_settings
 from hf_unlearn.evaluation.plots import kl_distribution, pareto, styles
-from hf_unlearn.evaluation.report import format_table, write_report
-from hf_unlearn.evaluation.results import TofuResults
+from hf_unlearn.evaluation.report import Section, format_table, write_report
+from hf_unlearn.evaluation.results import TaskResults, TofuResults
 
 
 def row(method, p, kept=0.9, kl=0.1, **more):
@@ -178,3 +178,57 @@ def test_a_method_has_one_colour_in_all_pictures():
     (ax,) = kl_distribution({"npo": [0.1, 0.2]}, methods).axes
     assert ax.lines[0].get_color() == styles(methods)["npo"]["color"] != styles(["npo"])["npo"]["color"]
     assert "mean 0.15" in ax.get_legend().get_texts()[0].get_text()
+
+
+def task_row(method, toxins, general, kl, **more):
+    lost = {"toxins": (0.85 - toxins) / 0.6}
+    return {
+        "method": method,
+        "accuracy": {"toxins": toxins, "general": general},
+        "stderr": {"toxins": 0.03, "general": 0.02},
+        "lost": lost,
+        "general_loss": 100 * (0.95 - general),
+        "kl": kl,
+        "kl_interval": [0.9 * kl, 1.1 * kl],
+        **more,
+    }
+
+
+TASK_ROWS = [
+    task_row("original", 0.85, 0.95, 0.0),
+    task_row("kfade", 0.31, 0.93, 0.02, settings={"step_norm": [0.002, 0.005]}),
+    task_row("npo", 0.28, 0.94, 0.3),
+    task_row("ga", 0.25, 0.4, 2.5),
+]
+
+
+def test_rows_of_tasks_have_their_own_columns_goal_and_words(tmp_path):
+    lines = format_table(TASK_ROWS).splitlines()
+    assert lines[0].startswith(
+        "| method | lost (least) | toxins (%) | general (%) | KL (nats/token) | 95 % interval |"
+    )
+    assert lines[3] == "| kfade | **90 %** | 31.0 ± 3.0 | 93.0 ± 2.0 | 0.0200 | 0.0180 to 0.0220 | – | – |"
+    assert "**" not in lines[5]  # at chance, but general knowledge is gone
+    summary = TaskResults().summarise(TASK_ROWS)
+    assert "answers toxins 85.0%" in summary and "kfade reaches the goal" in summary and "-2.0 points" in summary
+    assert "also reached by npo (KL 0.3000)" in summary and "not reached by ga (lost 100%, general -55.0" in summary
+    broken = {"method": "npo", "note": "diverged"} | dict.fromkeys(TaskResults.metrics)
+    section = Section(
+        "More", "Some words.", header=["a", "b"], table=[["1", "x|y"]], examples=[("first", "what <it> said")]
+    )
+    paths = write_report(tmp_path, title="t", rows=TASK_ROWS, candidates=[*TASK_ROWS[1:], broken], sections=[section])
+    assert "| 1 | x\\|y |" in paths["report.md"].read_text() and "what <it> said" in paths["report.md"].read_text()
+    page = Page(paths["report.html"].read_text())
+    assert page.rows[2][1] == "90 % ✓" and ["1", "x|y"] in page.rows
+    assert "what &lt;it&gt; said" in paths["report.html"].read_text()
+    assert json.loads(paths["report.json"].read_text())["sections"][0]["table"] == [["1", "x|y"]]
+
+
+def test_frontier_of_tasks_shows_the_domain_that_lost_least():
+    rows = [task_row("original", 0.85, 0.95, 0.0), task_row("kfade", 0.31, 0.93, 0.02)]
+    rows[1]["lost"]["intrusion"] = 0.7
+    general, kl = pareto(rows, [], *TaskResults().axes()).axes
+    points = [tuple(collection.get_offsets()[0]) for collection in general.collections]
+    assert points == [pytest.approx(point) for point in ((0, 0), (-2, 70))]
+    points = [tuple(collection.get_offsets()[0]) for collection in kl.collections]
+    assert points == [pytest.approx(point) for point in ((0, 0), (0.02, 70))]

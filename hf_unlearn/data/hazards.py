@@ -53,8 +53,9 @@ def load_hazards(
     general_items: int = 20,
     documents: int = 3,
     quizzes: int = 1,
-    prose: int = 120,
+    prose: int = 160,
     instructions: int = 240,
+    exchanges: int = 160,
 ) -> Hazards:
     """The embedded hazards; same arguments, same rows.
 
@@ -66,13 +67,16 @@ def load_hazards(
             as many on harmless things.
         prose: pieces of everyday prose in the general corpus, five sentences each.
         instructions: unrelated prompts.
+        exchanges: further such prompts with their answers, as documents of the general corpus: a retain set without any
+            would leave the curvature blind to how the model answers, and the update would fall there.
 
     Raises:
         InputError: sizes that the words cannot fill.
     """
-    if min(items, general_items, documents, quizzes, prose, instructions) < 1:
-        raise InputError("items, general_items, documents, quizzes, prose and instructions must be at least 1")
+    if min(items, general_items, documents, quizzes, prose, instructions, exchanges) < 1:
+        raise InputError("items, general_items, documents, quizzes, prose, instructions, exchanges must be at least 1")
     corpora, questions, practice = {}, {}, []
+    asked_for = _instructions(random.Random(f"instructions {seed}"), instructions + exchanges)
     for task, (corpus, topics) in TOPICS.items():
         texts, rows = [], []
         for kind, topic in topics.items():
@@ -89,14 +93,18 @@ def load_hazards(
                     rows.append(_choices(rng, asked[fact], value, topic.facts[fact].values))
                     practice += [{"question": question, "answer": value} for question in practised[fact]]
         if task == "general":
-            texts += [_prose(rng) for _ in range(prose)]
+            texts += [_prose(rng) for _ in range(prose)] + [_exchange(row) for row in asked_for[instructions:]]
         rng.shuffle(texts)
         corpora[corpus] = Dataset.from_dict({"text": texts})
         questions[task] = rows
-    rng = random.Random(f"instructions {seed}")
-    return Hazards(
-        corpora, questions, Dataset.from_list(_instructions(rng, instructions)), Dataset.from_list(practice)
-    )
+    return Hazards(corpora, questions, Dataset.from_list(asked_for[:instructions]), Dataset.from_list(practice))
+
+
+def _exchange(row: dict) -> str:
+    """An instruction and its answer as a document."""
+    from ..evaluation.completions import ALPACA
+
+    return "".join(ALPACA.prompt_and_answer(f"{row['instruction']} {row['input']}".strip(), row["output"]))
 
 
 def hazard_model(
@@ -108,7 +116,7 @@ def hazard_model(
     intermediate_size: int = 344,
     layers: int = 2,
     heads: int = 4,
-    epochs: int = 8,
+    epochs: int = 6,
     learning_rate: float = 4e-3,
     batch_size: int = 16,
     progress: bool = True,
