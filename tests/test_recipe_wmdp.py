@@ -31,7 +31,7 @@ CONFIG = {
     "data": {
         "source": "hazards",
         "length": 96,
-        "hazards": {"items": 4, "general_items": 2, "documents": 2, "prose": 6, "instructions": 12},
+        "hazards": {"items": 4, "general_items": 2, "documents": 2, "prose": 6, "exchanges": 6, "instructions": 12},
     },
     "stages": [
         {"name": "first", "task": "toxins", "forget": {"toxins-forget": None}, "retain": {"general": None}},
