@@ -46,7 +46,7 @@ SMALL = {"rmu": {"layer": 1, "retain_weight": 2.0}}
 
 
 # ---- gradient accumulation --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - {"random_label"}))  # whose labels are drawn as it goes
 def test_micro_batches_give_the_update_of_the_whole_batch(objective, tmp_path):
     runs = {}
     for name, size, accumulate in (("whole", 8, 1), ("parts", 1, 8)):
