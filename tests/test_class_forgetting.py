@@ -142,7 +142,10 @@ def test_settings_that_do_not_exist(tmp_path):
         ({"data": base["data"] | {"colour": 1}}, "no setting colour"),
         ({"model": {}}, "model: give weights"),
         ({"model": {"weights": "nowhere.safetensors"}}, "no such weights"),
-        ({"tuner": {"type": "lora", "modules_to_save": ["linear"]}}, "tuner.type must be one of batch_norm, key_value_prompt"),
+        (
+            {"tuner": {"type": "lora", "modules_to_save": ["linear"]}},
+            "tuner.type must be one of batch_norm, key_value_prompt",
+        ),
         ({"tuner": {"type": "batch_norm"}}, "modules_to_save must name the head"),
         ({"methods": [{"label": "x", "method": "magic", "search": {}}]}, "unknown method 'magic'"),
     ):
