@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Put measured tables and pictures into README.md: `python benchmarks/update_readme.py` after `make demo` and `make bench`.
+"""Put measured tables and pictures into README.md: `python benchmarks/update_readme.py` after what makes them.
 
-Reads outputs/demo/results.json and the files in benchmarks/results; writes between the markers of README.md and copies the
-Pareto picture to docs/images/. Nothing in those places is typed by hand.
+Reads outputs/demo, outputs/kfade_wmdp and the files in benchmarks/results; writes between the markers of README.md and copies
+pictures to docs/images/. What is not there stays as it is. Nothing in those places is typed by hand.
 """
 
 import json
@@ -26,17 +26,25 @@ def fill(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text)
 
 
-def demo_section() -> str:
-    rows = json.loads((ROOT / "outputs/demo/results.json").read_text())
-    images = ROOT / "docs/images"
-    images.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "outputs/demo/pareto.png", images / "demo_pareto.png")
+def demo_section(folder: Path) -> str:
+    rows = json.loads((folder / "results.json").read_text())
+    shutil.copy(folder / "pareto.png", ROOT / "docs/images/demo_pareto.png")
     return f"{results_of(rows).summarise(rows)}\n\n![forget quality against what is kept](docs/images/demo_pareto.png)\n\n{format_table(rows)}"
 
 
-def tofu_section(path: Path) -> str:
+def table_section(path: Path) -> str:
     record = json.loads(path.read_text())
     return f"`{record['command']}`\n\n{results_of(record['rows']).summarise(record['rows'])}\n\n{format_table(record['rows'])}"
+
+
+def sharding_section(path: Path) -> str:
+    record = json.loads(path.read_text())
+    times = [f"{kind} {row['ratio_of_minima']:.2f}x" for kind, row in record["time"].items()]
+    memory = [f"{kind} {row['peak_factor_bytes']['largest_over_share']:.2f}" for kind, row in record["memory"].items()]
+    return (
+        f"`{record['command']}`: a fit by two processes of one thread takes {', '.join(times)} the time of one; with four, the "
+        f"fullest process holds {', '.join(memory)} times a quarter of the factors."
+    )
 
 
 def bench_section(path: Path) -> str:
@@ -60,13 +68,21 @@ def bench_section(path: Path) -> str:
 
 
 def main():
-    readme = ROOT / "README.md"
-    text = fill(readme.read_text(), "demo", demo_section())
-    results = ROOT / "benchmarks/results"
-    if (tofu := results / "tofu_tiny.json").is_file():
-        text = fill(text, "tofu", tofu_section(tofu))
-    if (bench := results / "curvature.json").is_file():
-        text = fill(text, "bench", bench_section(bench))
+    readme, results = ROOT / "README.md", ROOT / "benchmarks/results"
+    text = readme.read_text()
+    if (demo := ROOT / "outputs/demo").is_dir():
+        text = fill(text, "demo", demo_section(demo))
+    if (wmdp := ROOT / "outputs/kfade_wmdp").is_dir():
+        shutil.copy(wmdp / "pareto.png", ROOT / "docs/images/wmdp_pareto.png")
+    sections = {
+        "tofu": ("tofu_tiny.json", table_section),
+        "wmdp": ("wmdp_miniature.json", table_section),
+        "bench": ("curvature.json", bench_section),
+        "sharding": ("sharding.json", sharding_section),
+    }
+    for name, (file, section) in sections.items():
+        if (results / file).is_file():
+            text = fill(text, name, section(results / file))
     readme.write_text(text)
 
 

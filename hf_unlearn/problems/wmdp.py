@@ -34,6 +34,10 @@ NOTES = [
     "counts; of equals the one with less KL).",
     "Low accuracy does not show that knowledge has left the weights: see the relearning attacks where they were run.",
 ]
+EMBEDDED = (
+    "The miniature's general corpus holds instructions with answers of the kinds whose completions are measured, though none of "
+    "the same: the KL is that of new prompts of a retained kind."
+)
 WORST = 5
 
 
@@ -236,7 +240,8 @@ class WmdpProblem(Problem):
     # ---- what is told -----------------------------------------------------------------------------------------------
     def notes(self):
         n = {task: score.n for task, score in self.asked.items()}
-        return [*NOTES, f"Questions: {', '.join(f'{task} {count}' for task, count in n.items())}."]
+        notes = [*NOTES, f"Questions: {', '.join(f'{task} {count}' for task, count in n.items())}."]
+        return notes if self.corpora.embedded is None else [*notes, EMBEDDED]
 
     def further(self, comparison, rows):
         labels = [row["method"] for row in methods_of(rows)]
