@@ -16,7 +16,7 @@ from datasets import Dataset
 from ..errors import InputError
 from . import hazard_words
 from .tofu import QATemplate, tokenize_qa
-from .training import train_tokenizer, trained_model
+from .training import llama_config, train_tokenizer, trained_model
 
 
 CHOICES = 4
@@ -126,7 +126,7 @@ def hazard_model(
     fp32, eval mode. Trained on the CPU unless the model is in the cache already (`training.cached`);
     `model.name_or_path` is the folder that holds the model and the tokenizer.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     from ..evaluation.completions import ALPACA, generate_completions
 
@@ -139,18 +139,7 @@ def hazard_model(
     rows = [row | {"labels": row["input_ids"]} for row in rows] + tokenize_qa(hazards.practice, tokenizer).to_list()
     # In the very tokens in which its completions will be measured.
     rows += generate_completions(None, tokenizer, hazards.instructions, given=True).to_list()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    config = llama_config(tokenizer, hidden_size, intermediate_size, layers, heads)
     training = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
     folder = trained_model(rows, config, tokenizer, progress=progress, **training)
     return tokenizer, LlamaForCausalLM.from_pretrained(folder).eval()

@@ -13,7 +13,7 @@ import random
 from ..errors import InputError
 from . import wordings
 from .tofu import QATemplate, TofuSplits, make_splits, tokenize_qa
-from .training import train_tokenizer, trained_model
+from .training import llama_config, train_tokenizer, trained_model
 
 
 SHARED = ("birthplace", "genre", "theme")  # kinds of facts whose values several authors have
@@ -89,22 +89,11 @@ def scratch_models(
     `model.name_or_path` is the folder that holds the model and the tokenizer. One tokenizer, made from all rows, serves
     both, as a pretrained tokenizer knows every word too. Rows are cut to 512 tokens.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     texts = ["".join(QATemplate().prompt_and_answer(row["question"], row["answer"])) for row in training_rows(splits)]
     tokenizer = train_tokenizer(texts, vocab_size)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    config = llama_config(tokenizer, hidden_size, intermediate_size, layers, heads)
     training = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
     models = []
     for forget in (True, False):

@@ -67,6 +67,24 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1200):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
 
 
+def llama_config(tokenizer, hidden_size: int, intermediate_size: int, layers: int, heads: int):
+    """`LlamaConfig` of a small model for this tokenizer: 512 positions, a head of its own."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
 def length_batches(lengths: list[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
     """Every row once, in batches of rows of like length, in random order."""
     order = torch.randperm(len(lengths), generator=generator).tolist()
