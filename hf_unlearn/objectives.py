@@ -51,6 +51,15 @@ def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return selected.gather(1, targets)[:, 0] - others.logsumexp(1)
 
 
+def unlikelihood(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """-log(1 - p(label)) per predicted token, (N,) (Welleck et al. 2019, arXiv:1908.04319).
+
+    Its pull on a token's logits is p(label): strongest on what is known by heart, none on what is forgotten. That of
+    cross-entropy is 1 - p(label), that of the margin 1 throughout.
+    """
+    return F.softplus(margin(logits, labels))
+
+
 def sequence_nll(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed -log p of each row's labels (B,), and the number of labels in each row (B,)."""
     selected, targets, rows = predictions(logits, labels)

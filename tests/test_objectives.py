@@ -49,6 +49,15 @@ def test_margin_does_not_saturate_where_the_model_is_certain():
     assert torch.allclose(logits.grad, torch.tensor([[-0.5, -0.5, 1.0]]))
 
 
+def test_unlikelihood_pulls_by_the_probability_of_the_label(batch):
+    expected = [-math.log1p(-math.exp(log_p(scores, label))) for _, scores, label in naive_tokens(*batch)]
+    found = objectives.unlikelihood(*batch)
+    assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)
+    logits = torch.tensor([[0.0, 0.0, 60.0], [0.0, 60.0, 0.0]], requires_grad=True)
+    objectives.unlikelihood(logits, torch.tensor([2, 2])).sum().backward()
+    assert torch.allclose(logits.grad, torch.tensor([[-0.5, -0.5, 1.0], [0.0, 0.0, 0.0]]))
+
+
 def test_cross_entropy_and_sequence_nll(batch):
     tokens = naive_tokens(*batch)
     expected = torch.tensor([-log_p(scores, label) for _, scores, label in tokens], dtype=torch.float64)

@@ -73,7 +73,7 @@ def test_micro_batches_give_the_update_of_the_whole_batch(objective, tmp_path):
         assert logged(runs["whole"], key) == pytest.approx(logged(runs["parts"], key), rel=1e-5), key
 
 
-@pytest.mark.parametrize("objective", ["cross_entropy", "margin"])
+@pytest.mark.parametrize("objective", ["cross_entropy", "margin", "unlikelihood"])
 def test_micro_batches_give_the_same_kfade_step(objective, tmp_path):
     updates = []
     for size in (8, 3, 1):

@@ -31,8 +31,9 @@ class KFade(Method):
     r"""
     Natural-gradient ascent on a forget set with G fitted on the retain set ("Gauss-Newton Unlearning for the LLM Era").
 
-    Which settings: knowledge that was learnt by heart (TOFU, a person's records) wants `cross_entropy`, which stops
-    pulling once a token is forgotten; a topic in text that was never memorised (WMDP) may want `margin`. Several
+    Which settings: ascent on `cross_entropy` pulls hardest on tokens that are already unlikely and hardly on those known
+    by heart (its gradient at the logits is 1 - p); `margin`, the paper's choice for WMDP, pulls on all alike; with
+    `unlikelihood`, which is not in the paper, a token pulls by its probability, and stops when it is forgotten. Several
     full-batch steps with a refit each cost less KL for the same forgetting than one long step, and one fit each.
 
     Args:
@@ -41,7 +42,8 @@ class KFade(Method):
             fitted one is used as it is: for the first step, and with `refit=False` for all. One that is given by name
             must have been fitted on the weights that this model has.
         objective (`str`, defaults to `"cross_entropy"`):
-            What must rise: `"cross_entropy"`, or `"margin"` for minus the log odds of the label.
+            What must rise: `"cross_entropy"`, or `"margin"` for minus the log odds of the label, or `"unlikelihood"` for the
+            log probability of all other labels.
         step_norm (`float`, *optional*):
             alpha: norm of every step under G, in sqrt(nats per token). Exactly one of it and `kl_budget`.
         kl_budget (`float`, *optional*):
@@ -91,8 +93,10 @@ class KFade(Method):
             raise InputError(
                 "give exactly one of step_norm (alpha) and kl_budget (nats per token; alpha = sqrt(2 * kl_budget))"
             )
-        if self.objective not in ("cross_entropy", "margin"):
-            raise InputError(f"unknown objective {self.objective!r}: choose 'cross_entropy' or 'margin'")
+        if self.objective not in ("cross_entropy", "margin", "unlikelihood"):
+            raise InputError(
+                f"unknown objective {self.objective!r}: choose 'cross_entropy', 'margin' or 'unlikelihood'"
+            )
         for name, minimum in (("step_norm", 0), ("kl_budget", 0), ("damping", 0)):
             value = getattr(self, name)
             if value is not None and not (value > minimum and math.isfinite(value)):
@@ -196,6 +200,9 @@ class KFade(Method):
         if self.objective == "margin":
             rising = -objectives.margin(logits, labels).sum() / counts.forget_tokens
             return rising, {"forget_loss": nll.detach(), "forget_margin": -rising.detach()}
+        if self.objective == "unlikelihood":
+            rising = -objectives.unlikelihood(logits, labels).sum() / counts.forget_tokens
+            return rising, {"forget_loss": nll.detach(), "forget_unlikelihood": -rising.detach()}
         return nll, {"forget_loss": nll.detach()}
 
     def _fit(self, trainer: "UnlearnTrainer", steps_taken: int):
