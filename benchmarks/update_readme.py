@@ -37,6 +37,11 @@ def table_section(path: Path) -> str:
     return f"`{record['command']}`\n\n{results_of(record['rows']).summarise(record['rows'])}\n\n{format_table(record['rows'])}"
 
 
+def wmdp_section(path: Path) -> str:
+    shutil.copy(ROOT / "outputs/kfade_wmdp/pareto.png", ROOT / "docs/images/wmdp_pareto.png")
+    return f"{table_section(path)}\n\n![domain accuracy against what is kept](docs/images/wmdp_pareto.png)"
+
+
 def sharding_section(path: Path) -> str:
     record = json.loads(path.read_text())
     times = [f"{kind} {row['ratio_of_minima']:.2f}x" for kind, row in record["time"].items()]
@@ -72,11 +77,9 @@ def main():
     text = readme.read_text()
     if (demo := ROOT / "outputs/demo").is_dir():
         text = fill(text, "demo", demo_section(demo))
-    if (wmdp := ROOT / "outputs/kfade_wmdp").is_dir():
-        shutil.copy(wmdp / "pareto.png", ROOT / "docs/images/wmdp_pareto.png")
     sections = {
         "tofu": ("tofu_tiny.json", table_section),
-        "wmdp": ("wmdp_miniature.json", table_section),
+        "wmdp": ("wmdp_miniature.json", wmdp_section),
         "bench": ("curvature.json", bench_section),
         "sharding": ("sharding.json", sharding_section),
     }
