@@ -8,7 +8,6 @@ accuracy on D_r, D_f and the hold-out set and the epochs to relearn D_f.
 import copy
 import itertools
 import json
-import logging
 import statistics
 import tempfile
 import time
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
@@ -52,8 +51,6 @@ from .models.cifar_resnet import load_cifar_resnet
 from .problems.base import configured
 from .trainer import UnlearnTrainer
 
-
-logger = logging.getLogger(__name__)
 
 SECTIONS = {"title", "seeds", "data", "model", "tuner", "tuning", "methods", "relearning", "probe", "paper"}
 QUIET = {"report_to": "none", "disable_tqdm": True, "log_level": "error", "save_strategy": "no"}
@@ -250,7 +247,7 @@ class Cell:
         self.images = configured(Images, "data", config["data"])
         self.forget, self.retain, self.holdout = self.images.sets(per_class, seed)
         self.collator = self.images.collator
-        self.everything = sorted_together(self.forget, self.retain)
+        self.everything = concatenate_datasets([self.retain, self.forget])
 
     def rows(self) -> list[dict]:
         """The rows of this cell, in the order of the paper's tables."""
@@ -269,7 +266,7 @@ class Cell:
             rows.append(self._method(dict(entry), full))
         rows.append(self.measure("Retrain", retrained, retrain_seconds))
         if self.config.get("probe"):
-            rows += self._probes(start, full)
+            rows += self._probes(start)
         return rows
 
     def measure(self, label: str, model: nn.Module, seconds: float, **more) -> dict:
@@ -349,7 +346,7 @@ class Cell:
         _, seconds = timed(trainer.train)
         return trainer, seconds
 
-    def _probes(self, start: nn.Module, full: nn.Module) -> Iterator[dict]:
+    def _probes(self, start: nn.Module) -> Iterator[dict]:
         """Table III: a new head on the frozen features of the pretrained model, of one drawn at random, and of Fast-NTK's."""
         head = head_name(self.config)
         unseen, _ = split_class(self.holdout, self.forget["labels"][0])
@@ -377,12 +374,6 @@ class StopWhenForgotten(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if (metrics or {}).get("eval_forget_accuracy") == 0:
             control.should_training_stop = True
-
-
-def sorted_together(forget: Dataset, retain: Dataset) -> Dataset:
-    from datasets import concatenate_datasets
-
-    return concatenate_datasets([retain, forget])
 
 
 def timed(action: Callable):

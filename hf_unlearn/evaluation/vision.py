@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from .. import objectives
 from ..errors import InputError, NumericalError
+from ..ntk.jacobians import model_inputs
 from .scoring import evaluation_mode
 
 
@@ -120,6 +121,4 @@ def _features(model: nn.Module, rows: Dataset, collator: Callable, head: str) ->
 
 
 def _logits(model: nn.Module, batch: dict) -> torch.Tensor:
-    device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-    return model(**inputs).logits
+    return model(**model_inputs(model, batch)).logits

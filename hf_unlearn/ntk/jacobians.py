@@ -124,12 +124,15 @@ class Jacobians:
     def _calls(self, inputs: Mapping[str, Tensor], vector: Mapping[str, Tensor] | None = None):
         """(outputs as a function of the parameters, their values, `vector` cast to them) for every chunk."""
         tangent = {name: (vector or self.values)[name].to(value) for name, value in self.values.items()}
-        inputs = model_inputs(self.model, inputs)
-        total = len(next(iter(inputs.values())))
         with _evaluation(self.model):
-            for start in range(0, total, self.chunk_size):
-                chunk = {name: value[start : start + self.chunk_size] for name, value in inputs.items()}
+            for chunk in self._chunks(inputs):
                 yield functools.partial(self._outputs, chunk), self.values, tangent
+
+    def _chunks(self, inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """`chunk_size` samples of a batch at a time, as the model takes them."""
+        inputs = model_inputs(self.model, inputs)
+        for start in range(0, len(next(iter(inputs.values()))), self.chunk_size):
+            yield {name: value[start : start + self.chunk_size] for name, value in inputs.items()}
 
     def _outputs(self, chunk: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Tensor:
         outputs = functional_call(self.model, dict(values), kwargs=dict(chunk))
@@ -137,11 +140,8 @@ class Jacobians:
         return outputs.softmax(-1) if self.outputs == "probabilities" else outputs
 
     def _forward(self, inputs: Mapping[str, Tensor]):
-        inputs = model_inputs(self.model, inputs)
-        total = len(next(iter(inputs.values())))
         with _evaluation(self.model), batched_modules(self.model, self.shapes):
-            for start in range(0, total, self.chunk_size):
-                chunk = {name: value[start : start + self.chunk_size] for name, value in inputs.items()}
+            for chunk in self._chunks(inputs):
                 count = len(next(iter(chunk.values())))
                 leaves = {
                     name: value.expand(count, *value.shape).clone().requires_grad_()
