@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from ..curvature.sharding import Processes
 from ..data.training import cache_folder
 from ..data.wmdp import check_tokenizer
 from ..errors import InputError
@@ -93,7 +94,7 @@ def evaluate_tasks(
         loaded = load_tasks(
             tasks, questions=questions, data_dir=data_dir, include_path=include_path, num_fewshot=num_fewshot
         )
-    rank, _ = _rank_and_size(accelerator)
+    rank = Processes(accelerator).rank
     progress = progress and rank == 0
     if progress:
         print(
@@ -156,8 +157,9 @@ def _evaluate(model, tokenizer, loaded: dict, settings: Mapping, batch_size: int
 
         if tokenizer.pad_token_id is None:
             tokenizer = copy.deepcopy(tokenizer)  # lm-eval gives it a padding token
+        processes = Processes(accelerator)
         lm = SpreadLM(
-            model, tokenizer, share=_rank_and_size(accelerator), bar_file=stderr if progress else None,
+            model, tokenizer, share=(processes.rank, processes.size), bar_file=stderr if progress else None,
             batch_size=batch_size, max_length=settings["max_length"],
         )  # fmt: skip
         found = evaluate(
@@ -244,12 +246,10 @@ def _source(value):
 def _agreed(key: dict, folder: Path, cache: bool, accelerator) -> dict | None:
     """The cached outcome, read by the main process for all; None when there is none."""
     path = folder / f"{sha256_json(key)}.json"
-    rank, size = _rank_and_size(accelerator)
-    found = read_json(path) if cache and rank == 0 and path.is_file() else None
-    if size > 1:
-        from accelerate.utils import gather_object
-
-        shares = gather_object([(key, found)])
+    processes = Processes(accelerator, "the evaluation")
+    found = read_json(path) if cache and processes.rank == 0 and path.is_file() else None
+    if processes.size > 1:
+        shares = processes.gather((key, found))
         if different := [name for name in key if any(other[name] != key[name] for other, _ in shares)]:
             raise InputError(
                 f"the processes do not evaluate the same thing (different {', '.join(different)}); give all of them the same"
@@ -268,10 +268,6 @@ def _rows_of_table(loaded: Mapping, tasks: Sequence[str], questions: Mapping) ->
         else:  # a tag: a name for several tasks
             rows += [task for task in loaded["tasks"] if task not in rows]
     return list(dict.fromkeys(rows))
-
-
-def _rank_and_size(accelerator) -> tuple[int, int]:
-    return (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
 
 
 def _weighted_mean(pairs: Sequence[tuple[float | None, int]]) -> float | None:
