@@ -24,6 +24,7 @@ from .deltas import UpdateDelta, delta_config
 from .errors import InputError, NumericalError
 from .evaluation.specificity import Approximation, KLResult
 from .files import open_safetensors, sha256_json, sha256_tensors, write_json, write_safetensors
+from .finished_stages import FinishedStages
 from .methods.base import Method
 from .methods.first_order import FirstOrder
 from .methods.kfade import KFade
@@ -127,7 +128,8 @@ class Comparison:
     Args:
         problem: rows, models and what is measured.
         entries: the methods.
-        output_dir: finished entries are kept in `entries/`; a run that was killed goes on after the last of them.
+        output_dir: finished entries are kept in `entries/`; a run that was killed goes on after the last of them, and
+            within an entry after its last finished stage.
         arguments: fields of `UnlearnConfig` for every entry.
         seed: of data order, sampled labels and choices of rows.
 
@@ -206,15 +208,18 @@ class Comparison:
         key = sha256_json({"run": self.identity, "entry": dataclasses.asdict(entry)})
         folder = self.entry_folder(entry.label)
         done = folder / "entry.json"
+        finished = FinishedStages(folder, key)
         PartialState().wait_for_everyone()
         if done.is_file() and (saved := json.loads(done.read_text()))["key"] == key:
             logger.info(f"{entry.label}: finished before, read from {folder}")
             self.candidates += saved["candidates"]
             self.bar.update(len(saved["candidates"]))
             self.kl[entry.label] = read_kl(folder, saved["kl"])
+            on_main_process(finished.remove)
             return saved["row"]
-        on_main_process(lambda: shutil.rmtree(folder, ignore_errors=True))
-        search = _Search(self, entry, folder)
+        PartialState().wait_for_everyone()  # until all have read
+        on_main_process(finished.clear)
+        search = _Search(self, entry, folder, finished)
         chosen, update = search.run()
         on_main_process(lambda: update.save_pretrained(folder / "delta", dtype=torch.float32))
         with self.updated(entry.label) as model:
@@ -226,6 +231,7 @@ class Comparison:
         on_main_process(
             lambda: write_json(done, {"key": key, "row": row, "candidates": search.rows, "kl": write_kl(folder, kl)})
         )
+        on_main_process(finished.remove)
         return row
 
 
@@ -277,22 +283,28 @@ def table_row(
 class _Search:
     """The candidates of one entry: runs of the trainer, looked at while they run."""
 
-    def __init__(self, comparison: Comparison, entry: Entry, folder: Path):
-        self.comparison, self.entry, self.folder = comparison, entry, folder
+    def __init__(self, comparison: Comparison, entry: Entry, folder: Path, finished: FinishedStages):
+        self.comparison, self.entry, self.folder, self.finished = comparison, entry, folder, finished
         self.results = comparison.problem.results
         self.stages = comparison.stages(entry)
         self.model = comparison.problem.original
         self.base = copy_of_weights(self.model)
-        self.rows: list[dict] = []
-        self.best: tuple[int, UpdateDelta] | None = None
-        self.peak_memory = 0.0
+        self.rows: list[dict] = list(finished.rows)
+        self.best: tuple[int, UpdateDelta] | None = finished.best
+        self.peak_memory = finished.peak_memory
 
     def run(self) -> tuple[dict, UpdateDelta]:
         entry = self.entry
         one_step = entry.method == "kfade" and entry.settings.get("steps", 1) == 1
         # Candidates of one step share its fit and its gradient; with stages, each run starts from other weights.
         runs = [entry.search[:1]] if one_step and len(self.stages) == 1 else [[trial] for trial in entry.search]
-        for (trial,) in runs:
+        if self.finished.begun:
+            logger.info(
+                f"{entry.label}: {self.finished.trials} of {len(runs)} runs, and {self.finished.stages} of "
+                f"{len(self.stages)} stages of the next, finished before"
+            )
+            self.comparison.bar.update(len(self.rows))
+        for (trial,) in runs[self.finished.trials :]:
             self._run_stages(trial, sweep=entry.search if len(runs) < len(entry.search) else None)
         if self.best is None:
             why = self.rows[-1]["note"]
@@ -306,9 +318,15 @@ class _Search:
         # The update of the stages that are done, in fp32 as it was made.
         self.done: dict[str, torch.Tensor] = {}
         self.looking = 0.0
-        self.started = time.perf_counter()
+        self.started = time.perf_counter() - self.finished.seconds
+        before = self.finished.stages
         try:
+            if before:
+                weights, self.done = self.finished.tensors()
+                put_back(self.model, self.base | weights)
             for number, (stage, value) in enumerate(zip(self.stages, self.trial, strict=True)):
+                if number < before:
+                    continue
                 last = number == len(self.stages) - 1
                 trainer = self._trainer(stage, value, number, looked_at=last and not sweep)
                 reset_peak_memory()
@@ -321,12 +339,32 @@ class _Search:
                 except NumericalError as error:
                     # What was looked at before stays a candidate; other values may do better.
                     self._failed(trainer, f"{stage.name}: {error}")
-                    return
+                    break
                 if not last:
-                    self.done = added(self.done, trainer.update_delta().tensors)
+                    if trainer.method.natural_gradient:
+                        self.done = added(self.done, trainer.update_delta().tensors)
+                    self._keep(stages=number + 1)
         finally:
             put_back(self.model, self.base)
+        self._keep(stages=0)
         gc.collect()
+
+    def _keep(self, stages: int):
+        """Write down what the run has come to after so many stages; after 0 of the next one, when it is done."""
+        now = time.perf_counter()
+        finished = self.finished
+        finished.trials, finished.stages = finished.trials + (stages == 0), stages
+        finished.seconds = now - self.started - self.looking if stages else 0.0
+        finished.peak_memory = max(self.peak_memory, peak_memory_mb())
+        if not stages:
+            finished.rows, finished.best = list(self.rows), self.best
+        changed = {}
+        if stages and PartialState().is_main_process:
+            state = self.model.state_dict()
+            changed = {name: tensor.cpu() for name, tensor in state.items()}
+            changed = {name: tensor.clone() for name, tensor in changed.items() if not tensor.equal(self.base[name])}
+        on_main_process(lambda: finished.save(changed, self.done))
+        self.looking += time.perf_counter() - now
 
     def _trainer(self, stage: Stage, value: float, number: int, looked_at: bool) -> UnlearnTrainer:
         comparison, entry = self.comparison, self.entry

@@ -1,7 +1,10 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Parameters that FSDP2 (`fully_shard`) has spread over processes: read whole, and written from whole values."""
 
+import contextlib
+import itertools
 import sys
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +44,39 @@ def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(
         tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
     )
+
+
+def whole_on_cpu(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Copies, each whole, one after another. Collective for sharded ones; without `keep` for the others' sake alone."""
+    copies = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if keep:
+            copies[name] = full.to("cpu", copy=True)
+    return copies
+
+
+@contextlib.contextmanager
+def standing_in(model: nn.Module, tensors: Mapping[str, Tensor]):
+    """The model with these values of parameters and buffers, by name; its own afterwards, also after an error.
+
+    They may be whole, or parts where the parameter is one. Weights that FSDP2 has gathered, and keeps, would hide what is
+    written into the parts: they are given up before and after.
+    """
+    reshard(model)
+    both = itertools.chain(model.named_parameters(), model.named_buffers())
+    named = {name: tensor for name, tensor in both if name in tensors}
+    own = {name: tensor.detach().clone() for name, tensor in named.items()}
+    try:
+        with torch.no_grad():
+            for name, tensor in named.items():
+                tensor.copy_(placed_like(tensors[name], tensor))
+        yield
+    finally:
+        reshard(model)
+        with torch.no_grad():
+            for name, tensor in named.items():
+                tensor.copy_(own[name])
 
 
 def all_finite(tensor: Tensor) -> bool:

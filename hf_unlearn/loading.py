@@ -8,6 +8,7 @@ import torch
 
 from .data.collators import CausalCollator
 from .deltas import base_tensors
+from .dtensors import reshard, whole
 from .errors import InputError
 
 
@@ -63,6 +64,8 @@ def can_merge(model) -> bool:
 def merged_weights(model) -> dict[str, torch.Tensor]:
     """Weights of a PEFT model's tuned layers as merging its active adapters would leave them: {base name: fp32}.
 
+    Collective for a sharded model.
+
     Raises:
         InputError: its adapter is none that can be merged (prompts).
     """
@@ -70,6 +73,7 @@ def merged_weights(model) -> dict[str, torch.Tensor]:
     from peft.utils.other import ModulesToSaveWrapper
 
     merged = {}
+    reshard(model)
     for name, layer in model.named_modules():
         if isinstance(layer, BaseTunerLayer):
             # One layer at a time, in fp32: what merging would round away is part of the update.
@@ -80,7 +84,7 @@ def merged_weights(model) -> dict[str, torch.Tensor]:
             tensors = layer.modules_to_save[layer.active_adapters[0]].named_parameters()
         else:
             continue
-        merged |= {f"{name}.base_layer.{key}": tensor.detach().float().cpu().clone() for key, tensor in tensors}
+        merged |= {f"{name}.base_layer.{key}": whole(tensor.detach()).float().cpu().clone() for key, tensor in tensors}
     if not merged:
         raise InputError("this adapter cannot be merged into weights, so there is no update to report: use LoRA")
     return base_tensors(merged)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 
-from .dtensors import placed_like, whole
+from .dtensors import is_dtensor, placed_like, whole
 from .errors import NumericalError
 
 
@@ -124,17 +124,31 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         base = placed_like(self.base[name].to(update.dtype), parameter)
         parameter.copy_((base + update).to(parameter.dtype))
 
+    def begin(self):
+        """Make the state of weights that have none: an update of zero.
+
+        What loads a checkpoint of a sharded model would else make it by a step with gradients of zero, which is none here.
+        """
+        for name, parameter in self.named.items():
+            self.state[parameter]["update"] = self._update(name)
+
     @torch.no_grad()
     def load_state_dict(self, state_dict):
         """Take over saved updates, and set the weights to base + update: a PEFT checkpoint holds no base weights."""
         super().load_state_dict(state_dict)
-        for index, (name, parameter) in enumerate(self.named.items()):
+        # Numbers by place, or the weights' names in a checkpoint of a sharded model.
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        for key, (name, parameter) in zip(keys, self.named.items(), strict=True):
             # torch casts floating state to the parameter's dtype; the fp32 update of a bf16 weight must survive as it is.
-            saved = state_dict["state"].get(index, {}).get("update")
+            saved = state_dict["state"].get(key, {}).get("update")
             if saved is not None:
                 self.state[parameter]["update"] = placed_like(saved.clone(), parameter)
                 self._set_weight(name, self.state[parameter]["update"])
 
     def updates(self) -> dict[str, torch.Tensor]:
-        """The whole update of every weight so far, as it was made, by `state_dict` name. Collective for sharded weights."""
-        return {name: whole(self._update(name)) for name in self.named}
+        """The whole update of every weight so far, as it was made, by `state_dict` name.
+
+        Collective for sharded weights, whose updates come to the CPU one by one: together they may fit no device.
+        """
+        updates = {name: self._update(name) for name in self.named}
+        return {name: whole(update).cpu() if is_dtensor(update) else update for name, update in updates.items()}

@@ -22,7 +22,7 @@ from .cost import peak_memory_mb, reset_peak_memory
 from .data.collators import UnlearnCollator
 from .data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows
 from .deltas import UpdateDelta, base_tensors, delta_config
-from .dtensors import placed_like, whole
+from .dtensors import is_sharded, standing_in, whole_on_cpu
 from .errors import InputError, NumericalError
 from .files import sha256_tensors, staged_folder, write_text, writing
 from .fitting import fit_on_retain
@@ -32,6 +32,7 @@ from .methods.base import Counts, Method
 from .optim import NaturalGradientAscent
 from .records import card_context, request_record
 from .runs import LOG_FILE, append_log, checkpoint_to_resume, claim_folder, seal_checkpoint
+from .spread import check_launch, with_blanks
 
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class UnlearnTrainer(Trainer):
         self.single_collator = data_collator or default_collator(model, processing_class)
         self._parts: dict[str, torch.Tensor] = {}
         self._parts_since = 0
-        self._kl = None
+        self._kl = None  # later a `TokenKL`, or False: nothing to measure
         self.base_weights: dict[str, torch.Tensor] = {}
         super().__init__(
             model=model,
@@ -150,6 +151,11 @@ class UnlearnTrainer(Trainer):
 
     # ---- the run: one folder, one identity, whole checkpoints -----------------------------------------------------
     @property
+    def is_sharded(self) -> bool:
+        """Whether the model is spread over processes, which it is from the beginning of training on, if not before."""
+        return is_sharded(self.model)
+
+    @property
     def is_peft(self) -> bool:
         from peft import PeftModel
 
@@ -167,22 +173,15 @@ class UnlearnTrainer(Trainer):
         """
         if self.base_weights:
             raise InputError("this trainer has run already: make a new UnlearnTrainer from the model to go on")
-        if self.args.n_gpu > 1:
-            raise InputError(
-                f"one process sees {self.args.n_gpu} GPUs, which torch's DataParallel would share: start with "
-                "`accelerate launch`, or show it one GPU with CUDA_VISIBLE_DEVICES=0"
-            )
+        check_launch(self)
         reset_peak_memory()
         started = time.perf_counter()
         training = self.model.training
         self.method.prepare(self)
         try:
             # Only what may move is copied; a resumed run takes it from the original model, before the checkpoint loads.
-            self.base_weights = {
-                name: whole(parameter.detach()).to("cpu", copy=True)
-                for name, parameter in self.model.named_parameters()
-                if parameter.requires_grad
-            }
+            moving = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+            self.base_weights = whole_on_cpu(moving)
             folder = Path(self.args.output_dir)
             try:
                 self._merged_before = self._merged()
@@ -191,15 +190,15 @@ class UnlearnTrainer(Trainer):
             except InputError:
                 self.base_weights = {}  # nothing has run yet
                 raise
-            self._kl = self._kl_meter()
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         finally:
             self.method.finish(self)
             self.model.train(training)
         self.cost["seconds"] = time.perf_counter() - started
         self.cost["peak_memory_mb"] = peak_memory_mb()
-        if self.is_world_process_zero():
-            delta = self.update_delta()
+        main = self.is_world_process_zero()
+        delta = self.update_delta() if main or self.is_sharded else None
+        if main:
             append_log(folder, request_record(self) | {"delta_sha256": delta.sha256()})
         return output
 
@@ -230,6 +229,10 @@ class UnlearnTrainer(Trainer):
         # Trainer tells the epoch to the loader once batches to skip are wrapped around it, where neither the sampler
         # of several processes nor our data set hears of it: a run resumed within an epoch would see other rows.
         kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
+        if self._kl is None:
+            # Here the model is as it will be when it is measured: spread over processes, in mixed precision.
+            with self.weights_of_base() if self.state.global_step else contextlib.nullcontext():
+                self._kl = self._kl_meter() or False
         if isinstance(self.train_dataset, PairedRows):
             self.train_dataset.set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
@@ -237,11 +240,18 @@ class UnlearnTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         # accelerate repeats rows until all processes have as many batches; a step on the whole forget set must not
         # count a row twice. Other loops, and evaluation, need the same number of batches everywhere.
+        if self.method.natural_gradient and (self.is_fsdp_enabled or self.is_sharded):
+            self.train_dataset = with_blanks(self.train_dataset, self._train_batch_size, self.args.world_size)
         even, self.accelerator.even_batches = self.accelerator.even_batches, not self.method.natural_gradient
         try:
             return super().get_train_dataloader()
         finally:
             self.accelerator.even_batches = even
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        if checkpoint is not None and self.method.natural_gradient and self.is_sharded:
+            self._natural_gradient.begin()
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self):
         super()._load_best_model()
@@ -297,7 +307,7 @@ class UnlearnTrainer(Trainer):
             self._parts = {}
             if self.method.natural_gradient:
                 logs |= self._natural_gradient.diagnostics
-                if self._kl is not None:
+                if self._kl:
                     logs["measured_kl"] = self._kl(self.model).mean
                     if logs["measured_kl"] > 10 * logs["predicted_kl"]:
                         logger.warning(
@@ -323,6 +333,7 @@ class UnlearnTrainer(Trainer):
         """What the run changed, in fp32 as the update was made, under the names of the base model's checkpoint.
 
         Prompts are no change of weights: their update has the adapter's names, and is applied to a model that wears it.
+        For a model that is spread over processes (FSDP2) all of them must call it, and all get the whole update.
 
         Raises:
             InputError: nothing has been trained yet.
@@ -342,8 +353,8 @@ class UnlearnTrainer(Trainer):
             )
         if self._merged_before:
             return UpdateDelta.between(self._merged_before, self._merged(), **about)
-        now = dict(self.model.named_parameters())
-        return UpdateDelta.between(self.base_weights, {name: now[name] for name in self.base_weights}, **about)
+        now = {name: weight for name, weight in self.model.named_parameters() if name in self.base_weights}
+        return UpdateDelta.between(self.base_weights, whole_on_cpu(now) if self.is_sharded else now, **about)
 
     def _merged(self) -> dict[str, torch.Tensor]:
         """Empty where the parameters that move are told apart as they are: no adapter, or one that is no change of weights."""
@@ -353,20 +364,32 @@ class UnlearnTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Save the model and, beside it, the update as `delta/` and a card; a checkpoint gets neither.
 
+        A model that is spread over processes (FSDP2) is saved whole: all of them must call this.
+
         Raises:
             OSError: a file could not be written; what the folder held before is still there.
         """
-        if _internal_call or not self.args.should_save:
-            return super().save_model(output_dir, _internal_call=True)
-        delta = self.update_delta()
+        output_dir = output_dir or self.args.output_dir
+        if _internal_call:
+            return self._save_whole(output_dir)
+        delta = self.update_delta() if self.args.should_save or self.is_sharded else None
+        if not self.args.should_save:
+            return self._save_whole(output_dir)
         if self.is_peft and self.method.natural_gradient:
             logger.warning("the base weights have changed and a PEFT model saves none: apply delta/ to the base first")
-        with staged_folder(output_dir or self.args.output_dir) as folder:
-            super().save_model(str(folder), _internal_call=True)
+        with staged_folder(output_dir) as folder:
+            self._save_whole(str(folder))
             delta.save_pretrained(folder / "delta")
             write_text(folder / "README.md", render_card(card_context(self, delta) | self.card_extras))
         if self.args.push_to_hub:
             self.push_to_hub()
+
+    def _save_whole(self, folder: str):
+        # Trainer would write no weights when checkpoints are to be in parts (`fsdp_state_dict_type`).
+        if self.is_fsdp_enabled and self.is_sharded:
+            self._save(folder, state_dict=whole_on_cpu(self.model.state_dict(), keep=self.args.should_save))
+        else:
+            super().save_model(folder, _internal_call=True)
 
     def push_to_hub(
         self,
@@ -377,7 +400,7 @@ class UnlearnTrainer(Trainer):
         **kwargs,
     ) -> str | None:
         """Push model, tokenizer, `delta/`, card and `unlearning_log.jsonl` to `hub_model_id` in one commit; returns its URL."""
-        if not self.is_world_process_zero():
+        if not (self.is_world_process_zero() or self.is_sharded):
             return None
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -386,6 +409,8 @@ class UnlearnTrainer(Trainer):
                 self.save_model(temporary)
             finally:
                 self.args.push_to_hub = pushing
+            if not self.is_world_process_zero():
+                return None
             log = Path(self.args.output_dir) / LOG_FILE
             if log.is_file():
                 shutil.copy(log, folder)
@@ -456,14 +481,5 @@ class UnlearnTrainer(Trainer):
     @contextlib.contextmanager
     def weights_of_base(self):
         """The model with the weights it had before the first step."""
-        named = {name: parameter for name, parameter in self.model.named_parameters() if name in self.base_weights}
-        now = {name: parameter.detach().clone() for name, parameter in named.items()}
-        try:
-            with torch.no_grad():
-                for name, parameter in named.items():
-                    parameter.copy_(placed_like(self.base_weights[name], parameter))
+        with standing_in(self.model, self.base_weights):
             yield
-        finally:
-            with torch.no_grad():
-                for name, parameter in named.items():
-                    parameter.copy_(now[name])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import objectives
+from ..dtensors import is_sharded, placed_like, reshard, standing_in
 from ..errors import InputError
 from ..evaluation.scoring import evaluation_mode
 from .base import Method, split_labels
@@ -84,7 +85,7 @@ class FirstOrder(Method):
         objective (`str`, defaults to `"grad_diff"`):
             `"ga"`, `"grad_diff"`, `"kl"`, `"npo"`, `"simnpo"`, `"rmu"` or `"finetune"`; for classifiers `"max_loss"` (the
             same as `"ga"`, under the name it has there) and `"random_label"`, whose labels are drawn anew at every step,
-            uniformly over all classes.
+            uniformly over the wrong classes.
         beta (`float`, *optional*):
             Inverse temperature of NPO (default 0.1) and SimNPO (default 4.5), on summed and on mean token NLL as in
             the papers.
@@ -184,8 +185,16 @@ class FirstOrder(Method):
 
     def _reference_logits(self, inputs) -> torch.Tensor:
         model, tensors = self._reference
-        with evaluation_mode(model):
-            return torch.func.functional_call(model, tensors, kwargs=inputs).logits
+        if not is_sharded(model):
+            with evaluation_mode(model):
+                return torch.func.functional_call(model, tensors, kwargs=inputs).logits
+        # FSDP puts the gathered weights where a functional call puts its tensors, and the current ones would answer.
+        reshard(model)
+        named = dict(model.named_parameters()) | dict(model.named_buffers())
+        # Taken whole before the model was spread; each process needs its part alone.
+        tensors.update({name: placed_like(tensor, named[name]) for name, tensor in tensors.items()})
+        with standing_in(model, tensors), evaluation_mode(model):
+            return model(**inputs).logits
 
     def loss(self, model, inputs, counts):
         forget, retain = (inputs["forget"], inputs["retain"]) if self.paired else (inputs, None)
@@ -216,7 +225,8 @@ class FirstOrder(Method):
         nll = objectives.cross_entropy(logits, labels).sum() / counts.forget_tokens
         if self.objective == "random_label":
             # From the process's own generator, which checkpoints keep: a resumed run draws what it would have drawn.
-            drawn = torch.randint(logits.shape[-1], labels.shape, device=labels.device)
+            classes = logits.shape[-1]
+            drawn = (labels + 1 + torch.randint(classes - 1, labels.shape, device=labels.device)) % classes
             drawn = torch.where(labels == objectives.IGNORE, labels, drawn)
             return objectives.cross_entropy(logits, drawn).sum() / counts.forget_tokens, nll.detach()
         return -nll, nll.detach()

@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import objectives
 from ..curvature import KINDS, Curvature, make_curvature, select_targets
+from ..dtensors import reshard
 from ..errors import InputError
 from ..hub import public_name
 from ..optim import NaturalGradientAscent
@@ -268,6 +269,7 @@ class KFade(Method):
                     optimizer.apply(vector, step_norm / norm)
                     row = {"step_norm": step_norm, "damping": damping, "predicted_kl": step_norm**2 / 2}
                     result.rows.append(row | evaluate(trainer.model, row))
+                    reshard(trainer.model)  # a sharded model's outermost weights would stay those of this candidate
                 optimizer.apply(vector, 0.0)
             result.best = best(result.rows)
             chosen = result.rows[result.best]
