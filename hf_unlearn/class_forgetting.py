@@ -8,6 +8,7 @@ accuracy on D_r, D_f and the hold-out set and the epochs to relearn D_f.
 import copy
 import itertools
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -19,18 +20,10 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import (
-    AutoConfig,
-    AutoModelForImageClassification,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
+from .class_models import QUIET, add_tuner, check_images, head_name, load_start, tune
 from .config import UnlearnConfig
-from .data.training import cached
 from .data.vision import (
     ImageCollator,
     class_names,
@@ -47,13 +40,12 @@ from .experiment import read_yaml, record_run
 from .files import atomic_write, sha256_json, write_json, write_text
 from .methods.fast_ntk import FastNTK
 from .methods.first_order import FirstOrder
-from .models.cifar_resnet import load_cifar_resnet
 from .problems.base import configured
 from .trainer import UnlearnTrainer
 
 
+FORGOTTEN, TOLERANCE = 1.0, 3.0  # % of D_f, points of D_r: see `choose`
 SECTIONS = {"title", "seeds", "data", "model", "tuner", "tuning", "methods", "relearning", "probe", "paper"}
-QUIET = {"report_to": "none", "disable_tqdm": True, "log_level": "error", "save_strategy": "no"}
 
 
 @dataclass
@@ -126,119 +118,6 @@ def set_apart(rows: Dataset, share: float) -> tuple[Dataset, Dataset]:
     return split["train"], split["test"]
 
 
-def load_start(config: Mapping, images: Images, labels: int, seed: int) -> nn.Module:
-    """The pretrained model w0 of the section `model`, in eval mode.
-
-    `weights`: a file of a CIFAR ResNet; `name`: an image classifier by folder or Hub id; `config` and `pretrain`: an architecture
-    trained here. `new_head: true` puts a new head in, drawn from the seed; so does another number of classes.
-
-    Raises:
-        InputError: none of these, or weights that cannot be loaded.
-    """
-    settings = dict(config["model"])
-    set_seed(seed)
-    if "weights" in settings:
-        model = load_cifar_resnet((Path(images.data_dir) if images.data_dir else Path()) / settings["weights"])
-        if model.config.num_labels != labels:
-            model.reset_head(labels, seed)
-    elif "name" in settings or "pretrain" in settings:
-        name = settings["name"] if "name" in settings else pretrained(settings, images)
-        try:
-            model = AutoModelForImageClassification.from_pretrained(
-                name, num_labels=labels, ignore_mismatched_sizes=True
-            )
-        except (OSError, ValueError) as error:
-            raise InputError(f"model.name: {name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    else:
-        raise InputError("model: give weights (a CIFAR ResNet), name (an image classifier), or config and pretrain")
-    if settings.get("new_head"):
-        set_seed(seed)
-        model.get_submodule(head_name(config)).reset_parameters()
-    return model.eval()
-
-
-def head_name(config: Mapping) -> str:
-    """The module that maps features to logits.
-
-    Raises:
-        InputError: `tuner.modules_to_save` does not name it.
-    """
-    modules = config["tuner"].get("modules_to_save")
-    if not modules:
-        raise InputError("tuner.modules_to_save must name the head: a new task's classes cannot be told without it")
-    return modules[0]
-
-
-def pretrained(settings: Mapping, images: Images) -> Path:
-    """Folder of a model of the architecture `config`, trained here on the rows of `pretrain`, at most once."""
-    pretrain = dict(settings["pretrain"])
-    rows = images.load(pretrain.pop("train"))
-    if per_class := pretrain.pop("per_class", None):
-        rows = select_per_class(rows, per_class, seed=10**6)
-    collator = ImageCollator(tuple(images.mean), tuple(images.std), images.image_size, pretrain.pop("augment", False))
-    architecture = dict(settings["config"])
-    key = {"config": architecture, "pretrain": dict(settings["pretrain"]), "image_size": images.image_size}
-    key |= {"mean": list(images.mean), "std": list(images.std), "rows": len(rows)}
-
-    def train(folder: Path):
-        set_seed(0)
-        kind = architecture.pop("model_type")
-        config = AutoConfig.for_model(kind, **architecture, num_labels=len(class_names(rows)))
-        model = AutoModelForImageClassification.from_config(config)
-        tune(model, rows, collator, **pretrain).save_pretrained(folder)
-
-    return cached({"image classifier": key}, train)
-
-
-def tune(
-    model: nn.Module,
-    rows: Dataset,
-    collator: Callable,
-    *,
-    epochs: int = 20,
-    learning_rate: float = 1e-2,
-    batch_size: int = 64,
-    weight_decay: float = 0.0,
-    seed: int = 0,
-) -> nn.Module:
-    """Train what requires a gradient with AdamW and a cosine schedule; returns the model in eval mode."""
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=epochs,
-            learning_rate=learning_rate,
-            per_device_train_batch_size=batch_size,
-            weight_decay=weight_decay,
-            lr_scheduler_type="cosine",
-            seed=seed,
-            remove_unused_columns=False,
-            use_cpu=not torch.cuda.is_available(),
-            **QUIET,
-        )
-        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collator)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return model.eval()
-
-
-def add_tuner(model: nn.Module, settings: Mapping) -> nn.Module:
-    """The model wrapped with the adapter of the section `tuner`: `type` and fields of its configuration.
-
-    Raises:
-        InputError: an unknown type, a setting that it does not have, or a model that it does not suit.
-    """
-    from peft import get_peft_model
-
-    from .tuners import BatchNormTuningConfig, KeyValuePromptConfig
-
-    kinds = {"batch_norm": BatchNormTuningConfig, "key_value_prompt": KeyValuePromptConfig}
-    settings = dict(settings)
-    kind = settings.pop("type", None)
-    if kind not in kinds:
-        raise InputError(f"tuner.type must be one of {', '.join(kinds)}, not {kind!r}")
-    return get_peft_model(model, configured(kinds[kind], "tuner", settings))
-
-
 class Cell:
     """One (images per class, seed): tunes, retrains, unlearns and measures."""
 
@@ -254,13 +133,9 @@ class Cell:
         start = add_tuner(
             load_start(self.config, self.images, len(class_names(self.retain)), self.seed), self.config["tuner"]
         )
-        tuning = self.config.get("tuning") or {}
-        full, seconds = timed(
-            lambda: tune(copy.deepcopy(start), self.everything, self.collator, seed=self.seed, **tuning)
-        )
-        retrained, retrain_seconds = timed(
-            lambda: tune(copy.deepcopy(start), self.retain, self.collator, seed=self.seed, **tuning)
-        )
+        check_images(start, self.everything, self.collator)
+        full, seconds = timed(lambda: self._tuned(start, self.everything))
+        retrained, retrain_seconds = timed(lambda: self._tuned(start, self.retain))
         rows = [self.measure("Full", full, seconds)]
         for entry in self.config["methods"]:
             rows.append(self._method(dict(entry), full))
@@ -269,41 +144,58 @@ class Cell:
             rows += self._probes(start)
         return rows
 
+    def _tuned(self, start: nn.Module, rows: Dataset) -> nn.Module:
+        settings = dict(self.config.get("tuning") or {})
+        if isinstance(epochs := settings.get("epochs"), Mapping):
+            if self.per_class not in epochs:
+                raise InputError(f"tuning.epochs has no entry for {self.per_class} images per class")
+            settings["epochs"] = epochs[self.per_class]
+        fixed = {"model": copy.deepcopy(start), "rows": rows, "collator": self.collator, "seed": self.seed}
+        return configured(tune, "tuning", settings, **fixed)
+
     def measure(self, label: str, model: nn.Module, seconds: float, **more) -> dict:
-        relearning = self.config.get("relearning")
         return {
             "method": label,
             "per_class": self.per_class,
             "seed": self.seed,
-            "retain": 100 * accuracy(model, self.retain, self.collator),
-            "forget": 100 * accuracy(model, self.forget, self.collator),
-            "holdout": 100 * accuracy(model, self.holdout, self.collator),
-            "relearning_epochs": None
-            if relearning is None or label == "Full"
-            else relearning_epochs(model, self.forget, self.collator, seed=self.seed, **relearning),
+            "retain": self._accuracy(model, self.retain),
+            "forget": self._accuracy(model, self.forget),
+            "holdout": self._accuracy(model, self.holdout),
+            "relearning_epochs": None if label == "Full" else self._relearning(model),
             "seconds": seconds,
             **more,
         }
 
+    def _accuracy(self, model: nn.Module, rows: Dataset) -> float:
+        return 100 * accuracy(model, rows, self.collator)
+
+    def _relearning(self, model: nn.Module) -> int | None:
+        settings = self.config.get("relearning")
+        return settings and relearning_epochs(model, self.forget, self.collator, seed=self.seed, **settings)
+
     def _method(self, entry: dict, full: nn.Module) -> dict:
-        """The best candidate of one line, by D_r and D_f alone: of those that forgot, the one that keeps most of D_r."""
+        """The row of the best candidate of one line, see `choose`."""
         label, kind, search = entry.pop("label"), entry.pop("method"), entry.pop("search")
         run = {"fast_ntk": self._fast_ntk, "first_order": self._first_order}.get(kind)
         if run is None:
             raise InputError(f"methods, {label}: unknown method {kind!r}: choose fast_ntk or first_order")
-        best = None
+        candidates = []
         with tempfile.TemporaryDirectory() as self.runs:
             grams = str(Path(self.runs) / "grams")
             for values in itertools.product(*search.values()):
                 chosen = dict(zip(search, values))
                 trainer, seconds = run(copy.deepcopy(full), entry, chosen, grams)
                 model = trainer.model.eval()
-                forget, retain = (accuracy(model, rows, self.collator) for rows in (self.forget, self.retain))
-                # Up to 1 % of D_f is forgotten; below that only what is kept counts.
-                score = (-max(forget, 0.01), retain)
-                if best is None or score > best[0]:
-                    best = (score, trainer, seconds, chosen)
-        _, trainer, seconds, chosen = best
+                candidates.append(
+                    {
+                        "forget": self._accuracy(model, self.forget),
+                        "retain": self._accuracy(model, self.retain),
+                        "relearn": lambda model=model: self._relearning(model),
+                        "run": (trainer, seconds, chosen),
+                    }
+                )
+        best = choose(candidates, self._accuracy(full, self.retain), bool(self.config.get("relearning")))
+        trainer, seconds, chosen = best["run"]
         row = self.measure(label, trainer.model, seconds, settings=chosen)
         if kind == "fast_ntk":
             report = trainer.method.report
@@ -330,7 +222,7 @@ class Cell:
 
     def _first_order(self, model, entry, chosen, grams):
         """Epoch after epoch until nothing of D_f is left, as the paper's baselines end at 0 %."""
-        method = FirstOrder(**entry.get("settings", {}))
+        method = configured(FirstOrder, "methods, first_order", entry.get("settings"))
         evaluator = lambda model: {"forget_accuracy": accuracy(model, self.forget, self.collator)}
         trainer = self._trainer(
             model,
@@ -366,6 +258,25 @@ class Cell:
             scores = linear_probe(model, self.everything, sets, self.collator, head, self.seed)
             named = {key: 100 * score for key, score in zip(("retain", "forget", "holdout"), scores)}
             yield {"method": f"{PROBE}{name}", "per_class": self.per_class, "seed": self.seed, **named}
+
+
+def choose(candidates: Sequence[dict], full: float, relearning: bool) -> dict:
+    """The candidate of a line, by training rows alone and without the retrained model.
+
+    At most `FORGOTTEN` % right on D_f counts as forgotten, and `TOLERANCE` points of D_r less than the tuned model as kept; of those
+    alike in both the one that takes longest to relearn D_f, then the one that keeps most of D_r.
+
+    Args:
+        candidates: with "forget" and "retain" (%) and "relearn", called without arguments for the epochs (None: too many).
+        full: accuracy of the tuned model on D_r (%).
+        relearning: whether to look at the epochs.
+    """
+    scores = [(-max(row["forget"], FORGOTTEN), min(row["retain"], full - TOLERANCE)) for row in candidates]
+    alike = [row for row, score in zip(candidates, scores) if score == max(scores)]
+    if len(alike) == 1 or not relearning:
+        return max(alike, key=lambda row: row["retain"])
+    epochs = [math.inf if (count := row["relearn"]()) is None else count for row in alike]
+    return max(zip(epochs, alike), key=lambda pair: (pair[0], pair[1]["retain"]))[1]
 
 
 class StopWhenForgotten(TrainerCallback):
@@ -431,8 +342,8 @@ def publish(
     atomic_write(folder / "table.png", lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
     write_json(folder / "results.json", {"rows": list(rows), "table": table})
     notes = (
-        "Candidates of a line are chosen on the training rows: of those with at most 1 % on D_f, the one that keeps most of "
-        "D_r. The hold-out set has all classes, the forgotten one too. A linear probe says what the features still tell."
+        f"Candidates of a line are chosen on the training rows, without Retrain: of those with at most {FORGOTTEN:g} % on D_f that "
+        f"keep D_r within {TOLERANCE:g} points of Full, the one that takes longest to relearn. The hold-out set has all classes, the forgotten one too. A linear probe says what the features still tell."
     )
     write_text(folder / "report.md", f"# {config['title']}\n\n{tables}\n\n![table](table.png)\n\n{notes}\n")
     if record_to is not None:

@@ -13,7 +13,7 @@ from hf_unlearn import FastNTK, UnlearnConfig, UnlearnTrainer
 from hf_unlearn.data.vision import ImageCollator, load_images, select_per_class, split_class, split_rows
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
-from hf_unlearn.ntk import Jacobians, measure_gram
+from hf_unlearn.ntk import Jacobians, cache, measure_gram
 
 
 COLLATOR = ImageCollator(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -142,9 +142,7 @@ def test_solvers_agree_on_a_network(tmp_path, digits, start, full):
         assert method.report["solver"] == solver and method.report["samples"] == 60
         assert trainer.state.global_step == 1 and trainer.cost["solve_seconds"] > 0
     assert (updates["primal"] - updates["dual"]).norm() <= 1e-6 * updates["dual"].norm()
-    assert (updates["cg"] - updates["dual"]).norm() <= 0.05 * updates[
-        "dual"
-    ].norm()  # its ridge is estimated by probes
+    assert (updates["cg"] - updates["dual"]).norm() <= 1e-3 * updates["dual"].norm()
 
 
 def test_the_class_is_forgotten_and_the_others_are_not(tmp_path, digits, start):
@@ -171,18 +169,47 @@ def test_a_second_request_reads_the_gram_of_all_rows(tmp_path, digits, start, fu
         Jacobians, "__call__", lambda self, inputs: seen.append(len(inputs["labels"])) or original(self, inputs)
     )
     results = {}
-    for cache in (None, str(tmp_path / "grams")):
+    for folder in (None, str(tmp_path / "grams")):
         for number in (1, 2):
             seen.clear()
             model = copy.deepcopy(full)
             choose(model)
             forget, retain = split_class(digits, number)
-            method = FastNTK(solver="primal", pretrained=start, ridge=0.1, gram_cache=cache)
-            unlearn(tmp_path / f"{number}{cache is None}", model, method, forget, retain)
-            results[number, cache is None] = model.linear.weight.detach().clone(), sum(seen)
+            method = FastNTK(solver="primal", pretrained=start, ridge=0.1, gram_cache=folder)
+            unlearn(tmp_path / f"{number}{folder is None}", model, method, forget, retain)
+            results[number, folder is None] = model.linear.weight.detach().clone(), sum(seen)
     assert [results[key][1] for key in ((1, True), (2, True), (1, False), (2, False))] == [60, 60, 60, 6]
     for number in (1, 2):
         assert torch.allclose(results[number, True][0], results[number, False][0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_cached_gram_is_one_of_the_same_model_and_collator(tmp_path, digits, start, full, monkeypatch):
+    """Weights are hashed once a request; another collator or another model measures anew."""
+    hashed, seen, original, call = [], [], cache.sha256_tensors, Jacobians.__call__
+    monkeypatch.setattr(cache, "sha256_tensors", lambda tensors: hashed.append(len(tensors)) or original(tensors))
+    monkeypatch.setattr(
+        Jacobians, "__call__", lambda self, batch: seen.append(len(batch["labels"])) or call(self, batch)
+    )
+    forget, retain = split_class(digits, 1)
+
+    def measured(name, model=full, collator=None) -> int:
+        hashed.clear(), seen.clear()
+        model = copy.deepcopy(model)
+        choose(model, ("linear",))
+        method = FastNTK(solver="primal", pretrained=start, gram_cache=str(tmp_path / "grams"))
+        unlearn(tmp_path / name, model, method, forget, retain, collator)
+        return sum(seen)
+
+    assert measured("first") == 60
+    # The tuned parameters, all others, and for each of the two Grams an example.
+    assert hashed == [2, len(full.state_dict()) - 2, 2, 2]
+    assert measured("again") == 0
+    brighter = lambda rows: (batch := Collator64()(rows)) | {"pixel_values": batch["pixel_values"] + 0.1}
+    assert measured("collator", collator=brighter) == 60
+    other = copy.deepcopy(full)
+    with torch.no_grad():
+        other.conv1.weight += 0.01
+    assert measured("model", other) == 60
 
 
 @pytest.mark.parametrize("kernel", ["classwise", "pseudo"])
@@ -260,10 +287,9 @@ def test_half_precision_is_upcast_with_a_word(tmp_path, digits, start, full, cap
     forget, retain = split_class(digits, 0)
     model = copy.deepcopy(full).to(torch.bfloat16)
     choose(model)
-    collator = lambda rows: (batch := COLLATOR(rows)) | {"pixel_values": batch["pixel_values"].bfloat16()}
     exact = copy.deepcopy(model).float()
     with caplog.at_level(logging.WARNING):
-        unlearn(tmp_path / "half", model, FastNTK(pretrained=start, ridge=0.1), forget, retain, collator)
+        unlearn(tmp_path / "half", model, FastNTK(pretrained=start, ridge=0.1), forget, retain, COLLATOR)
     assert "half-precision weights" in caplog.text
     unlearn(tmp_path / "full", exact, FastNTK(pretrained=start, ridge=0.1), forget, retain, COLLATOR)
     assert torch.allclose(model.linear.weight.float(), exact.linear.weight, atol=0.02)

@@ -32,7 +32,7 @@ def load_images(source: str | Path, split: str = "train", *, label_column: str |
         label_column: for data with several kinds of labels.
 
     Raises:
-        InputError: no such data or split, no column of images or labels.
+        InputError: no such data or split, no column of images or labels, a label that is no class.
     """
     if source == "digits":
         rows = _digits(split)
@@ -59,6 +59,15 @@ def load_images(source: str | Path, split: str = "train", *, label_column: str |
     rows = rows.rename_columns({old: new for old, new in ((image, "image"), (label, "labels")) if old != new})
     if not isinstance(rows.features["labels"], ClassLabel):
         rows = rows.class_encode_column("labels")
+    classes = rows.features["labels"].num_classes
+    if wrong := [
+        (row, label) for row, label in enumerate(rows["labels"]) if label is None or not 0 <= label < classes
+    ]:
+        row, label = wrong[0]
+        raise InputError(
+            f"{source}: row {row} has the label {label}, and there are {classes} classes, 0 to {classes - 1}: leave out rows "
+            "without a class"
+        )
     return rows
 
 

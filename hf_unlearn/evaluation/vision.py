@@ -108,7 +108,9 @@ def _features(model: nn.Module, rows: Dataset, collator: Callable, head: str) ->
     if not found:
         raise InputError(f"the model has no module {head!r} to probe below")
     kept = []
-    handle = modules[found[0]].register_forward_pre_hook(lambda _, args: kept.append(args[0].float().cpu().numpy()))
+    handle = modules[found[0]].register_forward_pre_hook(
+        lambda _, args: kept.append(args[0].float().flatten(1).cpu().numpy())
+    )
     labels = []
     try:
         with evaluation_mode(model):

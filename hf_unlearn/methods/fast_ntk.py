@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import objectives
 from ..errors import InputError, NumericalError
-from ..ntk.jacobians import OUTPUTS
+from ..ntk.jacobians import OUTPUTS, model_inputs
 from ..ntk.request import KERNELS, ClosedForm, solve_request
 from ..ntk.solvers import SOLVERS
-from .base import Method, split_labels
+from .base import Method
 
 
 if TYPE_CHECKING:
@@ -143,10 +143,13 @@ class FastNTK(Method):
         return ClosedForm(self._tuned, lambda: self._update(trainer))
 
     def loss(self, model, inputs, counts):
-        inputs, labels = split_labels(inputs)
+        labels = inputs["labels"]
         with torch.no_grad():
             model.eval()
-            nll = objectives.cross_entropy(model(**inputs).logits, labels).sum() / counts.forget_tokens
+            nll = (
+                objectives.cross_entropy(model(**model_inputs(model, inputs)).logits, labels).sum()
+                / counts.forget_tokens
+            )
         # The step is solved for, not descended to: the backward gives zeros.
         return nll + sum(parameter.sum() * 0 for parameter in self._tuned.values()), {"forget_loss": nll}
 

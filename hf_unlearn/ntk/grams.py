@@ -1,8 +1,9 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """What the closed-form step needs to know of a data set, streamed: memory is p x p, whatever the number of samples."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from ..curvature.linalg import add_gram_, mirror_
 from ..curvature.sharding import Processes
 from ..errors import InputError
 from .jacobians import Jacobians
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -53,29 +57,43 @@ class Gram:
 
 
 def measure_gram(jacobians: Jacobians, batches: Iterable[Mapping], processes: Processes | None = None) -> Gram:
-    """Sum over a data set; with several processes each takes every n-th batch, and the sums are added.
+    """Sum over a data set; with several processes each takes every n-th batch, and the sums are added. Collective.
 
     Args:
         batches: dicts with `labels` (B,) and what the model takes; in the same order on every process.
 
     Raises:
-        InputError: labels out of range.
+        InputError: labels out of range; on all processes, whichever met them.
     """
     size, device = jacobians.size, jacobians.device
     gram = Gram(torch.zeros(size, size, dtype=torch.float64, device=device), *_zeros(2, size, device), 0)
     processes = processes or Processes()
-    for batch in share_of(batches, processes):
-        for jacobian, outputs, targets in centred_chunks(jacobians, batch):
-            rows = jacobian.flatten(0, 1).double()
-            add_gram_(gram.matrix, rows)
-            gram.target += rows.T @ targets.flatten()
-            gram.output += rows.T @ outputs.flatten()
-            gram.rows += len(outputs)
+
+    def sum_up():
+        for batch in share_of(batches, processes):
+            for jacobian, outputs, targets in centred_chunks(jacobians, batch):
+                rows = jacobian.flatten(0, 1).double()
+                add_gram_(gram.matrix, rows)
+                gram.target += rows.T @ targets.flatten()
+                gram.output += rows.T @ outputs.flatten()
+                gram.rows += len(outputs)
+
+    own(processes, sum_up)
     for total in (gram.matrix, gram.target, gram.output):
         processes.add(total)
     mirror_(gram.matrix)
     gram.rows = int(processes.add(torch.tensor(gram.rows, device=device)))
     return gram
+
+
+def own(processes: Processes, work: Callable[[], T]) -> T:
+    """What `work()` gives on this process; what it raises on any process all raise. Collective.
+
+    Between two collectives: without it the others would wait in the next one for a process that has stopped.
+    """
+    kept = []
+    processes.share(lambda: kept.append(work()))
+    return kept[0]
 
 
 def share_of(batches: Iterable[Mapping], processes: Processes) -> Iterator[Mapping]:

@@ -1,0 +1,70 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Grams kept on disk: a later request on the same model measures only its own rows."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from datasets import Dataset
+
+from ..curvature.sharding import Processes
+from ..data.rows import row_hashes
+from ..files import open_safetensors, sha256_json, sha256_tensors, write_safetensors
+from .grams import Gram, own
+from .jacobians import Jacobians
+
+
+logger = logging.getLogger(__name__)
+
+
+class GramCache:
+    """Grams of sets of rows at the weights of one request, told apart by all that they depend on.
+
+    The first process writes, all read; the number of processes makes no difference.
+
+    Args:
+        folder: where the files lie; made when absent.
+        loader: rows -> batches as the model takes them.
+    """
+
+    def __init__(self, folder: str | Path, jacobians: Jacobians, loader: Callable, processes: Processes):
+        self.folder, self.loader, self.processes, self.device = Path(folder), loader, processes, str(jacobians.device)
+        frozen = {name: value for name, value in jacobians.model.state_dict().items() if name not in jacobians.values}
+        # Once for all Grams of a request: weights are hashed at some 1 GB a second.
+        self.weights = {
+            "at": sha256_tensors(jacobians.values),
+            "frozen": sha256_tensors(frozen),
+            "outputs": jacobians.outputs,
+        }
+
+    def get(self, parts: Sequence[Dataset], measure: Callable[[], Gram]) -> Gram:
+        """The Gram of the rows of all parts, whatever their order; `measure()` makes it when it is not there. Collective.
+
+        Raises:
+            OSError: the file could not be written.
+        """
+        count = sum(map(len, parts))
+        file = self.folder / f"gram-{own(self.processes, lambda: self._key(parts))[:16]}.safetensors"
+        # Only where all see the file: folders that are not shared between machines hold it on some.
+        if all(self.processes.share(file.is_file)):
+            logger.info(f"the Gram of {count} rows is read from {file}")
+            return own(self.processes, lambda: self._read(file, count))
+        gram = measure()
+        tensors = {"matrix": gram.matrix, "target": gram.target, "output": gram.output}
+        own(self.processes, lambda: write_safetensors(file, tensors) if self.processes.rank == 0 else None)
+        return gram
+
+    def _read(self, file: Path, count: int) -> Gram:
+        with open_safetensors(file, self.device) as saved:
+            return Gram(*(saved.get_tensor(name) for name in ("matrix", "target", "output")), count)
+
+    def _key(self, parts: Sequence[Dataset]) -> str:
+        places = sorted(
+            (row, part, place) for part, rows in enumerate(parts) for place, row in enumerate(row_hashes(rows))
+        )
+        # Size and normalisation of images are the collator's: what it makes of one row, the same in any order, tells.
+        _, part, place = places[0]
+        example = next(iter(self.loader(parts[part].select([place]))))
+        rows = hashlib.sha256("".join(row for row, *_ in places).encode()).hexdigest()
+        return sha256_json(self.weights | {"rows": rows, "example": sha256_tensors(example)})
