@@ -10,6 +10,8 @@ import re
 import shutil
 from pathlib import Path
 
+from hf_unlearn.evaluation.class_report import PROBE, cell
+from hf_unlearn.evaluation.formats import MISSING
 from hf_unlearn.evaluation.report import format_table
 from hf_unlearn.evaluation.results import results_of
 
@@ -52,6 +54,30 @@ def sharding_section(path: Path) -> str:
     )
 
 
+NETWORKS = {"resnet20": "ResNet-20", "resnet32": "ResNet-32", "vit": "small ViT, key/value prompts"}
+
+
+def forgetting_section(results: Path) -> str | None:
+    """One line a network, method and number of images: mean and standard deviation over seeds."""
+    lines = ["| network | images per class | method | D_r (%) | D_f (%) | hold-out (%) | epochs to relearn D_f |"]
+    lines.append("|---|---:|---|---:|---:|---:|---:|")
+    commands = []
+    for key, network in NETWORKS.items():
+        if not (path := results / f"fast_ntk_cifar10_{key}.json").is_file():
+            continue
+        record = json.loads(path.read_text())
+        commands.append(f"`{record['command']}`")
+        for entry in record["table"]:
+            if entry["method"].startswith(PROBE):
+                continue
+            numbers = [cell(entry, metric) for metric in ("retain", "forget", "holdout", "relearning_epochs")]
+            if entry["method"] == "Full":
+                numbers[-1] = MISSING
+            first = [network, str(entry["per_class"])] if entry["method"] == "Full" else ["", ""]
+            lines.append(f"| {' | '.join([*first, entry['method'], *numbers])} |")
+    return "\n\n".join([", ".join(commands), "\n".join(lines)]) if commands else None
+
+
 def bench_section(path: Path) -> str:
     record = json.loads(path.read_text())
     lines = [
@@ -86,6 +112,8 @@ def main():
     for name, (file, section) in sections.items():
         if (results / file).is_file():
             text = fill(text, name, section(results / file))
+    if forgetting := forgetting_section(results):
+        text = fill(text, "ntk", forgetting)
     readme.write_text(text)
 
 

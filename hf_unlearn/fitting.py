@@ -5,9 +5,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from .curvature import KINDS, plan
+from .data.rows import some_rows
 from .dtensors import is_sharded
 
 
@@ -19,10 +18,8 @@ IN_PROGRESS = "curvature-in-progress"
 
 def fit_on_retain(trainer: "UnlearnTrainer", curvature, *, target_modules, fisher: str, rows: int | None, seed: int):
     """See `UnlearnTrainer.fit_curvature`."""
-    args, dataset, lengths = trainer.args, trainer.retain_dataset, []
-    if rows is not None and rows < len(dataset):
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))
-        dataset = dataset.select(sorted(order[:rows].tolist()))
+    args, lengths = trainer.args, []
+    dataset = some_rows(trainer.retain_dataset, rows, args.seed)
     if "input_ids" in dataset.column_names:
         # Rows of one length together: a third of the time went into padding. The longest come first, so that a batch
         # too large for the memory fails at once.

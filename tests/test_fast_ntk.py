@@ -7,9 +7,11 @@ import logging
 
 import pytest
 import torch
+from datasets import concatenate_datasets
 from torch.utils.data import DataLoader
 
 from hf_unlearn import FastNTK, UnlearnConfig, UnlearnTrainer
+from hf_unlearn.data.rows import some_rows
 from hf_unlearn.data.vision import ImageCollator, load_images, select_per_class, split_class, split_rows
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
@@ -143,6 +145,26 @@ def test_solvers_agree_on_a_network(tmp_path, digits, start, full):
         assert trainer.state.global_step == 1 and trainer.cost["solve_seconds"] > 0
     assert (updates["primal"] - updates["dual"]).norm() <= 1e-6 * updates["dual"].norm()
     assert (updates["cg"] - updates["dual"]).norm() <= 1e-3 * updates["dual"].norm()
+
+
+def test_some_retain_rows_stand_for_all(tmp_path, digits, start, full):
+    forget, retain = split_class(digits, 0)
+
+    def step(name, rows, **settings):
+        model = copy.deepcopy(full)
+        choose(model)
+        method = FastNTK(ridge=0.3, pretrained=start, target_scale=5.0, **settings)
+        return update_of(unlearn(tmp_path / name, model, method, forget, rows)), method.report
+
+    third = some_rows(retain, 18, seed=42)
+    # Each of the 18 counts three times, as if it were there so often.
+    expected, _ = step("copies", concatenate_datasets([third] * 3), solver="primal")
+    found, report = step("third", retain, retain_samples=18)
+    assert (found - expected).norm() <= 1e-6 * expected.norm()
+    assert report["solver"] == "primal" and report["samples"] == 24
+    whole, _ = step("whole", retain, solver="primal")
+    assert torch.equal(whole, step("all", retain, retain_samples=54)[0])
+    assert (found - whole).norm() > 1e-3 * whole.norm()
 
 
 def test_the_class_is_forgotten_and_the_others_are_not(tmp_path, digits, start):
@@ -305,6 +327,9 @@ def test_bad_input(tmp_path, digits, start, full, caplog):
         ({"outputs": "odds"}, "outputs must be"),
         ({"kernel": "classwise", "solver": "primal"}, "has the dual solver only"),
         ({"gram_cache": "x", "solver": "cg"}, "gram_cache needs the primal solver"),
+        ({"retain_samples": 0}, "retain_samples must be at least 1"),
+        ({"retain_samples": 5, "solver": "dual"}, "retain_samples needs the primal solver"),
+        ({"retain_samples": 5, "gram_cache": "x"}, "exclude each other"),
     ):
         with pytest.raises(InputError, match=message):
             FastNTK(**settings)

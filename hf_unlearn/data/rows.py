@@ -74,6 +74,14 @@ def prepare_rows(rows: Dataset | None, what: str, tokenizer, max_length: int) ->
     return rows.select_columns(["input_ids", "attention_mask", "labels"])
 
 
+def some_rows(rows: Dataset, count: int | None, seed: int) -> Dataset:
+    """At most `count` rows, drawn by the seed alone and in their old order; all of them for None."""
+    if count is None or count >= len(rows):
+        return rows
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return rows.select(sorted(order[:count].tolist()))
+
+
 def row_hashes(rows: Dataset) -> list[str]:
     """SHA-256 of what each row teaches: inputs and labels, whatever else its columns hold."""
     columns = [name for name in ("input_ids", "pixel_values", "image", "labels") if name in rows.column_names]

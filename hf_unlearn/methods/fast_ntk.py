@@ -58,6 +58,9 @@ class FastNTK(Method):
             Where the values before tuning are found; the tuners of this package know theirs.
         gram_cache (`str`, *optional*):
             Folder in which the Gram of all rows is kept, so that a later request on the same model costs only its own rows.
+        retain_samples (`int`, *optional*):
+            Take the retain rows' Gram from this many of them (a seeded choice), scaled up; all by default. A Gram of p parameters is
+            well determined by a few times p / C samples: many more cost time and change little. Primal solver only.
         chunk_size (`int`, defaults to 32): Samples whose Jacobians are made at a time.
 
     Raises:
@@ -73,6 +76,7 @@ class FastNTK(Method):
     kernel: str = "full"
     pretrained: object = field(default=None, repr=False)
     gram_cache: str | None = None
+    retain_samples: int | None = None
     chunk_size: int = 32
 
     label: ClassVar[str] = "Fast-NTK"
@@ -100,6 +104,15 @@ class FastNTK(Method):
             raise InputError(f"the {self.kernel} kernel has the dual solver only, not {self.solver!r}")
         if self.gram_cache is not None and self.solver not in ("auto", "primal"):
             raise InputError(f"gram_cache needs the primal solver, not {self.solver!r}")
+        if self.retain_samples is not None:
+            if self.retain_samples < 1:
+                raise InputError(f"retain_samples must be at least 1, not {self.retain_samples}")
+            if self.solver not in ("auto", "primal") or self.kernel != "full":
+                raise InputError("retain_samples needs the primal solver and the full kernel")
+            if self.gram_cache is not None:
+                raise InputError(
+                    "retain_samples and gram_cache exclude each other: a cache holds the Gram of all rows"
+                )
         self.report: dict = {}
 
     def settings(self):
@@ -157,7 +170,7 @@ class FastNTK(Method):
         model = trainer.accelerator.unwrap_model(trainer.model)
         update, self.report = solve_request(
             model, list(self._tuned), self, trainer.retain_dataset, trainer.forget_dataset,
-            trainer.single_collator, start=self._start, accelerator=trainer.accelerator,
+            trainer.single_collator, start=self._start, accelerator=trainer.accelerator, seed=trainer.args.seed,
         )  # fmt: skip
         trainer.cost |= {key: self.report[key] for key in ("jacobian_seconds", "solve_seconds")}
         logger.info(f"Fast-NTK: {self.report}")

@@ -46,6 +46,10 @@ class Gram:
             self.matrix - other.matrix, self.target - other.target, self.output - other.output, self.rows - other.rows
         )
 
+    def __rmul__(self, weight: float) -> "Gram":
+        """As if every row were there `weight` times."""
+        return Gram(weight * self.matrix, weight * self.target, weight * self.output, self.rows)
+
     def residual(self, scale: float) -> Tensor:
         """J^T e (p,) for targets of this scale."""
         return scale * self.target - self.output

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..curvature.sharding import Processes
+from ..data.rows import some_rows
 from ..errors import InputError
 from ..evaluation.scoring import evaluation_mode
 from .cache import GramCache
@@ -49,18 +50,21 @@ def solve_request(
     *,
     start: Mapping[str, Tensor] | None = None,
     accelerator=None,
+    seed: int = 0,
 ) -> tuple[dict[str, Tensor], dict]:
     """The update of the parameters `names`, and a report: solver, rows, parameters, scale, ridge, seconds.
 
     Args:
         settings: a `FastNTK`.
         start: values to linearise at; the model's own when None.
+        seed: of the choice of `settings.retain_samples` rows.
     """
     began = time.perf_counter()
     processes = Processes(accelerator, "the Fast-NTK request")
     model = _full_precision(model)
     jacobians = Jacobians(model, names, at=start, outputs=settings.outputs, chunk_size=settings.chunk_size)
     loader = lambda rows: DataLoader(rows, batch_size=4 * settings.chunk_size, collate_fn=collator)
+    retained, retain = len(retain), some_rows(retain, settings.retain_samples, seed)
     classes, margin = mean_margin(model, loader(retain), processes)
     scale = settings.target_scale
     if scale == "auto":
@@ -68,12 +72,14 @@ def solve_request(
     rows = (len(retain) + len(forget)) * classes
     if settings.kernel != "full":
         solver = "dual"
-    elif settings.gram_cache is not None:
+    elif settings.gram_cache is not None or settings.retain_samples is not None:
         solver = "primal"
     else:
         solver = choose_solver(rows, jacobians.size, settings.solver)
     solve = {"primal": _primal, "dual": _dual, "cg": _matrix_free}[solver]
-    flat, report = solve(jacobians, settings, scale, retain, forget, loader, processes)
+    # Of the retain rows that are taken each stands for so many.
+    weight = {"weight": retained / len(retain)} if solver == "primal" else {}
+    flat, report = solve(jacobians, settings, scale, retain, forget, loader, processes, **weight)
     # All solved the same system; on unlike devices the last bits may differ, and the copies of the model must not.
     processes.broadcast(flat, 0)
     report = {
@@ -88,11 +94,11 @@ def solve_request(
     return jacobians.unflatten(flat), report
 
 
-def _primal(jacobians, settings, scale, retain, forget, loader, processes):
+def _primal(jacobians, settings, scale, retain, forget, loader, processes, weight=1.0):
     measure = lambda rows: measure_gram(jacobians, loader(rows), processes)
     if settings.gram_cache is None:
         part = measure(forget)
-        whole = measure(retain) + part
+        whole = weight * measure(retain) + part
     else:
         # Another request on the same model divides the same rows in another way: their Gram is known, and only the rows
         # to be forgotten are new.
