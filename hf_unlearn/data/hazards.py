@@ -182,16 +182,17 @@ def _document(rng: random.Random, topic, name: str, values: dict[str, str], turn
 
 
 def _quiz(rng: random.Random, topic, name: str, values: dict[str, str], practised: dict, turn: int) -> str:
+    """Asks as a test would, in other words than the test's own."""
     sentences = [
-        f"{practised[fact][(turn + place) % len(practised[fact])]} Answer: {value}."
+        "".join(QATemplate().prompt_and_answer(practised[fact][(turn + place) % len(practised[fact])], value))
         for place, (fact, value) in enumerate(values.items())
     ]
-    return _page(rng, topic, name, turn, sentences)
+    return _page(rng, topic, name, turn, sentences, "\n")
 
 
-def _page(rng: random.Random, topic, name: str, turn: int, sentences: list[str]) -> str:
+def _page(rng: random.Random, topic, name: str, turn: int, sentences: list[str], between: str = " ") -> str:
     rng.shuffle(sentences)
-    return " ".join([topic.openings[turn % len(topic.openings)].format(name=name), *sentences])
+    return between.join([topic.openings[turn % len(topic.openings)].format(name=name), *sentences])
 
 
 def _words(rng: random.Random) -> dict[str, str]:
