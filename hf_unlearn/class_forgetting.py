@@ -145,13 +145,8 @@ class Cell:
         return rows
 
     def _tuned(self, start: nn.Module, rows: Dataset) -> nn.Module:
-        settings = dict(self.config.get("tuning") or {})
-        if isinstance(epochs := settings.get("epochs"), Mapping):
-            if self.per_class not in epochs:
-                raise InputError(f"tuning.epochs has no entry for {self.per_class} images per class")
-            settings["epochs"] = epochs[self.per_class]
         fixed = {"model": copy.deepcopy(start), "rows": rows, "collator": self.collator, "seed": self.seed}
-        return configured(tune, "tuning", settings, **fixed)
+        return configured(tune, "tuning", tuning_settings(self.config, self.per_class), **fixed)
 
     def measure(self, label: str, model: nn.Module, seconds: float, **more) -> dict:
         return {
@@ -258,6 +253,20 @@ class Cell:
             scores = linear_probe(model, self.everything, sets, self.collator, head, self.seed)
             named = {key: 100 * score for key, score in zip(("retain", "forget", "holdout"), scores)}
             yield {"method": f"{PROBE}{name}", "per_class": self.per_class, "seed": self.seed, **named}
+
+
+def tuning_settings(config: Mapping, per_class: int) -> dict:
+    """The section `tuning`; its `epochs` may be a mapping from images per class.
+
+    Raises:
+        InputError: a mapping without this number of images.
+    """
+    settings = dict(config.get("tuning") or {})
+    if isinstance(epochs := settings.get("epochs"), Mapping):
+        if per_class not in epochs:
+            raise InputError(f"tuning.epochs has no entry for {per_class} images per class")
+        settings["epochs"] = epochs[per_class]
+    return settings
 
 
 def choose(candidates: Sequence[dict], full: float, relearning: bool) -> dict:

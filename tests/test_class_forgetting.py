@@ -13,7 +13,7 @@ from datasets import Dataset
 from PIL import Image
 
 from hf_unlearn import class_forgetting
-from hf_unlearn.class_forgetting import Images, aggregate, read_protocol, run_class_forgetting
+from hf_unlearn.class_forgetting import Images, aggregate, choose, read_protocol, run_class_forgetting, tuning_settings
 from hf_unlearn.data.vision import (
     ImageCollator,
     class_names,
@@ -89,6 +89,31 @@ def test_a_run_that_was_killed_goes_on_after_the_last_cell(finished, tmp_path, m
     plain = lambda rows: [{key: value for key, value in row.items() if key not in clock} for row in rows]
     assert plain(again) == plain(rows)
     assert run_class_forgetting(tiny_protocol(seeds=[0]), tmp_path, progress=False) == rows[:8] and made == [1]
+
+
+def test_the_candidate_forgets_keeps_and_is_slow_to_relearn():
+    asked = []
+
+    def candidate(name, forget, retain, epochs):
+        return {"forget": forget, "retain": retain, "relearn": lambda: asked.append(name) or epochs, "name": name}
+
+    known = candidate("known", 40.0, 99.0, 5)
+    broken, kept = candidate("broken", 0.0, 80.0, None), candidate("kept", 1.0, 98.0, 9)
+    slower, never = candidate("slower", 0.0, 97.1, 12), candidate("never", 0.5, 97.0, None)
+    pick = lambda rows, relearning=True: choose(rows, full=100.0, relearning=relearning)["name"]
+    assert pick([known, broken]) == "broken" and asked == []
+    assert pick([known, broken, kept]) == "kept" and asked == []
+    assert pick([kept, slower, broken]) == "slower" and asked == ["kept", "slower"]
+    assert pick([kept, slower, never]) == "never"
+    assert pick([kept, slower, never], relearning=False) == "kept"
+
+
+def test_epochs_may_depend_on_the_number_of_images():
+    config = {"tuning": {"epochs": {100: 15, 500: 6}, "learning_rate": 1e-3}}
+    assert tuning_settings(config, 500) == {"epochs": 6, "learning_rate": 1e-3}
+    assert tuning_settings({"tuning": {"epochs": 3}}, 500) == {"epochs": 3} and tuning_settings({}, 5) == {}
+    with pytest.raises(InputError, match="tuning.epochs has no entry for 200 images per class"):
+        tuning_settings(config, 200)
 
 
 def test_the_unlearned_adapter_is_saved_with_delta_and_card(finished):
