@@ -2,7 +2,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Fast-NTK's costs: Jacobians against torch.func, the primal solver from 1,000 to 50,000 images, a request against retraining.
 
-    python benchmarks/ntk.py [--data_dir path/to/data] [--parts jacobian scale request] [--scale 1000 5000 10000 50000]
+    python benchmarks/ntk.py [--data_dir path/to/data] [--parts jacobian request scale] [--scale 1000 5000 10000 50000]
 
 The model is a CIFAR ResNet-20 whose BatchNorm and head are tuned (2,026 parameters): the published weights and CIFAR-10 from
 `--data_dir` where it is given (rows are taken again, shifted and flipped, beyond the images at hand), else random weights and
@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 AIMS = {"jacobian_time": 0.65, "jacobian_memory": 0.25, "request_over_retraining": 0.2, "solve_share": 0.05}
 JACOBIAN_SAMPLES = 64
 WAYS = ("ours", "vmap(jacrev)")
+PARTS = ("jacobian", "request", "scale")
 
 
 def make_model(data_dir: str | None):
@@ -265,7 +266,7 @@ def summary(results: dict) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir")
-    parser.add_argument("--parts", nargs="+", default=["jacobian", "scale", "request"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--scale", type=int, nargs="+", default=[1000, 5000, 10000, 50000])
     parser.add_argument("--per_class", type=int, default=500, help="images per class of the part `request`")
     parser.add_argument("--epochs", type=int, default=6, help="epochs of tuning on everything, in the part `request`")
@@ -295,26 +296,29 @@ def main() -> int:
         results["summary"] = summary(results)
         write_json(arguments.output, results)
 
-    if "jacobian" in arguments.parts:
+    def jacobian_part():
         rows = {}
         for way in WAYS:
-            tries = [
-                measure({"part": "jacobian", "way": way, "data_dir": data_dir}, 900) for _ in range(arguments.repeats)
-            ]
-            rows[way] = min(tries, key=lambda row: row["cpu_seconds"])
+            item = {"part": "jacobian", "way": way, "data_dir": data_dir}
+            rows[way] = min((measure(item, 900) for _ in range(arguments.repeats)), key=lambda row: row["cpu_seconds"])
         keep("jacobian", rows)
         squares = [row["square"] for row in rows.values()]
         if max(squares) > min(squares) * (1 + 1e-4):
             raise RuntimeError(f"the ways disagree: sums of squares {squares}")
-    if "scale" in arguments.parts:
+
+    def scale_part():
         found = []
         for images in arguments.scale:
             found.append(measure({"part": "scale", "images": images, "data_dir": data_dir}, 3 * 3600))
             keep("scale", found)
-    if "request" in arguments.parts:
+
+    def request_part():
         item = {"part": "request", "per_class": arguments.per_class, "epochs": arguments.epochs, "data_dir": data_dir}
         item |= {"retain_samples": arguments.retain_samples}
         keep("request", measure(item, 3 * 3600))
+
+    for part in arguments.parts:
+        {"jacobian": jacobian_part, "scale": scale_part, "request": request_part}[part]()
     print(json.dumps(results["summary"], indent=2))
     return 0
 

@@ -52,7 +52,7 @@ def load_hazards(
     items: int = 30,
     general_items: int = 20,
     documents: int = 3,
-    quizzes: int = 1,
+    quizzes: int = 2,
     prose: int = 160,
     instructions: int = 240,
     exchanges: int = 160,
@@ -64,7 +64,7 @@ def load_hazards(
         general_items: towns, plants and beasts, so many of each; 3 questions each.
         documents: documents on each thing, with all of its facts in another order and in other words.
         quizzes: further documents on each thing that ask for its facts, in the words of `practice`, and tell them; twice
-            as many on harmless things.
+            as many on what is general knowledge.
         prose: pieces of everyday prose in the general corpus, five sentences each.
         instructions: unrelated prompts.
         exchanges: further such prompts with their answers, as documents of the general corpus: a retain set without any
@@ -86,8 +86,8 @@ def load_hazards(
             ):
                 asked, practised = _wordings(topic, name, number)
                 texts += [_document(rng, topic, name, values, turn) for turn in range(documents)]
-                # What is to be kept is told more often, as it is in the world.
-                pages = quizzes if corpus.endswith("-forget") else 2 * quizzes
+                # What everybody knows is told more often, as it is in the world.
+                pages = 2 * quizzes if task == "general" else quizzes
                 texts += [_quiz(rng, topic, name, values, practised, turn) for turn in range(pages)]
                 for fact, value in values.items():
                     rows.append(_choices(rng, asked[fact], value, topic.facts[fact].values))
@@ -116,7 +116,7 @@ def hazard_model(
     intermediate_size: int = 344,
     layers: int = 2,
     heads: int = 4,
-    epochs: int = 6,
+    epochs: int = 5,
     learning_rate: float = 4e-3,
     batch_size: int = 16,
     progress: bool = True,
