@@ -49,7 +49,7 @@ class Curvature(abc.ABC):
     def __init__(self):
         self.metadata, self.tensors, self.owners = {}, {}, {}
         self.processes = Processes()
-        self._warned = False
+        self._warned = False  # once, not at every refit
 
     @property
     def names(self) -> list[str]:
@@ -98,7 +98,7 @@ class Curvature(abc.ABC):
             NumericalError: a factor is not finite; the message names it.
             ConnectionError: another process stopped.
         """
-        self.processes, self.owners, self._warned = Processes(accelerator), {}, False
+        self.processes, self.owners = Processes(accelerator), {}
         targets = {}
 
         def check():
