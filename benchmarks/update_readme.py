@@ -78,6 +78,36 @@ def forgetting_section(results: Path) -> str | None:
     return "\n\n".join([", ".join(commands), "\n".join(lines)]) if commands else None
 
 
+def ntk_section(path: Path) -> str:
+    record = json.loads(path.read_text())
+    found, sentences = record["summary"], []
+    if "jacobian_time" in found:
+        sentences.append(
+            f"Per-sample Jacobians take {found['jacobian_time']:.2f}x the time and {found['jacobian_memory']:.2f}x the memory of "
+            "`vmap(jacrev)` (64 images)."
+        )
+    if rows := record.get("scale"):
+        counts = [f"{row['images']:,}" for row in rows]
+        seconds = [f"{value:.1f}" for value in found["seconds_per_1000_images"]]
+        memory = [f"{value:.0f}" for value in found["peak_megabytes"]]
+        dual = next((row for row in rows if row["dual_kernel_bytes"] > 15e9), rows[-1])
+        sentences.append(
+            f"Over {', '.join(counts)} images the primal Gram takes {', '.join(seconds)} CPU seconds a thousand and {', '.join(memory)} MB; the "
+            f"dual kernel of {dual['images']:,} images would have {dual['dual_kernel_bytes'] / 1e9:.0f} GB."
+        )
+    if row := record.get("request"):
+        some, first = row["some_retain_rows"], row["first_request"]
+        percent = lambda share: f"{100 * share:.1f} %"
+        sentences.append(
+            f"A request on {row['images']:,} images costs {found['request_over_retraining']:.2f}x retraining to the same accuracy "
+            f"(D_r {percent(first['accuracy']['retain'])}, D_f {percent(first['accuracy']['forget'])}); "
+            f"{found['request_of_some_retain_rows_over_retraining']:.2f}x with `retain_samples={some['retain_samples']}` "
+            f"(D_r {percent(some['accuracy']['retain'])}, D_f {percent(some['accuracy']['forget'])}). The solve is "
+            f"{percent(found['solve_share'])} of it. A second request on the same model costs {found['second_request_over_first']:.2f}x the first."
+        )
+    return f"`{record['command']}`: " + " ".join(sentences)
+
+
 def bench_section(path: Path) -> str:
     record = json.loads(path.read_text())
     lines = [
@@ -108,6 +138,7 @@ def main():
         "wmdp": ("wmdp_miniature.json", wmdp_section),
         "bench": ("curvature.json", bench_section),
         "sharding": ("sharding.json", sharding_section),
+        "ntk_bench": ("ntk.json", ntk_section),
     }
     for name, (file, section) in sections.items():
         if (results / file).is_file():
