@@ -7,7 +7,8 @@
 The model is a CIFAR ResNet-20 whose BatchNorm and head are tuned (2,026 parameters): the published weights and CIFAR-10 from
 `--data_dir` where it is given (rows are taken again, shifted and flipped, beyond the images at hand), else random weights and
 noise, which cost the same. Every measurement runs in a process of its own on one thread; memory is that process's peak beyond
-what it held before. Times are CPU seconds: a busy machine leaves them nearly alone. The report is rewritten as figures come.
+what it held before. Times are CPU seconds: a busy machine leaves them nearly alone. The report is
+rewritten as figures come; parts that are not measured again stay in it.
 """
 
 import argparse
@@ -283,18 +284,18 @@ def main() -> int:
     from hf_unlearn.files import write_json
 
     shown = [Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
-    results = {
+    about = {
         "command": shlex.join(["python", "benchmarks/ntk.py", *shown]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seed": 0,
         "environment": environment(),
-        "aims": AIMS,
     }
+    output = Path(arguments.output)
 
     def keep(part: str, value):
-        results[part] = value
-        results["summary"] = summary(results)
-        write_json(arguments.output, results)
+        # Parts take from a minute to half an hour, and may be measured one by one: each says how and when.
+        results = json.loads(output.read_text()) if output.is_file() else {}
+        results |= {"seed": 0, "aims": AIMS, part: value, "runs": results.get("runs", {}) | {part: about}}
+        write_json(output, results | {"summary": summary(results)})
 
     def jacobian_part():
         rows = {}
@@ -319,7 +320,7 @@ def main() -> int:
 
     for part in arguments.parts:
         {"jacobian": jacobian_part, "scale": scale_part, "request": request_part}[part]()
-    print(json.dumps(results["summary"], indent=2))
+    print(json.dumps(json.loads(output.read_text())["summary"], indent=2))
     return 0
 
 

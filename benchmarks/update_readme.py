@@ -105,7 +105,8 @@ def ntk_section(path: Path) -> str:
             f"(D_r {percent(some['accuracy']['retain'])}, D_f {percent(some['accuracy']['forget'])}). The solve is "
             f"{percent(found['solve_share'])} of it. A second request on the same model costs {found['second_request_over_first']:.2f}x the first."
         )
-    return f"`{record['command']}`: " + " ".join(sentences)
+    commands = dict.fromkeys(run["command"] for run in record["runs"].values())
+    return f"{', '.join(f'`{command}`' for command in commands)}: " + " ".join(sentences)
 
 
 def bench_section(path: Path) -> str:
