@@ -31,7 +31,7 @@ from .wmdp_corpora import Corpora, StageConfig, read_corpora, read_stages
 NOTES = [
     f"The candidate of a row is the one with the least KL among those that lost {LOST:.0%} or more of the distance to chance in "
     f"every domain and at most {POINTS:g} points of general accuracy, else the one that forgot most (beyond {LOST:.0%} nothing more "
-    "counts; of equals the one with less KL).",
+    "counts; of equals the one with less KL). Candidates are asked questions of the table, all or `search_questions` of a task.",
     "Low accuracy does not show that knowledge has left the weights: see the relearning attacks where they were run.",
 ]
 EMBEDDED = (
