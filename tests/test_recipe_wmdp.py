@@ -19,7 +19,7 @@ from hf_unlearn.errors import InputError
 from hf_unlearn.evaluation.results import TaskResults
 from hf_unlearn.problems import wmdp
 from hf_unlearn.problems.base import kept, together
-from hf_unlearn.problems.wmdp import WmdpProblem
+from hf_unlearn.problems.wmdp import WmdpProblem, last_words
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -470,3 +470,9 @@ def test_two_processes_make_the_table_of_one(finished, tmp_path):
     for row, alone in zip(rows, finished[1][:2], strict=True):
         assert row["method"] == alone["method"] and row["accuracy"] == pytest.approx(alone["accuracy"], abs=0.05)
         assert row["kl"] == pytest.approx(alone["kl"], rel=0.1, abs=1e-6)
+
+
+def test_a_prompt_is_shown_on_one_line_from_its_end():
+    assert last_words("Say\n\nmoon") == "Say moon"
+    shown = last_words("Below is an instruction. " * 9 + "\n### Input:\nmoon\n")
+    assert shown.startswith("... ") and shown.endswith("### Input: moon") and len(shown) <= 124

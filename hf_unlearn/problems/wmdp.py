@@ -262,9 +262,7 @@ class WmdpProblem(Problem):
             )
         ]
         worst = worst_completions(comparison.kl[best], self.rows, self.tokenizer, WORST)
-        examples = [
-            (f"KL {row['kl']:.3f} nats a token: {row['prompt'].strip()[-200:]}", row["marked"]) for row in worst
-        ]
+        examples = [(f"KL {row['kl']:.3f} nats a token: {last_words(row['prompt'])}", row["marked"]) for row in worst]
         text = f"The completions that {best} left furthest; in brackets the tokens with at least twice their completion's mean."
         sections.append(Section("What did we break?", text, examples=examples))
         if self.attacks is not None:
@@ -299,6 +297,12 @@ class WmdpProblem(Problem):
     def settings(self):
         sizes = super().settings()["rows"]
         return {"rows": sizes | {"completions": len(self.rows)}}
+
+
+def last_words(prompt: str, length: int = 120) -> str:
+    """The end of a prompt on one line, from a word's beginning: instructions stand there, below what all prompts share."""
+    text = " ".join(prompt.split())
+    return text if len(text) <= length else "... " + text[-length:].partition(" ")[2]
 
 
 def embedded_model(config: Mapping, corpora: Corpora, progress: bool):
