@@ -102,7 +102,6 @@ def work(item: dict) -> dict:
     import torch
 
     from hf_unlearn.ntk import Jacobians, measure_gram
-    from hf_unlearn.ntk.solvers import primal_update
 
     torch.set_num_threads(1)
     if item["part"] == "jacobian":
@@ -130,10 +129,10 @@ def work(item: dict) -> dict:
             "dual_kernel_bytes": 8 * (10 * item["images"]) ** 2,
             "trace": gram.mean_diagonal * jacobians.size,
         }
-    return request(item, primal_update)
+    return request(item)
 
 
-def request(item: dict, primal_update) -> dict:
+def request(item: dict) -> dict:
     """A request on 5,000 images: Jacobians and solve, a second request, and retraining on the rest to the same accuracy."""
     import copy
 
@@ -145,6 +144,7 @@ def request(item: dict, primal_update) -> dict:
     from hf_unlearn.evaluation.vision import accuracy
     from hf_unlearn.ntk import Jacobians, measure_gram
     from hf_unlearn.ntk.request import mean_margin
+    from hf_unlearn.ntk.solvers import primal_update
 
     if item["data_dir"] is None:
         raise SystemExit("the part `request` needs --data_dir: accuracy means nothing on noise")

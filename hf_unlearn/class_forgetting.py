@@ -6,6 +6,7 @@ accuracy on D_r, D_f and the hold-out set and the epochs to relearn D_f.
 """
 
 import copy
+import functools
 import itertools
 import json
 import math
@@ -136,10 +137,10 @@ class Cell:
         check_images(start, self.everything, self.collator)
         full, seconds = timed(lambda: self._tuned(start, self.everything))
         retrained, retrain_seconds = timed(lambda: self._tuned(start, self.retain))
-        rows = [self.measure("Full", full, seconds)]
+        rows = [self._row("Full", full, self._training_rows(full), seconds)]
         for entry in self.config["methods"]:
-            rows.append(self._method(dict(entry), full))
-        rows.append(self.measure("Retrain", retrained, retrain_seconds))
+            rows.append(self._method(dict(entry), full, rows[0]["retain"]))
+        rows.append(self._row("Retrain", retrained, self._training_rows(retrained), retrain_seconds))
         if self.config.get("probe"):
             rows += self._probes(start)
         return rows
@@ -148,17 +149,25 @@ class Cell:
         fixed = {"model": copy.deepcopy(start), "rows": rows, "collator": self.collator, "seed": self.seed}
         return configured(tune, "tuning", tuning_settings(self.config, self.per_class), **fixed)
 
-    def measure(self, label: str, model: nn.Module, seconds: float, **more) -> dict:
+    def _training_rows(self, model: nn.Module) -> dict:
+        """Accuracies on D_r and D_f, and `relearn`, which gives the epochs to relearn D_f: dear, so at most once."""
+        return {
+            "retain": self._accuracy(model, self.retain),
+            "forget": self._accuracy(model, self.forget),
+            "relearn": functools.cache(lambda: self._relearning(model)),
+        }
+
+    def _row(self, label: str, model: nn.Module, found: Mapping, seconds: float) -> dict:
+        """What the tables show of a model; `found` is what `_training_rows` gave."""
         return {
             "method": label,
             "per_class": self.per_class,
             "seed": self.seed,
-            "retain": self._accuracy(model, self.retain),
-            "forget": self._accuracy(model, self.forget),
+            "retain": found["retain"],
+            "forget": found["forget"],
             "holdout": self._accuracy(model, self.holdout),
-            "relearning_epochs": None if label == "Full" else self._relearning(model),
+            "relearning_epochs": None if label == "Full" else found["relearn"](),
             "seconds": seconds,
-            **more,
         }
 
     def _accuracy(self, model: nn.Module, rows: Dataset) -> float:
@@ -168,8 +177,8 @@ class Cell:
         settings = self.config.get("relearning")
         return settings and relearning_epochs(model, self.forget, self.collator, seed=self.seed, **settings)
 
-    def _method(self, entry: dict, full: nn.Module) -> dict:
-        """The row of the best candidate of one line, see `choose`."""
+    def _method(self, entry: dict, full: nn.Module, full_retain: float) -> dict:
+        """The row of the best candidate of one line, see `choose`; `full_retain` is the tuned model's D_r (%)."""
         label, kind, search = entry.pop("label"), entry.pop("method"), entry.pop("search")
         run = {"fast_ntk": self._fast_ntk, "first_order": self._first_order}.get(kind)
         if run is None:
@@ -180,18 +189,10 @@ class Cell:
             for values in itertools.product(*search.values()):
                 chosen = dict(zip(search, values))
                 trainer, seconds = run(copy.deepcopy(full), entry, chosen, grams)
-                model = trainer.model.eval()
-                candidates.append(
-                    {
-                        "forget": self._accuracy(model, self.forget),
-                        "retain": self._accuracy(model, self.retain),
-                        "relearn": lambda model=model: self._relearning(model),
-                        "run": (trainer, seconds, chosen),
-                    }
-                )
-        best = choose(candidates, self._accuracy(full, self.retain), bool(self.config.get("relearning")))
+                candidates.append(self._training_rows(trainer.model.eval()) | {"run": (trainer, seconds, chosen)})
+        best = choose(candidates, full_retain, bool(self.config.get("relearning")))
         trainer, seconds, chosen = best["run"]
-        row = self.measure(label, trainer.model, seconds, settings=chosen)
+        row = self._row(label, trainer.model, best, seconds) | {"settings": chosen}
         if kind == "fast_ntk":
             report = trainer.method.report
             row |= {"solve_seconds": report["solve_seconds"], "parameters": report["parameters"]}
