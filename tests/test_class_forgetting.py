@@ -5,6 +5,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ from hf_unlearn.data.vision import (
 from hf_unlearn.errors import InputError
 from hf_unlearn.evaluation.class_report import METRICS, format_tables, paper_figures, plot_tables
 from hf_unlearn.evaluation.vision import accuracy, linear_probe, mean_loss, relearning_epochs
+from hf_unlearn.methods.base import Counts
+from hf_unlearn.methods.first_order import FirstOrder
 from hf_unlearn.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification, load_cifar_resnet
 
 
@@ -319,3 +322,15 @@ def test_a_linear_probe_finds_what_features_tell():
     assert linear_probe(Mean(), rows, [rows, rows.select([0, 2])], COLLATOR, "head") == [1.0, 1.0]
     with pytest.raises(InputError, match="no module 'tail'"):
         linear_probe(Mean(), rows, [rows], COLLATOR, "tail")
+
+
+def test_random_label_never_draws_the_right_one():
+    class Sure(torch.nn.Module):
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=pixel_values)
+
+    labels = torch.arange(3).repeat(200)
+    inputs = {"pixel_values": 30.0 * torch.nn.functional.one_hot(labels, 3), "labels": labels}
+    counts = Counts(len(labels), len(labels))
+    loss, _ = FirstOrder("random_label").loss(Sure(), inputs, counts)
+    assert float(loss) == pytest.approx(30.0)  # each drawn label has a logit 30 below the right one's
