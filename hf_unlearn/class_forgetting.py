@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import math
+import re
 import statistics
 import tempfile
 import time
@@ -196,8 +197,13 @@ class Cell:
         if kind == "fast_ntk":
             report = trainer.method.report
             row |= {"solve_seconds": report["solve_seconds"], "parameters": report["parameters"]}
-            trainer.save_model(str(self.folder / f"model-{self.per_class}-{self.seed}"))
+            trainer.save_model(str(self._unlearned(label)))
         return row
+
+    def _unlearned(self, label: str = "Fast-NTK") -> Path:
+        """Where the model of a closed-form line is saved; the line "Fast-NTK" needs no name."""
+        name = "" if label == "Fast-NTK" else "-" + re.sub(r"\W+", "-", label.lower()).strip("-")
+        return self.folder / f"model-{self.per_class}-{self.seed}{name}"
 
     def _trainer(self, model, method, evaluator=None, **arguments) -> UnlearnTrainer:
         args = UnlearnConfig(output_dir=tempfile.mkdtemp(dir=self.runs), seed=self.seed, **{**QUIET, **arguments})
@@ -238,7 +244,7 @@ class Cell:
         """Table III: a new head on the frozen features of the pretrained model, of one drawn at random, and of Fast-NTK's."""
         head = head_name(self.config)
         unseen, _ = split_class(self.holdout, self.forget["labels"][0])
-        unlearned = self.folder / f"model-{self.per_class}-{self.seed}"
+        unlearned = self._unlearned()
         random = copy.deepcopy(start)
         set_seed(self.seed)
         for module in random.modules():

@@ -95,14 +95,14 @@ def update_of(trainer):
 
 
 @pytest.mark.parametrize("solver", ["dual", "primal", "cg"])
-@pytest.mark.parametrize("ridge", [0.0, 0.1])
-def test_a_head_on_frozen_features_is_retrained_exactly(tmp_path, digits, start, solver, ridge):
+@pytest.mark.parametrize(("ridge", "margin"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.4)])
+def test_a_head_on_frozen_features_is_retrained_exactly(tmp_path, digits, start, solver, ridge, margin):
     """Linear in what is tuned, so w + update must be the ridge regression on the retain rows that starts at w0."""
     full = tuned(start, ("linear",))
     model = copy.deepcopy(full)
     names = choose(model, ("linear",))
     forget, retain = split_class(digits, 3)
-    method = FastNTK(solver=solver, ridge=ridge, target_scale=7.0, pretrained=start)
+    method = FastNTK(solver=solver, ridge=ridge, target_scale=7.0, absent_margin=margin, pretrained=start)
     unlearn(tmp_path, model, method, forget, retain)
 
     def regression(rows):
@@ -113,9 +113,11 @@ def test_a_head_on_frozen_features_is_retrained_exactly(tmp_path, digits, start,
             start(batch["pixel_values"])
         handle.remove()
         x = torch.cat([features["x"], torch.ones(len(rows), 1, dtype=torch.float64)], 1)
-        targets = 7.0 * (torch.nn.functional.one_hot(batch["labels"], 10).double() - 0.1)
-        z = features["z"]
-        e = targets - (z - z.mean(1, keepdim=True))
+        targets = 7.0 * torch.nn.functional.one_hot(batch["labels"], 10).double()
+        if 3 not in batch["labels"]:
+            targets[:, 3] -= 7.0 * margin
+        e = targets - features["z"]
+        e = e - e.mean(1, keepdim=True)
         # Centred outputs: the Jacobian of class k is x (delta - 1/C), so W moves within the centred subspace.
         gram = x.T @ x
         absolute = method.report["ridge"]
@@ -127,6 +129,7 @@ def test_a_head_on_frozen_features_is_retrained_exactly(tmp_path, digits, start,
     ).T
     # cg recomputes its products in forward and reverse mode and stops at 1e-5 of its residual.
     assert (moved - expected).norm() <= (1e-3 if solver == "cg" else 1e-6) * expected.norm()
+    assert method.report["absent_classes"] == [3]
     assert names == ["linear.weight", "linear.bias"]
 
 
@@ -136,7 +139,7 @@ def test_solvers_agree_on_a_network(tmp_path, digits, start, full):
     for solver in ("dual", "primal", "cg"):
         model = copy.deepcopy(full)
         choose(model)
-        method = FastNTK(solver=solver, ridge=0.3, pretrained=start, target_scale=5.0)
+        method = FastNTK(solver=solver, ridge=0.3, pretrained=start, target_scale=5.0, absent_margin=0.3)
         trainer = unlearn(tmp_path / solver, model, method, forget, retain)
         updates[solver] = torch.cat(
             [(dict(model.named_parameters())[n] - p).flatten() for n, p in full.named_parameters()]
@@ -165,6 +168,43 @@ def test_some_retain_rows_stand_for_all(tmp_path, digits, start, full):
     whole, _ = step("whole", retain, solver="primal")
     assert torch.equal(whole, step("all", retain, retain_samples=54)[0])
     assert (found - whole).norm() > 1e-3 * whole.norm()
+
+
+def test_a_class_is_absent_from_the_rows_not_from_a_sample_of_them(tmp_path, digits, start, full):
+    forget, retain = split_class(digits, 0)
+    model = copy.deepcopy(full)
+    choose(model)
+    method = FastNTK(pretrained=start, retain_samples=4)
+    unlearn(tmp_path, model, method, forget, retain)
+    assert method.report["absent_classes"] == [0] and method.report["absent_margin"] == 0.3
+
+
+class Smooth(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(5, 6).double(), torch.nn.Linear(6, 3).double()
+
+    def forward(self, pixel_values):
+        return self.second(self.first(pixel_values).tanh())
+
+
+def test_the_midpoint_is_a_secant():
+    """f(w0) + J(midpoint) (w - w0) is f(w) up to |w - w0|^3, with J(w0) up to |w - w0|^2."""
+    torch.manual_seed(0)
+    model, batch = Smooth(), {"pixel_values": torch.randn(8, 5, dtype=torch.float64)}
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    move = {name: torch.randn_like(value) for name, value in before.items()}
+
+    def error(size, share):
+        step = {name: size * value for name, value in move.items()}
+        at = {name: value + share * step[name] for name, value in before.items()}
+        jacobians = Jacobians(model, list(before), at=at, origin=before, chunk_size=3)
+        linear = torch.cat([z + j @ jacobians.flatten(step) for z, j in jacobians(batch)])
+        after = {name: value + step[name] for name, value in before.items()}
+        return float((linear - torch.func.functional_call(model, after, kwargs=batch)).norm())
+
+    assert 7 < error(0.02, 0.5) / error(0.01, 0.5) < 9
+    assert 3.5 < error(0.02, 0.0) / error(0.01, 0.0) < 4.5
 
 
 def test_the_class_is_forgotten_and_the_others_are_not(tmp_path, digits, start):
@@ -223,8 +263,8 @@ def test_a_cached_gram_is_one_of_the_same_model_and_collator(tmp_path, digits, s
         return sum(seen)
 
     assert measured("first") == 60
-    # The tuned parameters, all others, and for each of the two Grams an example.
-    assert hashed == [2, len(full.state_dict()) - 2, 2, 2]
+    # The midpoint, the values before tuning, all other weights, and for each of the two Grams an example.
+    assert hashed == [2, 2, len(full.state_dict()) - 2, 2, 2]
     assert measured("again") == 0
     brighter = lambda rows: (batch := Collator64()(rows)) | {"pixel_values": batch["pixel_values"] + 0.1}
     assert measured("collator", collator=brighter) == 60
@@ -239,18 +279,26 @@ def test_kernels_for_many_classes(tmp_path, digits, start, full, kernel):
     """Against their definitions, in dense algebra."""
     model = copy.deepcopy(full)
     names = choose(model, ("linear", "bn1"))
-    forget, retain = split_rows(digits, [0, 7, 20])
-    method = FastNTK(kernel=kernel, ridge=0.2, pretrained=start, target_scale=5.0)
+    digits = digits.filter(lambda row: row["labels"] != 9)
+    forget, retain = split_class(digits, 7) if kernel == "classwise" else split_rows(digits, [0, 7, 20])
+    method = FastNTK(kernel=kernel, ridge=0.2, pretrained=start, target_scale=5.0, absent_margin=0.3)
     unlearn(tmp_path, model, method, forget, retain)
     rows = [retain[i] for i in range(len(retain))] + [forget[i] for i in range(len(forget))]
     batch = Collator64()(rows)
-    jacobians = Jacobians(full, names, at={n: p for n, p in start.named_parameters() if n in names})
+    before, after = dict(start.named_parameters()), dict(full.named_parameters())
+    jacobians = Jacobians(full, names, at={n: (before[n] + after[n]).detach() / 2 for n in names})
     j = torch.cat([part for _, part in jacobians(batch)]).double()
-    z = jacobians.outputs_of(batch)
-    y = 5.0 * torch.nn.functional.one_hot(batch["labels"], 10).double()
-    e = y - y.mean(1, keepdim=True) - (z - z.mean(1, keepdim=True))
+    z = Jacobians(full, names, at={n: before[n] for n in names}).outputs_of(batch)
+    y = torch.nn.functional.one_hot(batch["labels"], 10).double()
+    y[:, 9] -= 0.3
+    e = 5.0 * y - z
+    if kernel == "classwise":
+        y[:, 7] -= 0.3
+    e_r = 5.0 * y - z
+    e, e_r = (both - both.mean(1, keepdim=True) for both in (e, e_r))
     j_centred = j - j.mean(1, keepdim=True)
     n = len(retain)
+    assert method.report["absent_classes"] == ([7, 9] if kernel == "classwise" else [9])
 
     def solve(kernel, residual):
         return torch.linalg.solve(
@@ -263,7 +311,7 @@ def test_kernels_for_many_classes(tmp_path, digits, start, full, kernel):
         part = j_centred[:, k] if kernel == "classwise" else summed
         gram = part @ part.T
         coefficients = -solve(gram, e[:, k])
-        coefficients[:n] += solve(gram[:n, :n], e[:n, k])
+        coefficients[:n] += solve(gram[:n, :n], e_r[:n, k])
         expected += j_centred[:, k].T @ coefficients
     moved = torch.cat(
         [(dict(model.named_parameters())[n] - dict(full.named_parameters())[n]).flatten() for n in names]
@@ -324,6 +372,8 @@ def test_bad_input(tmp_path, digits, start, full, caplog):
         ({"linearize": "middle"}, "linearize must be"),
         ({"ridge": -1.0}, "ridge must not be negative"),
         ({"target_scale": 0}, "target_scale must be"),
+        ({"absent_margin": -0.1}, "absent_margin must be"),
+        ({"absent_margin": "none"}, "absent_margin must be"),
         ({"outputs": "odds"}, "outputs must be"),
         ({"kernel": "classwise", "solver": "primal"}, "has the dual solver only"),
         ({"gram_cache": "x", "solver": "cg"}, "gram_cache needs the primal solver"),

@@ -90,7 +90,9 @@ def plot_tables(table: Sequence[Mapping], paper: Mapping | None = None):
     columns = sorted({entry["per_class"] for entry in table})
     methods = [m for m in dict.fromkeys(entry["method"] for entry in table) if not m.startswith(PROBE)]
     by_key = {(entry["method"], entry["per_class"]): entry for entry in table}
-    colours = dict(zip(methods, ["0.55", "#d95f02", "#e6ab02", "#1b6ca8", "black"]))
+    colours = dict(zip(methods, ["0.55", "#d95f02", "#e6ab02", "#1b6ca8", "#7fb2d9", "#66a61e"])) | {
+        "Retrain": "black"
+    }
     figure, axes = plt.subplots(1, len(METRICS), figsize=(4 * len(METRICS), 3.6), constrained_layout=True)
     width = 0.8 / len(methods)
     for ax, (metric, title) in zip(axes, METRICS.items()):

@@ -3,6 +3,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import objectives
 from ..errors import InputError, NumericalError
 from ..ntk.jacobians import OUTPUTS, model_inputs
-from ..ntk.request import KERNELS, ClosedForm, solve_request
+from ..ntk.request import KERNELS, LINEARIZE, ClosedForm, solve_request
 from ..ntk.solvers import SOLVERS
 from .base import Method
 
@@ -31,25 +32,34 @@ logger = logging.getLogger(__name__)
 class FastNTK(Method):
     r"""
     Moves the tuned parameters from where training on everything took them to where training on the retain set would
-    have, in the model linearised at w0: w + w(D_r) - w(D), in closed form.
+    have, in a linear model: w + w(D_r) - w(D), in closed form.
 
     The parameters are those that require a gradient: BatchNorm or prompts and a head, a few thousand numbers. With
-    e = y - f(x) at w0, w(D) = w0 + (J^T J + r I)^-1 J^T e. The paper's equation (1) has two misprints; see
-    `hf_unlearn.ntk.solvers`.
+    e = y - f(x; w0), w0 the pretrained weights, w(D) = w0 + (J^T J + r I)^-1 J^T e. The paper's equation (1) has two
+    misprints; see `hf_unlearn.ntk.solvers`.
 
-    Which point to linearise at: the pretrained weights are the default, because both solutions start there and the
-    residuals are large; at the tuned weights the residuals are about zero, so the step rests on the scale of the
-    targets alone. A model tuned with cross-entropy has logits of scale 10 rather than 1: targets are one-hot, centred, times
-    the tuned model's own mean margin on the retain rows, without which nothing is forgotten.
+    Where the Jacobian is taken: halfway between the pretrained and the tuned weights by default, for there the linear
+    model is right at both ends to second order, f(w) - f(w0) = J(midpoint) (w - w0) + O(|w - w0|^3). At the pretrained
+    weights (the paper's) it is right to first order, and its update harms the retain rows sooner. At the tuned
+    weights the residuals are about zero, so the step rests on the scale of the targets alone.
+
+    Targets imitate what cross-entropy makes of a model. Its logits have scale 10 rather than 1: targets are one-hot,
+    centred, times the tuned model's own mean margin on the retain rows, without which nothing is forgotten. A class of
+    which retraining meets no row is pushed down on every row and never up: its target lies lower by
+    `absent_margin`, without which a forgotten class is relearned faster than by a retrained model.
 
     Args:
         solver (`str`, defaults to `"auto"`):
             `"dual"` (n C x n C kernel), `"primal"` (p x p Gram, memory independent of n), `"cg"` (matrix-free), or the
             cheaper one.
         ridge (`float`, defaults to `1.0`): r relative to the mean diagonal of the Gram of all rows.
-        linearize (`str`, defaults to `"pretrained"`): `"pretrained"` or `"tuned"`.
+        linearize (`str`, defaults to `"midpoint"`): `"midpoint"`, `"pretrained"` or `"tuned"`.
         target_scale (`float` or `"auto"`, defaults to `"auto"`):
             Distance of the right class from the mean of the others in the targets.
+        absent_margin (`float` or `"auto"`, defaults to `"auto"`):
+            How far the target of a class without any row lies below those of the other wrong classes, in units of
+            `target_scale`. `"auto"` is 0.3 with `target_scale="auto"`, and 0, plain one-hot targets, where a number is
+            given there.
         outputs (`str`, defaults to `"logits"`): `"logits"` or `"probabilities"` (targets of scale 1).
         kernel (`str`, defaults to `"full"`):
             For many classes: `"classwise"` drops what ties two classes (n x n for each), `"pseudo"` takes the kernel of
@@ -70,8 +80,9 @@ class FastNTK(Method):
 
     solver: str = "auto"
     ridge: float = 1.0
-    linearize: str = "pretrained"
+    linearize: str = "midpoint"
     target_scale: float | str = "auto"
+    absent_margin: float | str = "auto"
     outputs: str = "logits"
     kernel: str = "full"
     pretrained: object = field(default=None, repr=False)
@@ -91,15 +102,17 @@ class FastNTK(Method):
     }
 
     def __post_init__(self):
-        for name, known in (("solver", SOLVERS), ("kernel", KERNELS), ("outputs", OUTPUTS)):
+        choices = {"solver": SOLVERS, "kernel": KERNELS, "outputs": OUTPUTS, "linearize": LINEARIZE}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-        if self.linearize not in ("pretrained", "tuned"):
-            raise InputError(f"linearize must be 'pretrained' or 'tuned', not {self.linearize!r}")
         if not self.ridge >= 0:
             raise InputError(f"ridge must not be negative, got {self.ridge}")
         if self.target_scale != "auto" and not (isinstance(self.target_scale, int | float) and self.target_scale > 0):
             raise InputError(f"target_scale must be 'auto' or a number above 0, not {self.target_scale!r}")
+        margin = self.absent_margin
+        if margin != "auto" and not (isinstance(margin, int | float) and 0 <= margin < math.inf):
+            raise InputError(f"absent_margin must be 'auto' or a number from 0 on, not {margin!r}")
         if self.kernel != "full" and self.solver not in ("auto", "dual"):
             raise InputError(f"the {self.kernel} kernel has the dual solver only, not {self.solver!r}")
         if self.gram_cache is not None and self.solver not in ("auto", "primal"):
@@ -117,7 +130,9 @@ class FastNTK(Method):
 
     def settings(self):
         settings = super().settings() | {"pretrained": None, "gram_cache": None}
-        return settings | {name: self.report[name] for name in ("solver", "target_scale") if name in self.report}
+        return settings | {
+            name: self.report[name] for name in ("solver", "target_scale", "absent_margin") if name in self.report
+        }
 
     def configure(self, args, forget_rows):
         args = copy.copy(args)
@@ -150,7 +165,7 @@ class FastNTK(Method):
                 f"{training} BatchNorm layers are in training mode: Jacobians are taken with their running statistics, in "
                 "evaluation mode, because batch statistics mix the samples"
             )
-        self._start = self._pretrained_values(model) if self.linearize == "pretrained" else None
+        self._start = None if self.linearize == "tuned" else self._pretrained_values(model)
 
     def create_optimizer(self, trainer):
         return ClosedForm(self._tuned, lambda: self._update(trainer))

@@ -11,7 +11,7 @@ from datasets import Dataset
 from ..curvature.sharding import Processes
 from ..data.rows import row_hashes
 from ..files import open_safetensors, sha256_json, sha256_tensors, write_safetensors
-from .grams import Gram, own
+from .grams import TENSORS, Gram, own
 from .jacobians import Jacobians
 
 
@@ -34,6 +34,7 @@ class GramCache:
         # Once for all Grams of a request: weights are hashed at some 1 GB a second.
         self.weights = {
             "at": sha256_tensors(jacobians.values),
+            "origin": jacobians.origin and sha256_tensors(jacobians.origin),
             "frozen": sha256_tensors(frozen),
             "outputs": jacobians.outputs,
         }
@@ -51,13 +52,12 @@ class GramCache:
             logger.info(f"the Gram of {count} rows is read from {file}")
             return own(self.processes, lambda: self._read(file, count))
         gram = measure()
-        tensors = {"matrix": gram.matrix, "target": gram.target, "output": gram.output}
-        own(self.processes, lambda: write_safetensors(file, tensors) if self.processes.rank == 0 else None)
+        own(self.processes, lambda: write_safetensors(file, gram.tensors()) if self.processes.rank == 0 else None)
         return gram
 
     def _read(self, file: Path, count: int) -> Gram:
         with open_safetensors(file, self.device) as saved:
-            return Gram(*(saved.get_tensor(name) for name in ("matrix", "target", "output")), count)
+            return Gram(*map(saved.get_tensor, TENSORS), count)
 
     def _key(self, parts: Sequence[Dataset]) -> str:
         places = sorted(

@@ -16,6 +16,7 @@ from .jacobians import Jacobians
 
 
 T = TypeVar("T")
+TENSORS = ("matrix", "target", "output", "classes")
 
 
 @dataclass
@@ -24,35 +25,41 @@ class Gram:
 
     Outputs are centred over classes, f - mean_k f, and so are their Jacobians: softmax does not see the mean, and a
     target for it would be arbitrary. Targets are those of unit scale, y = one-hot - 1/C; the residual of scale s is
-    s y - f, so scale and ridge change without another look at the data.
+    s (y + shift) - f, so scale, shift and ridge change without another look at the data.
 
     Attributes:
-        matrix: J^T J (p, p). target: J^T y (p,). output: J^T f (p,), f at the linearisation point.
+        matrix: J^T J (p, p). target: J^T y (p,). output: J^T f (p,), f at the origin of the linear model.
+        classes: (p, C), column k the sum over samples of row k of their Jacobians: what a target common to all meets.
         rows: number of samples.
     """
 
     matrix: Tensor
     target: Tensor
     output: Tensor
+    classes: Tensor
     rows: int
 
     def __add__(self, other: "Gram") -> "Gram":
-        return Gram(
-            self.matrix + other.matrix, self.target + other.target, self.output + other.output, self.rows + other.rows
-        )
+        return Gram(*(mine + others for mine, others in zip(self._sums(), other._sums())))
 
     def __sub__(self, other: "Gram") -> "Gram":
-        return Gram(
-            self.matrix - other.matrix, self.target - other.target, self.output - other.output, self.rows - other.rows
-        )
+        return Gram(*(mine - others for mine, others in zip(self._sums(), other._sums())))
 
     def __rmul__(self, weight: float) -> "Gram":
         """As if every row were there `weight` times."""
-        return Gram(weight * self.matrix, weight * self.target, weight * self.output, self.rows)
+        return Gram(*(weight * total for total in self.tensors().values()), self.rows)
 
-    def residual(self, scale: float) -> Tensor:
-        """J^T e (p,) for targets of this scale."""
-        return scale * self.target - self.output
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name."""
+        return {name: getattr(self, name) for name in TENSORS}
+
+    def _sums(self) -> tuple:
+        return *self.tensors().values(), self.rows
+
+    def residual(self, scale: float, shift: Tensor | None = None) -> Tensor:
+        """J^T e (p,) for targets of this scale; `shift` (C,) is added to the unit targets of every sample."""
+        target = self.target if shift is None else self.target + self.classes @ shift
+        return scale * target - self.output
 
     @property
     def mean_diagonal(self) -> float:
@@ -70,20 +77,28 @@ def measure_gram(jacobians: Jacobians, batches: Iterable[Mapping], processes: Pr
         InputError: labels out of range; on all processes, whichever met them.
     """
     size, device = jacobians.size, jacobians.device
-    gram = Gram(torch.zeros(size, size, dtype=torch.float64, device=device), *_zeros(2, size, device), 0)
+    zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)
+    gram = Gram(zeros(size, size), zeros(size), zeros(size), zeros(size, 0), 0)
     processes = processes or Processes()
 
-    def sum_up():
+    def sum_up() -> int:
         for batch in share_of(batches, processes):
             for jacobian, outputs, targets in centred_chunks(jacobians, batch):
                 rows = jacobian.flatten(0, 1).double()
+                classes = jacobian.sum(0, dtype=torch.float64).T
+                gram.classes = gram.classes + classes if gram.rows else classes
                 add_gram_(gram.matrix, rows)
                 gram.target += rows.T @ targets.flatten()
                 gram.output += rows.T @ outputs.flatten()
                 gram.rows += len(outputs)
+        return gram.classes.shape[1]
 
-    own(processes, sum_up)
-    for total in (gram.matrix, gram.target, gram.output):
+    # A process without rows knows no number of classes.
+    count = max(processes.share(sum_up))
+    if not gram.rows:
+        gram.classes = zeros(size, count)
+    gram.classes = gram.classes.contiguous()
+    for total in gram.tensors().values():
         processes.add(total)
     mirror_(gram.matrix)
     gram.rows = int(processes.add(torch.tensor(gram.rows, device=device)))
@@ -137,7 +152,3 @@ def check_labels(labels: Tensor, classes: int) -> Tensor:
             f"{classes} classes, 0 to {classes - 1}"
         )
     return labels
-
-
-def _zeros(count: int, size: int, device: torch.device) -> list[Tensor]:
-    return [torch.zeros(size, dtype=torch.float64, device=device) for _ in range(count)]

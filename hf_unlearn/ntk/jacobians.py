@@ -32,7 +32,8 @@ class Jacobians:
     Args:
         model: takes `pixel_values` or `input_ids` ... and gives `.logits` (B, C), or a tensor.
         names: parameters, by `named_parameters()` name, in the order of the columns.
-        at: values to linearise at, by name; the model's own where left out. The model is not changed.
+        at: values at which Jacobians are taken, by name; the model's own where left out. The model is not changed.
+        origin: values at which outputs are taken; `at` when None. The linear model is f(w) = f(origin) + J(at) (w - origin).
         outputs: "logits" or "probabilities" (softmax of them).
         chunk_size: samples at a time; memory is about chunk_size times one sample's activations and C * p numbers.
 
@@ -46,6 +47,7 @@ class Jacobians:
         names: Sequence[str],
         *,
         at: Mapping[str, Tensor] | None = None,
+        origin: Mapping[str, Tensor] | None = None,
         outputs: str = "logits",
         chunk_size: int = 16,
     ):
@@ -60,6 +62,7 @@ class Jacobians:
             raise InputError("no parameter to take Jacobians of: tune some first (BatchNorm, prompts, a head)")
         self.model, self.outputs, self.chunk_size = model, outputs, chunk_size
         self.values = {name: (at or {}).get(name, parameters[name]).detach().to(parameters[name]) for name in names}
+        self.origin = origin and {name: origin[name].detach().to(parameters[name]) for name in names}
         self.shapes = {name: tuple(value.shape) for name, value in self.values.items()}
         self.size = sum(value.numel() for value in self.values.values())
         self.device = next(iter(self.values.values())).device
@@ -75,13 +78,13 @@ class Jacobians:
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """(outputs (n, C), Jacobian (n, C, p)) of every chunk of a batch of N samples, in order; fp32 (or fp64)."""
-        for leaves, outputs in self._forward(inputs):
+        for leaves, outputs, base in self._forward(inputs):
             jacobian = outputs.new_empty(*outputs.shape, self.size)
             onehot = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
             for label in range(outputs.shape[1]):
                 last = label == outputs.shape[1] - 1
                 self._rows(outputs, onehot[label], leaves, jacobian[:, label], retain_graph=not last)
-            yield outputs.detach(), jacobian
+            yield base, jacobian
 
     def products(
         self, inputs: Mapping[str, Tensor], weights: Callable[[Tensor], Tensor]
@@ -91,15 +94,15 @@ class Jacobians:
         Args:
             weights: given the outputs (n, C), the cotangents (n, C).
         """
-        for leaves, outputs in self._forward(inputs):
+        for leaves, outputs, base in self._forward(inputs):
             rows = outputs.new_empty(len(outputs), self.size)
             self._rows(outputs, weights(outputs.detach()), leaves, rows, retain_graph=False)
-            yield outputs.detach(), rows
+            yield base, rows
 
     @torch.no_grad()
     def outputs_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Outputs (N, C) of a batch at the linearisation point."""
-        return torch.cat([call(values) for call, values, _ in self._calls(inputs)])
+        """Outputs (N, C) of a batch at the origin."""
+        return torch.cat([call(self.origin or values) for call, values, _ in self._calls(inputs)])
 
     def jvp(self, inputs: Mapping[str, Tensor], vector: Mapping[str, Tensor]) -> Tensor:
         """J v (N, C) for a batch: forward-mode differentiation, no Jacobian."""
@@ -140,6 +143,7 @@ class Jacobians:
         return outputs.softmax(-1) if self.outputs == "probabilities" else outputs
 
     def _forward(self, inputs: Mapping[str, Tensor]):
+        """(leaves of a batch of values, outputs that depend on them, outputs at the origin) of every chunk."""
         with _evaluation(self.model), batched_modules(self.model, self.shapes):
             for chunk in self._chunks(inputs):
                 count = len(next(iter(chunk.values())))
@@ -153,9 +157,13 @@ class Jacobians:
                     raise InputError(
                         f"{next(iter(leaves))} does not reach the outputs: leave it out of the tuned parameters"
                     )
-                if not torch.isfinite(outputs).all():
+                base = outputs.detach()
+                if self.origin:
+                    with torch.no_grad():
+                        base = self._outputs(chunk, self.origin)
+                if not (torch.isfinite(outputs).all() and torch.isfinite(base).all()):
                     raise NumericalError("the model's outputs are not finite: it overflows on these samples")
-                yield leaves, outputs
+                yield leaves, outputs, base
 
     def _rows(self, outputs: Tensor, weights: Tensor, leaves: Mapping[str, Tensor], rows: Tensor, retain_graph: bool):
         """One backward of the outputs weighted by (n, C) or (C,) numbers, into rows (n, p)."""

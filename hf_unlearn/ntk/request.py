@@ -4,7 +4,8 @@
 import copy
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from datasets import Dataset
@@ -22,6 +23,34 @@ from .solvers import cgls, choose_solver, dual_coefficients, primal_update
 
 
 KERNELS = ("full", "classwise", "pseudo")
+# Measured, see `FastNTK.absent_margin`.
+ABSENT_MARGIN = 0.3
+LINEARIZE = ("midpoint", "pretrained", "tuned")
+
+
+@dataclass
+class Targets:
+    """Centred targets of one request: scale * (one-hot + shift - its mean).
+
+    Training on all rows and retraining on those that stay differ in the classes that have none: cross-entropy pushes
+    such a class down on every row and never up.
+
+    Attributes:
+        scale: distance of the right class from the mean of the others.
+        everything, retained: (C,) fp64, shifts of the unit targets in training on all rows and in retraining.
+    """
+
+    scale: float
+    everything: Tensor
+    retained: Tensor
+
+    @property
+    def shifts(self) -> tuple[Tensor, Tensor]:
+        return self.everything, self.retained
+
+    def residual(self, unit: Tensor, outputs: Tensor, shift: Tensor) -> Tensor:
+        """(n, C) from centred unit targets and outputs."""
+        return self.scale * (unit + _centred(shift[None])) - outputs
 
 
 class ClosedForm(torch.optim.Optimizer):
@@ -56,19 +85,19 @@ def solve_request(
 
     Args:
         settings: a `FastNTK`.
-        start: values to linearise at; the model's own when None.
+        start: the values before tuning, by name; needed unless `settings.linearize` is "tuned".
         seed: of the choice of `settings.retain_samples` rows.
     """
     began = time.perf_counter()
     processes = Processes(accelerator, "the Fast-NTK request")
     model = _full_precision(model)
-    jacobians = Jacobians(model, names, at=start, outputs=settings.outputs, chunk_size=settings.chunk_size)
+    at, origin = _linearisation(model, names, settings.linearize, start)
+    jacobians = Jacobians(model, names, at=at, origin=origin, outputs=settings.outputs, chunk_size=settings.chunk_size)
     loader = lambda rows: DataLoader(rows, batch_size=4 * settings.chunk_size, collate_fn=collator)
-    retained, retain = len(retain), some_rows(retain, settings.retain_samples, seed)
+    everything, retain = retain, some_rows(retain, settings.retain_samples, seed)
     classes, margin = mean_margin(model, loader(retain), processes)
-    scale = settings.target_scale
-    if scale == "auto":
-        scale = 1.0 if settings.outputs == "probabilities" else margin
+    absent = [_absent(classes, *parts) for parts in ((everything, forget), (everything,))]
+    targets = _targets(settings, margin, *absent, jacobians.device)
     rows = (len(retain) + len(forget)) * classes
     if settings.kernel != "full":
         solver = "dual"
@@ -78,15 +107,17 @@ def solve_request(
         solver = choose_solver(rows, jacobians.size, settings.solver)
     solve = {"primal": _primal, "dual": _dual, "cg": _matrix_free}[solver]
     # Of the retain rows that are taken each stands for so many.
-    weight = {"weight": retained / len(retain)} if solver == "primal" else {}
-    flat, report = solve(jacobians, settings, scale, retain, forget, loader, processes, **weight)
+    weight = {"weight": len(everything) / len(retain)} if solver == "primal" else {}
+    flat, report = solve(jacobians, settings, targets, retain, forget, loader, processes, **weight)
     # All solved the same system; on unlike devices the last bits may differ, and the copies of the model must not.
     processes.broadcast(flat, 0)
     report = {
         "solver": solver,
         "samples": len(retain) + len(forget),
         "parameters": jacobians.size,
-        "target_scale": scale,
+        "target_scale": targets.scale,
+        "absent_margin": absent_margin(settings),
+        "absent_classes": absent[1].nonzero()[:, 0].tolist(),
         "update_norm": float(flat.norm()),
         **report,
     }
@@ -94,7 +125,41 @@ def solve_request(
     return jacobians.unflatten(flat), report
 
 
-def _primal(jacobians, settings, scale, retain, forget, loader, processes, weight=1.0):
+def absent_margin(settings) -> float:
+    """What `settings.absent_margin` stands for."""
+    if settings.absent_margin != "auto":
+        return settings.absent_margin
+    return ABSENT_MARGIN if settings.target_scale == "auto" and settings.outputs == "logits" else 0.0
+
+
+def _absent(classes: int, *parts: Dataset) -> Tensor:
+    """(C,) bool: the classes of which no part has a row.
+
+    Raises:
+        InputError: labels out of range.
+    """
+    labels = torch.cat([check_labels(torch.as_tensor(part["labels"]), classes) for part in parts])
+    return torch.bincount(labels, minlength=classes) == 0
+
+
+def _targets(settings, margin: float, absent: Tensor, absent_retained: Tensor, device: torch.device) -> Targets:
+    """From the tuned model's mean margin, and which classes (C,) have no row at all and no retained row."""
+    scale = settings.target_scale
+    if scale == "auto":
+        scale = 1.0 if settings.outputs == "probabilities" else margin
+    shifts = [-absent_margin(settings) * mask.double().to(device) for mask in (absent, absent_retained)]
+    return Targets(scale, *shifts)
+
+
+def _linearisation(model: nn.Module, names: Sequence[str], linearize: str, start: Mapping[str, Tensor] | None):
+    """(at, origin) of `Jacobians`."""
+    if linearize != "midpoint":
+        return (start if linearize == "pretrained" else None), None
+    tuned = dict(model.named_parameters())
+    return {name: (start[name].to(tuned[name]) + tuned[name].detach()) / 2 for name in names}, start
+
+
+def _primal(jacobians, settings, targets, retain, forget, loader, processes, weight=1.0):
     measure = lambda rows: measure_gram(jacobians, loader(rows), processes)
     if settings.gram_cache is None:
         part = measure(forget)
@@ -108,42 +173,45 @@ def _primal(jacobians, settings, scale, retain, forget, loader, processes, weigh
     rest = whole - part
     began = time.perf_counter()
     ridge = settings.ridge * whole.mean_diagonal
-    update = own(
-        processes,
-        lambda: primal_update(rest.matrix, rest.residual(scale), part.matrix, part.residual(scale), ridge),
-    )
+    b, b_r = (gram.residual(targets.scale, shift) for gram, shift in zip((whole, rest), targets.shifts))
+    update = own(processes, lambda: primal_update(rest.matrix, b_r, part.matrix, b, ridge))
     return update, {"ridge": ridge, "solve_seconds": time.perf_counter() - began}
 
 
-def _dual(jacobians, settings, scale, retain, forget, loader, processes):
+def _dual(jacobians, settings, targets, retain, forget, loader, processes):
     if settings.kernel == "pseudo":
-        return _pseudo(jacobians, settings, scale, retain, forget, loader, processes)
+        return _pseudo(jacobians, settings, targets, retain, forget, loader, processes)
     chunks_of = lambda rows: [
         chunk for batch in share_of(loader(rows), processes) for chunk in centred_chunks(jacobians, batch)
     ]
     parts = [_gather(chunks_of, rows, jacobians.device, processes)[0] for rows in (retain, forget)]
     count = len(parts[0][0])
-    jacobian, outputs, targets = (torch.cat(pair) for pair in zip(*parts))
+    jacobian, outputs, unit = (torch.cat(pair) for pair in zip(*parts))
     began = time.perf_counter()
     ridge = settings.ridge * float(jacobian.square().sum(dtype=torch.float64)) / jacobians.size
-    residual = scale * targets - outputs
-    classes = residual.shape[1]
+    e, e_r = _residuals(targets, unit, outputs, count)
 
     def solve() -> Tensor:
         if settings.kernel == "full":
             flat = jacobian.flatten(0, 1).double()
-            coefficients = dual_coefficients(flat @ flat.T, residual.flatten()[:, None], count * classes, ridge)
+            coefficients = dual_coefficients(flat @ flat.T, e.flatten()[:, None], e_r.flatten()[:, None], ridge)
             return flat.T @ coefficients[:, 0]
         update = torch.zeros(jacobians.size, dtype=torch.float64, device=jacobian.device)
-        for label in range(classes):
+        for label in range(e.shape[1]):
             flat = jacobian[:, label].double()
-            update += flat.T @ dual_coefficients(flat @ flat.T, residual[:, label, None], count, ridge)[:, 0]
+            update += flat.T @ dual_coefficients(flat @ flat.T, e[:, label, None], e_r[:, label, None], ridge)[:, 0]
         return update
 
     return own(processes, solve), {"ridge": ridge, "solve_seconds": time.perf_counter() - began}
 
 
-def _pseudo(jacobians, settings, scale, retain, forget, loader, processes):
+def _residuals(targets: Targets, unit: Tensor, outputs: Tensor, retained: int) -> tuple[Tensor, Tensor]:
+    """Residuals (n, C) of training on all rows, and those of the first `retained` in retraining."""
+    e = targets.residual(unit, outputs, targets.everything)
+    return e, targets.residual(unit[:retained], outputs[:retained], targets.retained)
+
+
+def _pseudo(jacobians, settings, targets, retain, forget, loader, processes):
     """Kernel of the summed logit over sqrt(C) (Mohamadi et al. 2023), the same for every class; two backwards a sample."""
 
     def chunks_of(rows: Dataset) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -152,17 +220,17 @@ def _pseudo(jacobians, settings, scale, retain, forget, loader, processes):
             labels = batch["labels"].to(jacobians.device)
             for outputs, row in jacobians.products(batch, lambda z: torch.full_like(z, z.shape[1] ** -0.5)):
                 part, labels = labels.split([len(outputs), len(labels) - len(outputs)])
-                targets = _onehot(check_labels(part, outputs.shape[1]), outputs)
-                chunks.append((row.double(), _centred(outputs), _centred(targets)))
+                unit = _onehot(check_labels(part, outputs.shape[1]), outputs)
+                chunks.append((row.double(), _centred(outputs), _centred(unit)))
         return chunks
 
     parts, firsts = zip(*[_gather(chunks_of, side, jacobians.device, processes) for side in (retain, forget)])
-    rows, outputs, targets = (torch.cat(pair) for pair in zip(*parts))
-    residual = scale * targets - outputs
+    rows, outputs, unit = (torch.cat(pair) for pair in zip(*parts))
+    e, e_r = _residuals(targets, unit, outputs, len(retain))
     began = time.perf_counter()
     kernel = rows @ rows.T
     ridge = settings.ridge * float(kernel.diagonal().sum()) / jacobians.size
-    coefficients = own(processes, lambda: dual_coefficients(kernel, residual, len(retain), ridge))
+    coefficients = own(processes, lambda: dual_coefficients(kernel, e, e_r, ridge))
     seconds = time.perf_counter() - began
 
     def pull_back() -> Tensor:
@@ -177,14 +245,15 @@ def _pseudo(jacobians, settings, scale, retain, forget, loader, processes):
     return processes.add(own(processes, pull_back)), {"ridge": ridge, "solve_seconds": seconds}
 
 
-def _matrix_free(jacobians, settings, scale, retain, forget, loader, processes):
+def _matrix_free(jacobians, settings, targets, retain, forget, loader, processes):
     """Conjugate gradients with J v and J^T u recomputed from the data at every step: O(p) memory beside the residuals."""
     sides = own(processes, lambda: [list(share_of(loader(rows), processes)) for rows in (retain, forget)])
 
-    def residual(batch) -> Tensor:
+    def residuals(batch) -> tuple[Tensor, Tensor]:
+        """(n, C) of training on all rows, and of retraining."""
         outputs = jacobians.outputs_of(batch)
-        targets = _onehot(check_labels(batch["labels"].to(outputs.device), outputs.shape[1]), outputs)
-        return scale * _centred(targets) - _centred(outputs)
+        unit = _onehot(check_labels(batch["labels"].to(outputs.device), outputs.shape[1]), outputs)
+        return tuple(targets.residual(_centred(unit), _centred(outputs), shift) for shift in targets.shifts)
 
     def products(batches, vector: Tensor) -> list[Tensor]:
         return [_centred(jacobians.jvp(batch, jacobians.unflatten(vector))) for batch in batches]
@@ -199,12 +268,14 @@ def _matrix_free(jacobians, settings, scale, retain, forget, loader, processes):
         return processes.add(own(processes, local))
 
     began = time.perf_counter()
-    e = own(processes, lambda: [[residual(batch) for batch in side] for side in sides])
+    batches = sides[0] + sides[1]
+    found = own(processes, lambda: [residuals(batch) for batch in batches])
+    e, e_r = [both[0] for both in found], [both[1] for both in found[: len(sides[0])]]
 
     def squares() -> Tensor:
         """Trace of the Gram over this process's rows: one backward a class, of (chunk_size, p) numbers each."""
         total = torch.zeros((), dtype=torch.float64, device=jacobians.device)
-        for batch, part in zip(sides[0] + sides[1], e[0] + e[1]):
+        for batch, part in zip(batches, e):
             for unit in _centred(torch.eye(part.shape[1], device=jacobians.device)):
                 for _, rows in jacobians.products(batch, lambda z, unit=unit: unit.to(z).expand_as(z)):
                     total += rows.square().sum(dtype=torch.float64)
@@ -228,7 +299,7 @@ def _matrix_free(jacobians, settings, scale, retain, forget, loader, processes):
             tolerance=1e-5, max_iterations=500, reduce=processes.add,
         )  # fmt: skip
 
-    update = solution(sides[0], e[0]) - solution(sides[0] + sides[1], e[0] + e[1])
+    update = solution(sides[0], e_r) - solution(batches, e)
     return update, {"ridge": ridge, "solve_seconds": time.perf_counter() - began}
 
 
@@ -243,8 +314,12 @@ def _centred(z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean_margin(model: nn.Module, batches, processes: Processes) -> tuple[int, float]:
-    """(C, mean over samples of z_y - mean of the other logits) of the model as it is tuned."""
+def mean_margin(model: nn.Module, batches: Iterable[Mapping], processes: Processes) -> tuple[int, float]:
+    """(C, mean over samples of z_y - mean of the other logits) of the model as it is tuned.
+
+    Raises:
+        InputError: the margin is not above 0, or labels are out of range.
+    """
     device = next(model.parameters()).device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
 

@@ -59,7 +59,8 @@ def ntk_update(
         return dual_update(j_r, e_r, j_f, e_f, ridge)
     if solver == "primal":
         gram_r, gram_f = j_r.T @ j_r, j_f.T @ j_f
-        return primal_update(gram_r, j_r.T @ e_r, gram_f, j_f.T @ e_f, ridge)
+        b_r = j_r.T @ e_r
+        return primal_update(gram_r, b_r, gram_f, b_r + j_f.T @ e_f, ridge)
     limits = {"tolerance": tolerance, "max_iterations": max_iterations or 10 * size + 1000}
     both = lambda v: torch.cat([j_r @ v, j_f @ v])
     both_t = lambda u: j_r.T @ u[: len(j_r)] + j_f.T @ u[len(j_r) :]
@@ -87,39 +88,39 @@ def choose_solver(rows: int, size: int, solver: str = "auto", memory: float = 8e
 def dual_update(j_r: Tensor, e_r: Tensor, j_f: Tensor, e_f: Tensor, ridge: float) -> Tensor:
     """From rows of Jacobians (n C, p) and residuals (n C,), fp64, through the kernel of all rows."""
     j = torch.cat([j_r, j_f])
-    return j.T @ dual_coefficients(j @ j.T, torch.cat([e_r, e_f])[:, None], len(j_r), ridge)[:, 0]
+    return j.T @ dual_coefficients(j @ j.T, torch.cat([e_r, e_f])[:, None], e_r[:, None], ridge)[:, 0]
 
 
-def dual_coefficients(kernel: Tensor, e: Tensor, retain: int, ridge: float) -> Tensor:
+def dual_coefficients(kernel: Tensor, e: Tensor, e_r: Tensor, ridge: float) -> Tensor:
     """(rows, m): what each row of the Jacobian is multiplied with in the update, for m residuals that share a kernel.
 
     Retain rows come first: the leading block of the kernel's factor is then the factor of the retain kernel, so one
     factorisation serves both solutions.
 
     Args:
-        kernel: (rows, rows). e: (rows, m). retain: how many of the rows are retained.
+        kernel: (rows, rows). e: (rows, m), residuals of training on all rows. e_r: (retain rows, m), those of retraining.
     """
-    coefficients = torch.zeros_like(e)
+    coefficients, retain = torch.zeros_like(e), len(e_r)
     factor = _cholesky(kernel, ridge)
     if factor is None:
-        coefficients[:retain] = _minimum_norm(kernel[:retain, :retain], e[:retain], ridge)
+        coefficients[:retain] = _minimum_norm(kernel[:retain, :retain], e_r, ridge)
         return coefficients - _minimum_norm(kernel, e, ridge)
-    coefficients[:retain] = torch.cholesky_solve(e[:retain], factor[:retain, :retain])
+    coefficients[:retain] = torch.cholesky_solve(e_r, factor[:retain, :retain])
     return coefficients - torch.cholesky_solve(e, factor)
 
 
-def primal_update(gram_r: Tensor, b_r: Tensor, gram_f: Tensor, b_f: Tensor, ridge: float) -> Tensor:
-    """From Grams J^T J (p, p) and b = J^T e (p,) of the two sets, however many rows they were summed over.
+def primal_update(gram_r: Tensor, b_r: Tensor, gram_f: Tensor, b: Tensor, ridge: float) -> Tensor:
+    """From Grams J^T J (p, p) of the two sets, and b_r = J^T e (p,) of retraining, b of training on all rows.
 
-    w(D_r) - w(D) = -(H_r + r I)^-1 (b_f - H_f w(D)): the same without the difference of two long vectors.
+    w(D_r) - w(D) = (H_r + r I)^-1 (b_r - b + H_f w(D)): the same without the difference of two long vectors.
     """
-    gram, b = gram_r + gram_f, b_r + b_f
+    gram = gram_r + gram_f
     full = _cholesky(gram, ridge)
     part = _cholesky(gram_r, ridge)
     if full is None or part is None:
         return (_minimum_norm(gram_r, b_r[:, None], ridge) - _minimum_norm(gram, b[:, None], ridge))[:, 0]
     w = torch.cholesky_solve(b[:, None], full)
-    return -torch.cholesky_solve(b_f[:, None] - gram_f @ w, part)[:, 0]
+    return torch.cholesky_solve((b_r - b)[:, None] + gram_f @ w, part)[:, 0]
 
 
 def cgls(
