@@ -228,7 +228,9 @@ def test_a_second_request_reads_the_gram_of_all_rows(tmp_path, digits, start, fu
     seen = []
     original = Jacobians.__call__
     monkeypatch.setattr(
-        Jacobians, "__call__", lambda self, inputs: seen.append(len(inputs["labels"])) or original(self, inputs)
+        Jacobians,
+        "__call__",
+        lambda self, inputs, *basis: seen.append(len(inputs["labels"])) or original(self, inputs, *basis),
     )
     results = {}
     for folder in (None, str(tmp_path / "grams")):
@@ -250,7 +252,9 @@ def test_a_cached_gram_is_one_of_the_same_model_and_collator(tmp_path, digits, s
     hashed, seen, original, call = [], [], cache.sha256_tensors, Jacobians.__call__
     monkeypatch.setattr(cache, "sha256_tensors", lambda tensors: hashed.append(len(tensors)) or original(tensors))
     monkeypatch.setattr(
-        Jacobians, "__call__", lambda self, batch: seen.append(len(batch["labels"])) or call(self, batch)
+        Jacobians,
+        "__call__",
+        lambda self, batch, *basis: seen.append(len(batch["labels"])) or call(self, batch, *basis),
     )
     forget, retain = split_class(digits, 1)
 

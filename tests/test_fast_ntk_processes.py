@@ -49,7 +49,7 @@ class Models:
         method = FastNTK(**{"ridge": 0.3, "chunk_size": 3, **SOLVERS[name], **changes})
         at = {name: parameter for name, parameter in self.start.named_parameters() if name in self.names}
         with pytest.MonkeyPatch.context() as patch:
-            count = lambda self, inputs: seen.append(len(inputs["labels"])) or original(self, inputs)
+            count = lambda self, inputs, *basis: seen.append(len(inputs["labels"])) or original(self, inputs, *basis)
             patch.setattr(Jacobians, "__call__", count)
             update, report = request.solve_request(
                 self.tuned, self.names, method, *reversed(sets(rows)), collator or Collator64(), start=at, accelerator=state

@@ -7,6 +7,7 @@ from torch import nn
 
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.ntk import Jacobians, ntk_update
+from hf_unlearn.ntk.grams import contrasts
 from hf_unlearn.ntk.solvers import cgls, choose_solver
 
 
@@ -228,3 +229,11 @@ def test_update_refuses_bad_input():
         ntk_update(j_f, j_r * float("inf"), e_f, e_r)
     with pytest.raises(NumericalError, match="stopped at a relative residual"):
         cgls(lambda v: j_r.flatten(0, 1) @ v, lambda u: j_r.flatten(0, 1).T @ u, e_r.flatten(), 0.0, max_iterations=2)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_contrasts_are_a_basis_of_what_is_centred(classes):
+    basis = contrasts(classes)
+    identity = torch.eye(classes, dtype=torch.float64)
+    assert torch.allclose(basis.T @ basis, identity - 1 / classes, atol=1e-12)
+    assert torch.allclose(basis @ basis.T, identity[1:, 1:], atol=1e-12)

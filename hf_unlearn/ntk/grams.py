@@ -83,9 +83,9 @@ def measure_gram(jacobians: Jacobians, batches: Iterable[Mapping], processes: Pr
 
     def sum_up() -> int:
         for batch in share_of(batches, processes):
-            for jacobian, outputs, targets in centred_chunks(jacobians, batch):
+            for jacobian, outputs, targets in contrast_chunks(jacobians, batch):
                 rows = jacobian.flatten(0, 1).double()
-                classes = jacobian.sum(0, dtype=torch.float64).T
+                classes = jacobian.sum(0, dtype=torch.float64).T @ contrasts(jacobian.shape[1] + 1).to(rows)
                 gram.classes = gram.classes + classes if gram.rows else classes
                 add_gram_(gram.matrix, rows)
                 gram.target += rows.T @ targets.flatten()
@@ -120,22 +120,33 @@ def share_of(batches: Iterable[Mapping], processes: Processes) -> Iterator[Mappi
     return (batch for number, batch in enumerate(batches) if number % processes.size == processes.rank)
 
 
-def centred_chunks(jacobians: Jacobians, batch: Mapping):
-    """(Jacobian (n, C, p), outputs (n, C), unit targets (n, C)) of every chunk, all centred over classes.
+def contrasts(classes: int) -> Tensor:
+    """Helmert's orthonormal basis (C - 1, C), fp64, of what is centred over classes: Q^T Q = I - 1/C, Q Q^T = I."""
+    ranks = torch.arange(1, classes, dtype=torch.float64)
+    basis = torch.ones(classes - 1, classes, dtype=torch.float64).tril()
+    basis[:, 1:].diagonal().copy_(-ranks)
+    return basis / (ranks * (ranks + 1)).sqrt()[:, None]
 
-    The Jacobian is fp32 (fp64 of an fp64 model), outputs and targets are fp64.
+
+def contrast_chunks(jacobians: Jacobians, batch: Mapping):
+    """(Jacobian (n, C - 1, p), outputs (n, C - 1), unit targets (n, C - 1)) of every chunk, in `contrasts`.
+
+    Sums over classes of products of centred vectors are those over contrasts, and one backward fewer is taken. The
+    Jacobian is fp32 (fp64 of an fp64 model), outputs and targets are fp64.
     """
     labels, start = batch["labels"].to(jacobians.device), 0
-    for outputs, jacobian in jacobians(batch):
+    for outputs, jacobian in jacobians(batch, contrasts):
         part = check_labels(labels[start : start + len(outputs)], outputs.shape[1])
         start += len(outputs)
-        outputs = outputs.double()
-        targets = F.one_hot(part, outputs.shape[1]).double()
-        yield (
-            jacobian.sub_(jacobian.mean(1, keepdim=True)),
-            outputs - outputs.mean(1, keepdim=True),
-            targets - targets.mean(1, keepdim=True),
-        )
+        basis = contrasts(outputs.shape[1]).to(outputs.device)
+        yield jacobian, outputs.double() @ basis.T, F.one_hot(part, outputs.shape[1]).double() @ basis.T
+
+
+def centred_chunks(jacobians: Jacobians, batch: Mapping):
+    """(Jacobian (n, C, p), outputs (n, C), unit targets (n, C)) of every chunk, all centred over classes."""
+    for jacobian, *others in contrast_chunks(jacobians, batch):
+        basis = contrasts(jacobian.shape[1] + 1).to(jacobian.device)
+        yield torch.einsum("mc,nmp->ncp", basis.to(jacobian), jacobian), *(part @ basis for part in others)
 
 
 def check_labels(labels: Tensor, classes: int) -> Tensor:

@@ -76,14 +76,20 @@ class Jacobians:
         parts = flat.split([self.values[name].numel() for name in self.shapes])
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts)}
 
-    def __call__(self, inputs: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """(outputs (n, C), Jacobian (n, C, p)) of every chunk of a batch of N samples, in order; fp32 (or fp64)."""
+    def __call__(
+        self, inputs: Mapping[str, Tensor], basis: Callable[[int], Tensor] = torch.eye
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(outputs (n, C), Jacobian (n, m, p)) of every chunk of a batch of N samples, in order; fp32 (or fp64).
+
+        Args:
+            basis: C -> (m, C), the combinations of outputs whose Jacobian rows are wanted, one backward each.
+        """
         for leaves, outputs, base in self._forward(inputs):
-            jacobian = outputs.new_empty(*outputs.shape, self.size)
-            onehot = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
-            for label in range(outputs.shape[1]):
-                last = label == outputs.shape[1] - 1
-                self._rows(outputs, onehot[label], leaves, jacobian[:, label], retain_graph=not last)
+            weights = basis(outputs.shape[1]).to(outputs)
+            jacobian = outputs.new_empty(len(outputs), len(weights), self.size)
+            for row, weight in enumerate(weights):
+                last = row == len(weights) - 1
+                self._rows(outputs, weight, leaves, jacobian[:, row], retain_graph=not last)
             yield base, jacobian
 
     def products(
