@@ -17,6 +17,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -138,13 +139,10 @@ def request(item: dict) -> dict:
 
     import torch
 
-    from hf_unlearn.curvature.sharding import Processes
-    from hf_unlearn.data.rows import some_rows
+    from hf_unlearn import FastNTK
     from hf_unlearn.data.vision import ImageCollator, load_images, select_per_class, split_class
     from hf_unlearn.evaluation.vision import accuracy
-    from hf_unlearn.ntk import Jacobians, measure_gram
-    from hf_unlearn.ntk.request import mean_margin
-    from hf_unlearn.ntk.solvers import primal_update
+    from hf_unlearn.ntk.request import solve_request
 
     if item["data_dir"] is None:
         raise SystemExit("the part `request` needs --data_dir: accuracy means nothing on noise")
@@ -155,10 +153,8 @@ def request(item: dict) -> dict:
     start.linear.requires_grad_(True)
     rows = select_per_class(load_images(Path(item["data_dir"]) / "cifar10", "train"), item["per_class"], 0)
     forget, retain = split_class(rows, 0)
-    second, _ = split_class(rows, 1)
     collator = ImageCollator()
     loader = lambda part, **kwargs: DataLoader(part, batch_size=64, collate_fn=collator, **kwargs)
-    jacobians = Jacobians(start, names, chunk_size=32)
 
     def timed(action):
         began = time.process_time()
@@ -186,51 +182,39 @@ def request(item: dict) -> dict:
         return model, seconds, epoch, reached
 
     full, *_ = train(rows, item["epochs"])
-    _, scale = mean_margin(full, loader(retain), Processes())
-    solve = lambda whole, part: primal_update(
-        (whole - part).matrix, (whole - part).residual(scale), part.matrix, part.residual(scale), whole.mean_diagonal
-    )
+    before = {name: parameter.detach() for name, parameter in start.named_parameters() if name in names}
 
-    def unlearned(update) -> dict:
-        """Accuracies of the tuned model with an update inside."""
+    def serve(retain, forget, **settings) -> dict:
+        """A request as the trainer serves it: cost, and accuracies of the tuned model after it."""
         model = copy.deepcopy(full)
+        (update, report), seconds = timed(
+            lambda: solve_request(model, names, FastNTK(**settings), retain, forget, collator, start=before)
+        )
         named = dict(model.named_parameters())
         with torch.no_grad():
-            for name, step in jacobians.unflatten(update).items():
+            for name, step in update.items():
                 named[name] += step
-        return {name: accuracy(model, part, collator) for name, part in (("retain", retain), ("forget", forget))}
+        scores = {name: accuracy(model, part, collator) for name, part in (("retain", retain), ("forget", forget))}
+        found = {"cpu_seconds": seconds, "solve_seconds": report["solve_seconds"], "accuracy": scores}
+        return found | {"forget_rows": len(forget), **settings}
 
-    (whole, part), gram_seconds = timed(lambda: _grams(jacobians, loader, retain, forget, 1.0))
-    update, solve_seconds = timed(lambda: solve(whole, part))
-    first = {"jacobian_cpu_seconds": gram_seconds, "solve_cpu_seconds": solve_seconds, "accuracy": unlearned(update)}
-    other, second_seconds = timed(lambda: measure_gram(jacobians, loader(second)))
-    _, second_solve = timed(lambda: solve(whole, other))
-    some = some_rows(retain, item["retain_samples"], 0)
-    (whole, part), some_seconds = timed(lambda: _grams(jacobians, loader, some, forget, len(retain) / len(some)))
-    update, some_solve = timed(lambda: solve(whole, part))
-    sampled = {"retain_samples": len(some), "jacobian_cpu_seconds": some_seconds, "solve_cpu_seconds": some_solve}
-    goal = first["accuracy"]["retain"]
+    with tempfile.TemporaryDirectory() as grams:
+        requests = {
+            "first_request": serve(retain, forget, gram_cache=grams),
+            "second_request": serve(*reversed(split_class(rows, 1)), gram_cache=grams),
+            "some_retain_rows": serve(retain, forget, retain_samples=item["retain_samples"]),
+        }
+    for row in requests.values():
+        row.pop("gram_cache", None)
+    goal = requests["first_request"]["accuracy"]["retain"]
     _, retrain_seconds, epochs, reached = train(retain, 4 * item["epochs"], goal)
+    scores = {name: accuracy(full, part, collator) for name, part in (("retain", retain), ("forget", forget))}
     return {
         "images": len(rows),
-        "tuned": {"epochs": item["epochs"], "accuracy": unlearned(torch.zeros_like(update))},
-        "first_request": first,
-        "some_retain_rows": sampled | {"accuracy": unlearned(update)},
-        "second_request": {
-            "jacobian_cpu_seconds": second_seconds,
-            "solve_cpu_seconds": second_solve,
-            "rows": len(second),
-        },
+        "tuned": {"epochs": item["epochs"], "accuracy": scores},
+        **requests,
         "retraining": {"cpu_seconds": retrain_seconds, "epochs": epochs, "accuracy": reached, "goal": goal},
     }
-
-
-def _grams(jacobians, loader, retain, forget, weight):
-    """(Gram of all rows, that of the forget rows)."""
-    from hf_unlearn.ntk import measure_gram
-
-    part = measure_gram(jacobians, loader(forget))
-    return weight * measure_gram(jacobians, loader(retain)) + part, part
 
 
 def measure(item: dict, timeout: float) -> dict:
@@ -255,11 +239,11 @@ def summary(results: dict) -> dict:
         found["peak_megabytes"] = [row["peak_bytes"] / 1e6 for row in rows]
         found["dual_kernel_gigabytes"] = [row["dual_kernel_bytes"] / 1e9 for row in rows]
     if row := results.get("request"):
-        cost = lambda name: row[name]["jacobian_cpu_seconds"] + row[name]["solve_cpu_seconds"]
-        retraining, total = row["retraining"]["cpu_seconds"], cost("first_request")
+        cost = lambda name: row[name]["cpu_seconds"]
+        retraining, total = cost("retraining"), cost("first_request")
         found["request_over_retraining"] = total / retraining
         found["request_of_some_retain_rows_over_retraining"] = cost("some_retain_rows") / retraining
-        found["solve_share"] = row["first_request"]["solve_cpu_seconds"] / total
+        found["solve_share"] = row["first_request"]["solve_seconds"] / total
         found["second_request_over_first"] = cost("second_request") / total
     return found
 
