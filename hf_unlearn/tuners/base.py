@@ -3,6 +3,7 @@
 
 import re
 from abc import abstractmethod
+from dataclasses import dataclass
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
@@ -11,6 +12,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
+
+
+@dataclass
+class PromptConfig(PeftConfig):
+    """What the settings of prompts have in common: how they are drawn, and the modules meant."""
+
+    init_std: float = 0.0
+    init_seed: int = 0
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.init_std >= 0:
+            raise InputError(f"init_std must not be negative, not {self.init_std}")
 
 
 class TypedTunerLayer(BaseTunerLayer):

@@ -3,14 +3,14 @@
 
 from dataclasses import dataclass
 
-from peft import PeftConfig
 from peft.utils import PeftType
 
 from ...errors import InputError
+from ..base import PromptConfig
 
 
 @dataclass
-class BorderPromptConfig(PeftConfig):
+class BorderPromptConfig(PromptConfig):
     """Add a learned border to every image: x + p, p zero inside (LMEraser, arXiv:2404.11056, equation 5).
 
     The paper's definition 1 says that the border is laid over the image and its equation 5 that it is added; adding is
@@ -32,19 +32,12 @@ class BorderPromptConfig(PeftConfig):
 
     border: int = 30
     image_size: int | list[int] | None = None
-    init_std: float = 0.0
-    init_seed: int = 0
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str | None = None
-    modules_to_save: list[str] | None = None
 
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType.BORDER_PROMPT
         if self.border < 1:
             raise InputError(f"border must be at least 1 pixel, not {self.border}")
-        if not self.init_std >= 0:
-            raise InputError(f"init_std must not be negative, not {self.init_std}")
         if self.image_size is not None:
             self.set_image_size(self.image_size)
 

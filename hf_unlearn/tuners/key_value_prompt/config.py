@@ -3,14 +3,14 @@
 
 from dataclasses import dataclass
 
-from peft import PeftConfig
 from peft.utils import PeftType
 
 from ...errors import InputError
+from ..base import PromptConfig
 
 
 @dataclass
-class KeyValuePromptConfig(PeftConfig):
+class KeyValuePromptConfig(PromptConfig):
     """Append learned keys p_K and values p_V in every attention block (Fast-NTK, arXiv:2312.14923, figure 1, right).
 
     Args:
@@ -28,15 +28,9 @@ class KeyValuePromptConfig(PeftConfig):
 
     num_prompts: int = 10
     init_std: float = 0.02
-    init_seed: int = 0
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str | None = None
-    modules_to_save: list[str] | None = None
 
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType.KEY_VALUE_PROMPT
         if self.num_prompts < 1:
             raise InputError(f"num_prompts must be at least 1, not {self.num_prompts}")
-        if not self.init_std >= 0:
-            raise InputError(f"init_std must not be negative, not {self.init_std}")
