@@ -54,7 +54,12 @@ def sharding_section(path: Path) -> str:
     )
 
 
-NETWORKS = {"resnet20": "ResNet-20", "resnet32": "ResNet-32", "vit": "small ViT, key/value prompts"}
+NETWORKS = {
+    "fast_ntk_digits": "ResNet-8, digits",
+    "fast_ntk_cifar10_resnet20": "ResNet-20, CIFAR-10",
+    "fast_ntk_cifar10_resnet32": "ResNet-32, CIFAR-10",
+    "fast_ntk_cifar10_vit": "small ViT with prompts, CIFAR-10",
+}
 
 
 def forgetting_section(results: Path) -> str | None:
@@ -62,8 +67,8 @@ def forgetting_section(results: Path) -> str | None:
     lines = ["| network | images per class | method | D_r (%) | D_f (%) | hold-out (%) | epochs to relearn D_f |"]
     lines.append("|---|---:|---|---:|---:|---:|---:|")
     commands = []
-    for key, network in NETWORKS.items():
-        if not (path := results / f"fast_ntk_cifar10_{key}.json").is_file():
+    for name, network in NETWORKS.items():
+        if not (path := results / f"{name}.json").is_file():
             continue
         record = json.loads(path.read_text())
         commands.append(f"`{record['command']}`")
@@ -99,7 +104,7 @@ def ntk_section(path: Path) -> str:
         some, first = row["some_retain_rows"], row["first_request"]
         percent = lambda share: f"{100 * share:.1f} %"
         sentences.append(
-            f"A request on {row['images']:,} images costs {found['request_over_retraining']:.2f}x retraining to the same accuracy "
+            f"A request on {row['images']:,} images, {first['forget_rows']} of them to forget, costs {found['request_over_retraining']:.2f}x retraining to the same accuracy "
             f"(D_r {percent(first['accuracy']['retain'])}, D_f {percent(first['accuracy']['forget'])}); "
             f"{found['request_of_some_retain_rows_over_retraining']:.2f}x with `retain_samples={some['retain_samples']}` "
             f"(D_r {percent(some['accuracy']['retain'])}, D_f {percent(some['accuracy']['forget'])}). The solve is "

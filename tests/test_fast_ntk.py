@@ -370,6 +370,21 @@ def test_half_precision_is_upcast_with_a_word(tmp_path, digits, start, full, cap
     assert model.linear.weight.dtype == torch.bfloat16
 
 
+def test_auto_scale_of_a_model_that_fits_its_rows_in_part(tmp_path, digits, start, full, caplog):
+    forget, retain = split_class(digits, 0)
+    for share, words in ((0.3, True), (1.0, False)):
+        model = copy.deepcopy(full)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                before = start.get_parameter(name)
+                parameter.copy_(before + share * (parameter - before))
+        choose(model)
+        caplog.clear()
+        unlearn(tmp_path / str(share), model, FastNTK(pretrained=start), forget, retain)
+        assert ("of the retain rows rightly" in caplog.text) == words
+    caplog.clear()
+
+
 def test_bad_input(tmp_path, digits, start, full, caplog):
     for settings, message in (
         ({"solver": "lu"}, "solver must be one of"),

@@ -3,6 +3,7 @@
 
 import copy
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,13 @@ from .jacobians import Jacobians, model_inputs
 from .solvers import cgls, choose_solver, dual_coefficients, primal_update
 
 
+logger = logging.getLogger(__name__)
+
 KERNELS = ("full", "classwise", "pseudo")
 # Measured, see `FastNTK.absent_margin`.
 ABSENT_MARGIN = 0.3
+# Share of retain rows classified rightly, below which margins of all signs make the mean of them small.
+FITTED = 0.9
 # Their mean margin is known to a per cent: more would cost a forward pass over all rows at every request.
 MARGIN_ROWS = 1000
 LINEARIZE = ("midpoint", "pretrained", "tuned")
@@ -97,7 +102,12 @@ def solve_request(
     jacobians = Jacobians(model, names, at=at, origin=origin, outputs=settings.outputs, chunk_size=settings.chunk_size)
     loader = lambda rows: DataLoader(rows, batch_size=4 * settings.chunk_size, collate_fn=collator)
     everything, retain = retain, some_rows(retain, settings.retain_samples, seed)
-    classes, margin = mean_margin(model, loader(some_rows(retain, MARGIN_ROWS, seed)), processes)
+    classes, margin, right = mean_margin(model, loader(some_rows(retain, MARGIN_ROWS, seed)), processes)
+    if settings.target_scale == "auto" and right < FITTED:
+        logger.warning(
+            f"the tuned model classifies {100 * right:.0f} % of the retain rows rightly: its mean margin, {margin:.3g}, says "
+            "little of how far its logits may be off; try larger values of target_scale on training rows"
+        )
     absent = [_absent(classes, *parts) for parts in ((everything, forget), (everything,))]
     targets = _targets(settings, margin, *absent, jacobians.device)
     rows = (len(retain) + len(forget)) * (classes - 1)
@@ -316,14 +326,14 @@ def _centred(z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean_margin(model: nn.Module, batches: Iterable[Mapping], processes: Processes) -> tuple[int, float]:
-    """(C, mean over samples of z_y - mean of the other logits) of the model as it is tuned.
+def mean_margin(model: nn.Module, batches: Iterable[Mapping], processes: Processes) -> tuple[int, float, float]:
+    """(C, mean over samples of z_y - mean of the other logits, share with z_y the largest) of the model as it is tuned.
 
     Raises:
         InputError: the margin is not above 0, or labels are out of range.
     """
     device = next(model.parameters()).device
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     def sum_up() -> int:
         classes = 0
@@ -333,18 +343,19 @@ def mean_margin(model: nn.Module, batches: Iterable[Mapping], processes: Process
             classes = logits.shape[1]
             right = logits.gather(1, check_labels(batch["labels"].to(device), classes)[:, None])[:, 0]
             margins = right - (logits.sum(1) - right) / (classes - 1)
-            sums.add_(torch.stack([margins.sum(), margins.new_tensor(len(margins))]))
+            hits = (right >= logits.amax(1)).sum()
+            sums.add_(torch.stack([margins.sum(), hits, margins.new_tensor(len(margins))]))
         return classes
 
     with evaluation_mode(model):
         classes = max(processes.share(sum_up))
     processes.add(sums)
-    margin = float(sums[0] / sums[1])
+    margin, hits = (sums[:2] / sums[2]).tolist()
     if not margin > 0:
         raise InputError(
             f"the model gives retain rows a mean margin of {margin:.3g}: it was never tuned on them; tune it first"
         )
-    return classes, margin
+    return classes, margin, hits
 
 
 def _gather(
