@@ -309,7 +309,7 @@ def _matrix_free(jacobians, settings, targets, retain, forget, loader, processes
         # Forward and reverse mode agree to rounding only, and so does the residual that can be reached.
         return cgls(
             lambda v: flat(own(processes, lambda: products(batches, v))), back, flat(residual), ridge,
-            tolerance=1e-12 if exact else 1e-5, max_iterations=500, reduce=processes.add,
+            tolerance=1e-9 if exact else 1e-5, max_iterations=500, reduce=processes.add,
         )  # fmt: skip
 
     update = solution(sides[0], e_r) - solution(batches, e)
