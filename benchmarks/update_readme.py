@@ -101,13 +101,16 @@ def ntk_section(path: Path) -> str:
             f"dual kernel of {dual['images']:,} images would have {dual['dual_kernel_bytes'] / 1e9:.0f} GB."
         )
     if row := record.get("request"):
-        some, first = row["some_retain_rows"], row["first_request"]
+        first = row["first_request"]
         percent = lambda share: f"{100 * share:.1f} %"
+        scores = lambda row: f"(D_r {percent(row['accuracy']['retain'])}, D_f {percent(row['accuracy']['forget'])})"
+        sampled = [
+            f"{some['over_retraining']:.2f}x with `retain_samples={some['retain_samples']}, contrasts={some['contrasts']}` {scores(some)}"
+            for some in row["sampled"]
+        ]
         sentences.append(
             f"A request on {row['images']:,} images, {first['forget_rows']} of them to forget, costs {found['request_over_retraining']:.2f}x retraining to the same accuracy "
-            f"(D_r {percent(first['accuracy']['retain'])}, D_f {percent(first['accuracy']['forget'])}); "
-            f"{found['request_of_some_retain_rows_over_retraining']:.2f}x with `retain_samples={some['retain_samples']}` "
-            f"(D_r {percent(some['accuracy']['retain'])}, D_f {percent(some['accuracy']['forget'])}). The solve is "
+            f"{'; '.join([scores(first), *sampled])}. The solve is "
             f"{percent(found['solve_share'])} of it. A second request on the same model costs {found['second_request_over_first']:.2f}x the first."
         )
     commands = dict.fromkeys(run["command"] for run in record["runs"].values())

@@ -186,10 +186,18 @@ def test_settings_that_do_not_exist(tmp_path):
         read_protocol(tmp_path / "half.yaml")
 
 
-@pytest.mark.parametrize("name", ["fast_ntk_cifar10", "fast_ntk_cifar10_vit", "fast_ntk_imagenet_r"])
-def test_configurations_of_the_recipes_are_whole(name):
-    config = read_protocol(ROOT / "recipes" / "configs" / f"{name}.yaml")
-    assert {entry["label"] for entry in config["methods"]} >= {"Max Loss", "Random Label", "Fast-NTK"}
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("cifar10", {"Fast-NTK, at w0"}),
+        ("cifar10_resnet32", {"Fast-NTK, at w0"}),
+        ("cifar10_vit", {"Fast-NTK, at w0"}),
+        ("imagenet_r", set()),
+    ],
+)
+def test_configurations_of_the_recipes_are_whole(name, more):
+    config = read_protocol(ROOT / "recipes" / "configs" / f"fast_ntk_{name}.yaml")
+    assert {entry["label"] for entry in config["methods"]} == {"Max Loss", "Random Label", "Fast-NTK"} | more
     paper_figures(config["paper"])
     Images(**config["data"])
 

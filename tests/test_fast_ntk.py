@@ -232,18 +232,21 @@ def test_a_second_request_reads_the_gram_of_all_rows(tmp_path, digits, start, fu
         lambda self, inputs, *basis: seen.append(len(inputs["labels"])) or original(self, inputs, *basis),
     )
     results = {}
-    for folder in (None, str(tmp_path / "grams")):
+    for folder, contrasts in ((None, 4), ("grams", None), ("grams", 4)):
         for number in (1, 2):
             seen.clear()
             model = copy.deepcopy(full)
             choose(model)
             forget, retain = split_class(digits, number)
-            method = FastNTK(solver="primal", pretrained=start, ridge=0.1, gram_cache=folder)
-            unlearn(tmp_path / f"{number}{folder is None}", model, method, forget, retain)
-            results[number, folder is None] = model.linear.weight.detach().clone(), sum(seen)
-    assert [results[key][1] for key in ((1, True), (2, True), (1, False), (2, False))] == [60, 60, 60, 6]
+            grams = folder and str(tmp_path / folder)
+            method = FastNTK(solver="primal", pretrained=start, ridge=0.1, gram_cache=grams, contrasts=contrasts)
+            unlearn(tmp_path / f"{number}{folder}{contrasts}", model, method, forget, retain)
+            results[number, folder, contrasts] = model.linear.weight.detach().clone(), sum(seen)
+    assert [count for _, count in results.values()] == [60, 60, 60, 6, 60, 6]
     for number in (1, 2):
-        assert torch.allclose(results[number, True][0], results[number, False][0], rtol=1e-9, atol=1e-12)
+        fresh, cached = results[number, None, 4][0], results[number, "grams", 4][0]
+        exact = results[number, "grams", None][0]
+        assert torch.allclose(fresh, cached, rtol=1e-9, atol=1e-12) and not torch.allclose(fresh, exact, rtol=1e-3)
 
 
 def test_a_cached_gram_is_one_of_the_same_model_and_collator(tmp_path, digits, start, full, monkeypatch):
@@ -395,9 +398,11 @@ def test_bad_input(tmp_path, digits, start, full, caplog):
         ({"outputs": "odds"}, "outputs must be"),
         ({"kernel": "classwise", "solver": "primal"}, "has the dual solver only"),
         ({"gram_cache": "x", "solver": "cg"}, "gram_cache needs the primal solver"),
-        ({"retain_samples": 0}, "retain_samples must be at least 1"),
+        ({"retain_samples": 0}, "retain_samples must be a whole number from 1 on"),
         ({"retain_samples": 5, "solver": "dual"}, "retain_samples needs the primal solver"),
         ({"retain_samples": 5, "gram_cache": "x"}, "exclude each other"),
+        ({"contrasts": 1.5}, "contrasts must be a whole number from 1 on, not 1.5"),
+        ({"contrasts": 2, "kernel": "pseudo"}, "contrasts needs the primal solver and the full kernel"),
     ):
         with pytest.raises(InputError, match=message):
             FastNTK(**settings)

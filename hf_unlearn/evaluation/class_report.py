@@ -16,6 +16,14 @@ METRICS = {
     "relearning_epochs": "Epochs to relearn D_f",
 }
 PROBE = "probe: "
+COLOURS = {
+    "Full": "0.55",
+    "Max Loss": "#d95f02",
+    "Random Label": "#e6ab02",
+    "Fast-NTK": "#1b6ca8",
+    "Fast-NTK, at w0": "#7fb2d9",
+    "Retrain": "black",
+}
 
 
 def paper_figures(name: str | None) -> dict | None:
@@ -90,9 +98,6 @@ def plot_tables(table: Sequence[Mapping], paper: Mapping | None = None):
     columns = sorted({entry["per_class"] for entry in table})
     methods = [m for m in dict.fromkeys(entry["method"] for entry in table) if not m.startswith(PROBE)]
     by_key = {(entry["method"], entry["per_class"]): entry for entry in table}
-    colours = dict(zip(methods, ["0.55", "#d95f02", "#e6ab02", "#1b6ca8", "#7fb2d9", "#66a61e"])) | {
-        "Retrain": "black"
-    }
     figure, axes = plt.subplots(1, len(METRICS), figsize=(4 * len(METRICS), 3.6), constrained_layout=True)
     width = 0.8 / len(methods)
     for ax, (metric, title) in zip(axes, METRICS.items()):
@@ -103,7 +108,7 @@ def plot_tables(table: Sequence[Mapping], paper: Mapping | None = None):
                     continue
                 value = entry[metric]
                 ax.bar(
-                    x, 100 if value is None else value, width, color=colours.get(method, "0.8"),
+                    x, 100 if value is None else value, width, color=COLOURS.get(method, "0.8"),
                     hatch="//" if value is None else None, yerr=None if value is None else entry[f"{metric}_std"],
                     label=method if place == 0 else None, error_kw={"lw": 0.8},
                 )  # fmt: skip

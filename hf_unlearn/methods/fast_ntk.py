@@ -71,6 +71,10 @@ class FastNTK(Method):
         retain_samples (`int`, *optional*):
             Take the retain rows' Gram from this many of them (a seeded choice), scaled up; all by default. A Gram of p parameters is
             well determined by a few times p / C samples: many more cost time and change little. Primal solver only.
+        contrasts (`int`, *optional*):
+            Backward passes for each sample: so many random contrasts of its outputs instead of all C - 1, scaled so that the
+            Grams are right on average; all by default. For many classes, or where a request must be cheap. A sample meets the
+            same contrasts in every request. Primal solver only.
         chunk_size (`int`, defaults to 32): Samples whose Jacobians are made at a time.
 
     Raises:
@@ -88,6 +92,7 @@ class FastNTK(Method):
     pretrained: object = field(default=None, repr=False)
     gram_cache: str | None = None
     retain_samples: int | None = None
+    contrasts: int | None = None
     chunk_size: int = 32
 
     label: ClassVar[str] = "Fast-NTK"
@@ -117,15 +122,15 @@ class FastNTK(Method):
             raise InputError(f"the {self.kernel} kernel has the dual solver only, not {self.solver!r}")
         if self.gram_cache is not None and self.solver not in ("auto", "primal"):
             raise InputError(f"gram_cache needs the primal solver, not {self.solver!r}")
-        if self.retain_samples is not None:
-            if self.retain_samples < 1:
-                raise InputError(f"retain_samples must be at least 1, not {self.retain_samples}")
+        for name in ("retain_samples", "contrasts"):
+            if (value := getattr(self, name)) is None:
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a whole number from 1 on, not {value!r}")
             if self.solver not in ("auto", "primal") or self.kernel != "full":
-                raise InputError("retain_samples needs the primal solver and the full kernel")
-            if self.gram_cache is not None:
-                raise InputError(
-                    "retain_samples and gram_cache exclude each other: a cache holds the Gram of all rows"
-                )
+                raise InputError(f"{name} needs the primal solver and the full kernel")
+        if self.retain_samples is not None and self.gram_cache is not None:
+            raise InputError("retain_samples and gram_cache exclude each other: a cache holds the Gram of all rows")
         self.report: dict = {}
 
     def settings(self):

@@ -26,9 +26,17 @@ class GramCache:
     Args:
         folder: where the files lie; made when absent.
         loader: rows -> batches as the model takes them.
+        contrasts: of each sample, as `measure_gram` takes them.
     """
 
-    def __init__(self, folder: str | Path, jacobians: Jacobians, loader: Callable, processes: Processes):
+    def __init__(
+        self,
+        folder: str | Path,
+        jacobians: Jacobians,
+        loader: Callable,
+        processes: Processes,
+        contrasts: int | None = None,
+    ):
         self.folder, self.loader, self.processes, self.device = Path(folder), loader, processes, str(jacobians.device)
         frozen = {name: value for name, value in jacobians.model.state_dict().items() if name not in jacobians.values}
         # Once for all Grams of a request: weights are hashed at some 1 GB a second.
@@ -37,6 +45,7 @@ class GramCache:
             "origin": jacobians.origin and sha256_tensors(jacobians.origin),
             "frozen": sha256_tensors(frozen),
             "outputs": jacobians.outputs,
+            "contrasts": contrasts,
         }
 
     def get(self, parts: Sequence[Dataset], measure: Callable[[], Gram]) -> Gram:

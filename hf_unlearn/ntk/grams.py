@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """What the closed-form step needs to know of a data set, streamed: memory is p x p, whatever the number of samples."""
 
+import functools
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -67,11 +69,14 @@ class Gram:
         return float(self.matrix.diagonal().mean())
 
 
-def measure_gram(jacobians: Jacobians, batches: Iterable[Mapping], processes: Processes | None = None) -> Gram:
+def measure_gram(
+    jacobians: Jacobians, batches: Iterable[Mapping], processes: Processes | None = None, count: int | None = None
+) -> Gram:
     """Sum over a data set; with several processes each takes every n-th batch, and the sums are added. Collective.
 
     Args:
         batches: dicts with `labels` (B,) and what the model takes; in the same order on every process.
+        count: contrasts to draw for each sample, see `contrast_basis`; all by default, and then the sums are exact.
 
     Raises:
         InputError: labels out of range; on all processes, whichever met them.
@@ -83,9 +88,9 @@ def measure_gram(jacobians: Jacobians, batches: Iterable[Mapping], processes: Pr
 
     def sum_up() -> int:
         for batch in share_of(batches, processes):
-            for jacobian, outputs, targets in contrast_chunks(jacobians, batch):
+            for jacobian, outputs, targets, basis in contrast_chunks(jacobians, batch, count):
                 rows = jacobian.flatten(0, 1).double()
-                classes = jacobian.sum(0, dtype=torch.float64).T @ contrasts(jacobian.shape[1] + 1).to(rows)
+                classes = rows.T @ basis.expand(len(outputs), -1, -1).flatten(0, 1)
                 gram.classes = gram.classes + classes if gram.rows else classes
                 add_gram_(gram.matrix, rows)
                 gram.target += rows.T @ targets.flatten()
@@ -94,9 +99,9 @@ def measure_gram(jacobians: Jacobians, batches: Iterable[Mapping], processes: Pr
         return gram.classes.shape[1]
 
     # A process without rows knows no number of classes.
-    count = max(processes.share(sum_up))
+    classes = max(processes.share(sum_up))
     if not gram.rows:
-        gram.classes = zeros(size, count)
+        gram.classes = zeros(size, classes)
     gram.classes = gram.classes.contiguous()
     for total in gram.tensors().values():
         processes.add(total)
@@ -128,24 +133,54 @@ def contrasts(classes: int) -> Tensor:
     return basis / (ranks * (ranks + 1)).sqrt()[:, None]
 
 
-def contrast_chunks(jacobians: Jacobians, batch: Mapping):
-    """(Jacobian (n, C - 1, p), outputs (n, C - 1), unit targets (n, C - 1)) of every chunk, in `contrasts`.
+def contrast_basis(batch: Mapping, count: int | None = None) -> Callable[[slice, int], Tensor]:
+    """For `Jacobians`: all contrasts, or `count` random ones for every sample, scaled so that sums are unbiased.
+
+    With S (m, C) the scaled basis of one sample, E[S^T S] = I - 1/C, so E[(S J)^T (S J)] is its share of the Gram. A
+    sample's own values are the seed: it meets the same contrasts in any order, process and request, so sums over
+    sets still subtract without a rest.
+    """
+    seeds: list[int] = []
+
+    def drawn(samples: slice, classes: int) -> Tensor:
+        if count is None or count >= classes - 1:
+            return contrasts(classes)
+        if not seeds:
+            seeds.extend(_checksums(batch))
+        generator, shape = torch.Generator(), (classes - 1, count)
+        normal = [
+            torch.randn(shape, generator=generator.manual_seed(seed), dtype=torch.float64) for seed in seeds[samples]
+        ]
+        frames = torch.linalg.qr(torch.stack(normal)).Q.mT
+        return ((classes - 1) / count) ** 0.5 * frames @ contrasts(classes)
+
+    return drawn
+
+
+def _checksums(batch: Mapping) -> list[int]:
+    """One number for every sample of a batch, from what the model takes of it."""
+    values = [value.detach().cpu() for name, value in batch.items() if name != "labels"]
+    rows = [value.reshape(len(value), -1).contiguous().view(torch.uint8).numpy() for value in values]
+    return [functools.reduce(lambda sum, part: zlib.crc32(part, sum), parts, 0) for parts in zip(*rows)]
+
+
+def contrast_chunks(jacobians: Jacobians, batch: Mapping, count: int | None = None):
+    """(Jacobian (n, m, p), outputs (n, m), unit targets (n, m), basis ([n,] m, C)) of every chunk, in `contrast_basis`.
 
     Sums over classes of products of centred vectors are those over contrasts, and one backward fewer is taken. The
     Jacobian is fp32 (fp64 of an fp64 model), outputs and targets are fp64.
     """
-    labels, start = batch["labels"].to(jacobians.device), 0
-    for outputs, jacobian in jacobians(batch, contrasts):
-        part = check_labels(labels[start : start + len(outputs)], outputs.shape[1])
-        start += len(outputs)
-        basis = contrasts(outputs.shape[1]).to(outputs.device)
-        yield jacobian, outputs.double() @ basis.T, F.one_hot(part, outputs.shape[1]).double() @ basis.T
+    labels, start, drawn = batch["labels"].to(jacobians.device), 0, contrast_basis(batch, count)
+    for outputs, jacobian in jacobians(batch, drawn):
+        samples, classes = slice(start, start := start + len(outputs)), outputs.shape[1]
+        unit = F.one_hot(check_labels(labels[samples], classes), classes)
+        basis = drawn(samples, classes).to(outputs.device)
+        yield jacobian, *((basis @ values.double()[..., None])[..., 0] for values in (outputs, unit)), basis
 
 
 def centred_chunks(jacobians: Jacobians, batch: Mapping):
     """(Jacobian (n, C, p), outputs (n, C), unit targets (n, C)) of every chunk, all centred over classes."""
-    for jacobian, *others in contrast_chunks(jacobians, batch):
-        basis = contrasts(jacobian.shape[1] + 1).to(jacobian.device)
+    for jacobian, *others, basis in contrast_chunks(jacobians, batch):
         yield torch.einsum("mc,nmp->ncp", basis.to(jacobian), jacobian), *(part @ basis for part in others)
 
 

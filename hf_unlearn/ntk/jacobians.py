@@ -77,19 +77,24 @@ class Jacobians:
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts)}
 
     def __call__(
-        self, inputs: Mapping[str, Tensor], basis: Callable[[int], Tensor] = torch.eye
+        self,
+        inputs: Mapping[str, Tensor],
+        basis: Callable[[slice, int], Tensor] = lambda samples, classes: torch.eye(classes),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(outputs (n, C), Jacobian (n, m, p)) of every chunk of a batch of N samples, in order; fp32 (or fp64).
 
         Args:
-            basis: C -> (m, C), the combinations of outputs whose Jacobian rows are wanted, one backward each.
+            basis: given which samples of the batch, and C: the combinations of outputs whose Jacobian rows are wanted,
+                one backward each; (m, C) for all of them, or (n, m, C).
         """
+        start = 0
         for leaves, outputs, base in self._forward(inputs):
-            weights = basis(outputs.shape[1]).to(outputs)
-            jacobian = outputs.new_empty(len(outputs), len(weights), self.size)
-            for row, weight in enumerate(weights):
-                last = row == len(weights) - 1
-                self._rows(outputs, weight, leaves, jacobian[:, row], retain_graph=not last)
+            samples = slice(start, start := start + len(outputs))
+            weights = basis(samples, outputs.shape[1]).to(outputs)
+            count = weights.shape[-2]
+            jacobian = outputs.new_empty(len(outputs), count, self.size)
+            for row in range(count):
+                self._rows(outputs, weights[..., row, :], leaves, jacobian[:, row], retain_graph=row < count - 1)
             yield base, jacobian
 
     def products(

@@ -110,10 +110,11 @@ def solve_request(
         )
     absent = [_absent(classes, *parts) for parts in ((everything, forget), (everything,))]
     targets = _targets(settings, margin, *absent, jacobians.device)
-    rows = (len(retain) + len(forget)) * (classes - 1)
+    contrasts = min(settings.contrasts or classes, classes - 1)
+    rows = (len(retain) + len(forget)) * contrasts
     if settings.kernel != "full":
         solver = "dual"
-    elif settings.gram_cache is not None or settings.retain_samples is not None:
+    elif any(value is not None for value in (settings.gram_cache, settings.retain_samples, settings.contrasts)):
         solver = "primal"
     else:
         solver = choose_solver(rows, jacobians.size, settings.solver)
@@ -126,6 +127,7 @@ def solve_request(
     report = {
         "solver": solver,
         "samples": len(retain) + len(forget),
+        "contrasts": contrasts,
         "parameters": jacobians.size,
         "target_scale": targets.scale,
         "absent_margin": absent_margin(settings),
@@ -172,14 +174,14 @@ def _linearisation(model: nn.Module, names: Sequence[str], linearize: str, start
 
 
 def _primal(jacobians, settings, targets, retain, forget, loader, processes, weight=1.0):
-    measure = lambda rows: measure_gram(jacobians, loader(rows), processes)
+    measure = lambda rows: measure_gram(jacobians, loader(rows), processes, settings.contrasts)
     if settings.gram_cache is None:
         part = measure(forget)
         whole = weight * measure(retain) + part
     else:
         # Another request on the same model divides the same rows in another way: their Gram is known, and only the rows
         # to be forgotten are new.
-        cache = GramCache(settings.gram_cache, jacobians, loader, processes)
+        cache = GramCache(settings.gram_cache, jacobians, loader, processes, settings.contrasts)
         part = cache.get([forget], lambda: measure(forget))
         whole = cache.get([retain, forget], lambda: measure(retain) + part)
     rest = whole - part
