@@ -212,7 +212,8 @@ def request(item: dict) -> dict:
             "second_request": serve(*reversed(split_class(rows, 1)), grams),
         }
     sampled = [
-        compared(serve(retain, forget, retain_samples=count, contrasts=drawn)) for count, drawn in item["sampled"]
+        compared(serve(retain, forget, retain_samples=count, forget_contrasts=drawn))
+        for count, drawn in item["sampled"]
     ]
     return {
         "images": len(rows),
@@ -261,7 +262,7 @@ def main() -> int:
     parser.add_argument("--per_class", type=int, default=500, help="images per class of the part `request`")
     parser.add_argument("--epochs", type=int, default=6, help="epochs of tuning on everything, in the part `request`")
     parser.add_argument(
-        "--sampled", nargs="+", default=["150:2"], help="retain_samples:contrasts of the cheaper requests"
+        "--sampled", nargs="+", default=["150:2"], help="retain_samples:forget_contrasts of the cheaper requests"
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", default=str(ROOT / "benchmarks" / "results" / "ntk.json"))

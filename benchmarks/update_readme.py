@@ -105,7 +105,7 @@ def ntk_section(path: Path) -> str:
         percent = lambda share: f"{100 * share:.1f} %"
         scores = lambda row: f"(D_r {percent(row['accuracy']['retain'])}, D_f {percent(row['accuracy']['forget'])})"
         sampled = [
-            f"{some['over_retraining']:.2f}x with `retain_samples={some['retain_samples']}, contrasts={some['contrasts']}` {scores(some)}"
+            f"{some['over_retraining']:.2f}x with `retain_samples={some['retain_samples']}, forget_contrasts={some['forget_contrasts']}` {scores(some)}"
             for some in row["sampled"]
         ]
         sentences.append(

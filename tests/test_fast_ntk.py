@@ -169,6 +169,24 @@ def test_some_retain_rows_stand_for_all(tmp_path, digits, start, full):
     assert (found - whole).norm() > 1e-3 * whole.norm()
 
 
+def test_contrasts_of_the_forget_rows_alone(tmp_path, digits, start, full):
+    """From Grams that are measured here: all contrasts of the retain rows, two of the others."""
+    forget, retain = split_class(digits, 0)
+    model = copy.deepcopy(full)
+    names = choose(model)
+    method = FastNTK(ridge=0.3, pretrained=start, target_scale=5.0, linearize="pretrained", forget_contrasts=2)
+    unlearn(tmp_path, model, method, forget, retain)
+    jacobians = Jacobians(full, names, at=dict(start.named_parameters()))
+    loader = lambda rows: DataLoader(rows, batch_size=16, collate_fn=Collator64())
+    gram_r, gram_f = measure_gram(jacobians, loader(retain)), measure_gram(jacobians, loader(forget), None, 2)
+    ridge, whole = method.report["ridge"] * torch.eye(jacobians.size, dtype=torch.float64), gram_r + gram_f
+    expected = torch.linalg.solve(gram_r.matrix + ridge, gram_r.residual(5.0))
+    expected -= torch.linalg.solve(whole.matrix + ridge, whole.residual(5.0))
+    moved = torch.cat([(model.get_parameter(n) - full.get_parameter(n)).flatten() for n in names])
+    assert (moved - expected).norm() <= 1e-6 * expected.norm()
+    assert method.report["contrasts"] == {"retain": 9, "forget": 2} and method.report["solver"] == "primal"
+
+
 def test_a_class_is_absent_from_the_rows_not_from_a_sample_of_them(tmp_path, digits, start, full):
     forget, retain = split_class(digits, 0)
     model = copy.deepcopy(full)
@@ -403,6 +421,7 @@ def test_bad_input(tmp_path, digits, start, full, caplog):
         ({"retain_samples": 5, "gram_cache": "x"}, "exclude each other"),
         ({"contrasts": 1.5}, "contrasts must be a whole number from 1 on, not 1.5"),
         ({"contrasts": 2, "kernel": "pseudo"}, "contrasts needs the primal solver and the full kernel"),
+        ({"forget_contrasts": 2, "gram_cache": "x"}, "forget_contrasts and gram_cache exclude each other"),
     ):
         with pytest.raises(InputError, match=message):
             FastNTK(**settings)

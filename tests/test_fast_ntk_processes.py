@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.multi_process, pytest.mark.filterwarnings("ignore:the 
 WORDS = ("linear", "layer3.0.bn2")
 SOLVERS = {
     "primal": {"solver": "primal"},
-    "contrasts": {"contrasts": 3},
+    "contrasts": {"contrasts": 5, "forget_contrasts": 3},
     "dual": {"solver": "dual"},
     "cg": {"solver": "cg", "ridge": 300.0},
     "classwise": {"kernel": "classwise"},

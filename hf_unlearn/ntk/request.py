@@ -110,18 +110,20 @@ def solve_request(
         )
     absent = [_absent(classes, *parts) for parts in ((everything, forget), (everything,))]
     targets = _targets(settings, margin, *absent, jacobians.device)
-    contrasts = min(settings.contrasts or classes, classes - 1)
-    rows = (len(retain) + len(forget)) * contrasts
+    contrasts = {"retain": settings.contrasts, "forget": settings.forget_contrasts or settings.contrasts}
+    contrasts = {name: min(count or classes, classes - 1) for name, count in contrasts.items()}
+    rows = len(retain) * contrasts["retain"] + len(forget) * contrasts["forget"]
+    primal_only = ("gram_cache", "retain_samples", "contrasts", "forget_contrasts")
     if settings.kernel != "full":
         solver = "dual"
-    elif any(value is not None for value in (settings.gram_cache, settings.retain_samples, settings.contrasts)):
+    elif any(getattr(settings, name) is not None for name in primal_only):
         solver = "primal"
     else:
         solver = choose_solver(rows, jacobians.size, settings.solver)
     solve = {"primal": _primal, "dual": _dual, "cg": _matrix_free}[solver]
     # Of the retain rows that are taken each stands for so many.
-    weight = {"weight": len(everything) / len(retain)} if solver == "primal" else {}
-    flat, report = solve(jacobians, settings, targets, retain, forget, loader, processes, **weight)
+    sample = {"weight": len(everything) / len(retain), "contrasts": contrasts} if solver == "primal" else {}
+    flat, report = solve(jacobians, settings, targets, retain, forget, loader, processes, **sample)
     # All solved the same system; on unlike devices the last bits may differ, and the copies of the model must not.
     processes.broadcast(flat, 0)
     report = {
@@ -173,17 +175,19 @@ def _linearisation(model: nn.Module, names: Sequence[str], linearize: str, start
     return {name: (start[name].to(tuned[name]) + tuned[name].detach()) / 2 for name in names}, start
 
 
-def _primal(jacobians, settings, targets, retain, forget, loader, processes, weight=1.0):
-    measure = lambda rows: measure_gram(jacobians, loader(rows), processes, settings.contrasts)
+def _primal(jacobians, settings, targets, retain, forget, loader, processes, weight, contrasts):
+    measure = lambda name: measure_gram(
+        jacobians, loader({"retain": retain, "forget": forget}[name]), processes, contrasts[name]
+    )
     if settings.gram_cache is None:
-        part = measure(forget)
-        whole = weight * measure(retain) + part
+        part = measure("forget")
+        whole = weight * measure("retain") + part
     else:
         # Another request on the same model divides the same rows in another way: their Gram is known, and only the rows
         # to be forgotten are new.
         cache = GramCache(settings.gram_cache, jacobians, loader, processes, settings.contrasts)
-        part = cache.get([forget], lambda: measure(forget))
-        whole = cache.get([retain, forget], lambda: measure(retain) + part)
+        part = cache.get([forget], lambda: measure("forget"))
+        whole = cache.get([retain, forget], lambda: measure("retain") + part)
     rest = whole - part
     began = time.perf_counter()
     ridge = settings.ridge * whole.mean_diagonal
