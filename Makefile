@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BENCH_VENV := .venv-bench
 OUTPUT_DIR ?= outputs/demo
+# Processes that share the test files; each computes on one thread.
+WORKERS ?= 2
 # Peers of the curvature benchmark. They go in without their dependencies: curvlinops asks for torchvision, which replaces a CPU torch.
 PEERS := kronfluence==1.0.1 curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==1.7.1 unfoldNd==0.2.3
 
@@ -10,7 +12,7 @@ PEERS := kronfluence==1.0.1 curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==
 
 help:
 	@echo "make demo       train a tiny model, unlearn from it, write $(OUTPUT_DIR)/report.html"
-	@echo "make test       the test suite (ARGS='-k word' to choose)"
+	@echo "make test       the test suite (ARGS='-k word' to choose, WORKERS=4 on more cores)"
 	@echo "make test_slow  the tests that take more than a minute"
 	@echo "make quality    ruff check and format, changing nothing"
 	@echo "make style      ruff check and format, mending what it can"
@@ -33,7 +35,7 @@ demo: $(VENV)/.installed
 
 # pytest exits with 5 when it finds no test, so an empty run fails here too.
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test_slow: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest -m slow --timeout=3600 $(ARGS)

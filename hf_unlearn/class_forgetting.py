@@ -121,34 +121,54 @@ def set_apart(rows: Dataset, share: float) -> tuple[Dataset, Dataset]:
 
 
 class Cell:
-    """One (images per class, seed): tunes, retrains, unlearns and measures."""
+    """One (images per class, seed): tunes, retrains, unlearns and measures; each model is made when a line first needs it."""
 
     def __init__(self, config: Mapping, per_class: int, seed: int, folder: Path):
         self.config, self.per_class, self.seed, self.folder = config, per_class, seed, folder
         self.images = configured(Images, "data", config["data"])
-        self.forget, self.retain, self.holdout = self.images.sets(per_class, seed)
         self.collator = self.images.collator
-        self.everything = concatenate_datasets([self.retain, self.forget])
 
-    def rows(self) -> list[dict]:
-        """The rows of this cell, in the order of the paper's tables."""
-        start = add_tuner(
-            load_start(self.config, self.images, len(class_names(self.retain)), self.seed), self.config["tuner"]
-        )
-        check_images(start, self.everything, self.collator)
-        full, seconds = timed(lambda: self._tuned(start, self.everything))
-        retrained, retrain_seconds = timed(lambda: self._tuned(start, self.retain))
-        rows = [self._row("Full", full, self._training_rows(full), seconds)]
-        for entry in self.config["methods"]:
-            rows.append(self._method(dict(entry), full, rows[0]["retain"]))
-        rows.append(self._row("Retrain", retrained, self._training_rows(retrained), retrain_seconds))
+    def lines(self) -> Iterator[tuple[dict, Callable[[], list[dict]]]]:
+        """(what a line depends on beside the cell, what makes its rows), in the order of the paper's tables."""
+        methods = self.config["methods"]
+        yield {"line": "Full"}, lambda: [self._row("Full", *self._full)]
+        for entry in methods:
+            yield entry, lambda entry=entry: [self._method(dict(entry))]
+        yield {"line": "Retrain"}, lambda: [self._row("Retrain", *self._tuned(self.retain))]
         if self.config.get("probe"):
-            rows += self._probes(start)
-        return rows
+            # They look at the model of the line "Fast-NTK" too.
+            yield {"line": "probes", "methods": methods}, lambda: list(self._probes())
 
-    def _tuned(self, start: nn.Module, rows: Dataset) -> nn.Module:
-        fixed = {"model": copy.deepcopy(start), "rows": rows, "collator": self.collator, "seed": self.seed}
-        return configured(tune, "tuning", tuning_settings(self.config, self.per_class), **fixed)
+    @functools.cached_property
+    def sets(self) -> tuple[Dataset, Dataset, Dataset]:
+        return self.images.sets(self.per_class, self.seed)
+
+    forget = property(lambda self: self.sets[0])
+    retain = property(lambda self: self.sets[1])
+    holdout = property(lambda self: self.sets[2])
+
+    @functools.cached_property
+    def everything(self) -> Dataset:
+        return concatenate_datasets([self.retain, self.forget])
+
+    @functools.cached_property
+    def start(self) -> nn.Module:
+        """The pretrained model with its tuner."""
+        start = load_start(self.config, self.images, len(class_names(self.retain)), self.seed)
+        start = add_tuner(start, self.config["tuner"])
+        check_images(start, self.everything, self.collator)
+        return start
+
+    @functools.cached_property
+    def _full(self) -> tuple[nn.Module, dict, float]:
+        return self._tuned(self.everything)
+
+    def _tuned(self, rows: Dataset) -> tuple[nn.Module, dict, float]:
+        """The model tuned on some rows, what `_training_rows` finds of it, and seconds."""
+        fixed = {"model": copy.deepcopy(self.start), "rows": rows, "collator": self.collator, "seed": self.seed}
+        settings = tuning_settings(self.config, self.per_class)
+        model, seconds = timed(lambda: configured(tune, "tuning", settings, **fixed))
+        return model, self._training_rows(model), seconds
 
     def _training_rows(self, model: nn.Module) -> dict:
         """Accuracies on D_r and D_f, and `relearn`, which gives the epochs to relearn D_f: dear, so at most once."""
@@ -178,9 +198,10 @@ class Cell:
         settings = self.config.get("relearning")
         return settings and relearning_epochs(model, self.forget, self.collator, seed=self.seed, **settings)
 
-    def _method(self, entry: dict, full: nn.Module, full_retain: float) -> dict:
-        """The row of the best candidate of one line, see `choose`; `full_retain` is the tuned model's D_r (%)."""
-        label, kind, search = entry.pop("label"), entry.pop("method"), entry.pop("search")
+    def _method(self, entry: dict) -> dict:
+        """The row of the best candidate of one line, see `choose`."""
+        label, kind, search = entry.pop("label"), entry.pop("method"), entry.pop("search", {})
+        full, found, _ = self._full
         run = {"fast_ntk": self._fast_ntk, "first_order": self._first_order}.get(kind)
         if run is None:
             raise InputError(f"methods, {label}: unknown method {kind!r}: choose fast_ntk or first_order")
@@ -191,7 +212,7 @@ class Cell:
                 chosen = dict(zip(search, values))
                 trainer, seconds = run(copy.deepcopy(full), entry, chosen, grams)
                 candidates.append(self._training_rows(trainer.model.eval()) | {"run": (trainer, seconds, chosen)})
-        best = choose(candidates, full_retain, bool(self.config.get("relearning")))
+        best = choose(candidates, found["retain"], bool(self.config.get("relearning")))
         trainer, seconds, chosen = best["run"]
         row = self._row(label, trainer.model, best, seconds) | {"settings": chosen}
         if kind == "fast_ntk":
@@ -240,9 +261,9 @@ class Cell:
         _, seconds = timed(trainer.train)
         return trainer, seconds
 
-    def _probes(self, start: nn.Module) -> Iterator[dict]:
+    def _probes(self) -> Iterator[dict]:
         """Table III: a new head on the frozen features of the pretrained model, of one drawn at random, and of Fast-NTK's."""
-        head = head_name(self.config)
+        head, start = head_name(self.config), self.start
         unseen, _ = split_class(self.holdout, self.forget["labels"][0])
         unlearned = self._unlearned()
         random = copy.deepcopy(start)
@@ -309,26 +330,33 @@ def timed(action: Callable):
 
 
 def run_class_forgetting(config: Mapping, output_dir: str | Path, *, progress: bool = True) -> list[dict]:
-    """All cells of a configuration; finished ones are read from `cells/`, so a run that was killed goes on.
+    """All lines of all cells of a configuration; finished ones are read from `cells/`, so a run that was killed goes on.
 
     Raises:
         InputError: unknown sections or settings, data or models that cannot be had.
     """
-    if unknown := set(config) - SECTIONS:
-        raise InputError(f"unknown sections {', '.join(sorted(unknown))}; there are {', '.join(sorted(SECTIONS))}")
+    _check_sections(config)
     images = configured(Images, "data", config["data"])
     folder = Path(output_dir)
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     cells = list(itertools.product(images.per_class, config.get("seeds", [0])))
     rows = []
     for per_class, seed in tqdm(cells, desc="cells", unit="cell", disable=not progress):
-        settings = {key: value for key, value in config.items() if key not in ("title", "seeds", "paper")}
-        key = sha256_json({"settings": settings | {"data": {**config["data"], "per_class": per_class}}, "seed": seed})
-        file = folder / "cells" / f"{key[:16]}.json"
-        if not file.is_file():
-            write_json(file, Cell(config, per_class, seed, folder).rows())
-        rows += json.loads(file.read_text(encoding="utf-8"))
+        others = {
+            key: value for key, value in config.items() if key not in ("title", "seeds", "paper", "methods", "probe")
+        }
+        settings = others | {"data": {**config["data"], "per_class": per_class}}
+        for line, make in Cell(config, per_class, seed, folder).lines():
+            file = folder / "cells" / f"{sha256_json({'settings': settings, 'seed': seed, 'line': line})[:16]}.json"
+            if not file.is_file():
+                write_json(file, make())
+            rows += json.loads(file.read_text(encoding="utf-8"))
     return rows
+
+
+def _check_sections(config: Mapping, place: str = ""):
+    if unknown := sorted(set(config) - SECTIONS):
+        raise InputError(f"{place}no section {', '.join(unknown)}; there are {', '.join(sorted(SECTIONS))}")
 
 
 def read_protocol(path: str | Path | None = None) -> dict:
@@ -338,8 +366,7 @@ def read_protocol(path: str | Path | None = None) -> dict:
         InputError: no such file, not YAML, or sections that do not exist or are missing.
     """
     config = read_yaml(path, "fast_ntk_demo.yaml")
-    if wrong := sorted(set(config) - SECTIONS):
-        raise InputError(f"{path}: no section {', '.join(wrong)}; there are {', '.join(sorted(SECTIONS))}")
+    _check_sections(config, f"{path}: ")
     if missing := sorted({"data", "model", "tuner", "methods"} - set(config)):
         raise InputError(f"{path}: the section {missing[0]} is missing")
     return {"title": Path(path or "Fast-NTK").stem, "seeds": [0]} | config

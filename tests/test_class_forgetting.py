@@ -78,20 +78,39 @@ def test_rows_of_every_method_and_seed(finished):
     assert all("solve_seconds" in row for row in rows if row["method"] == "Fast-NTK")
 
 
-def test_a_run_that_was_killed_goes_on_after_the_last_cell(finished, tmp_path, monkeypatch):
+def test_a_run_that_was_killed_goes_on_after_the_last_line(finished, tmp_path, monkeypatch):
     folder, rows = finished
-    shutil.copytree(folder / "cells", tmp_path / "cells")
-    first = sorted((tmp_path / "cells").iterdir(), key=lambda file: json.loads(file.read_text())[0]["seed"])
-    first[1].unlink()
-    made = []
-    original = class_forgetting.Cell.rows
-    monkeypatch.setattr(class_forgetting.Cell, "rows", lambda cell: made.append(cell.seed) or original(cell))
-    again = run_class_forgetting(tiny_protocol(), tmp_path, progress=False)
-    assert made == [1]
+    shutil.copytree(folder, tmp_path / "again")
+    folder, made = tmp_path / "again", []
+
+    def forget(lost):
+        for file in (folder / "cells").iterdir():
+            row = json.loads(file.read_text())[0]
+            if (row["method"], row["seed"]) in lost:
+                file.unlink()
+
+    for name in ("_method", "_tuned"):
+        original = getattr(class_forgetting.Cell, name)
+
+        def counted(cell, what, name=name, original=original):
+            made.append((name, what.get("label") if name == "_method" else len(what), cell.seed))
+            return original(cell, what)
+
+        monkeypatch.setattr(class_forgetting.Cell, name, counted)
+    run = lambda **changes: run_class_forgetting(tiny_protocol(**changes), folder, progress=False)
     clock = ("seconds", "solve_seconds")
     plain = lambda rows: [{key: value for key, value in row.items() if key not in clock} for row in rows]
-    assert plain(again) == plain(rows)
-    assert run_class_forgetting(tiny_protocol(seeds=[0]), tmp_path, progress=False) == rows[:8] and made == [1]
+    assert run() == rows and run(seeds=[0]) == rows[:8] and made == []
+    forget({("Fast-NTK", 1), ("Retrain", 0)})
+    assert plain(run()) == plain(rows)
+    # Retraining needs no full model, and a line no retrained one.
+    assert made == [("_tuned", 36, 0), ("_method", "Fast-NTK", 1), ("_tuned", 40, 1)]
+    made.clear()
+    # A line that is new: the others stay.
+    more = [*tiny_protocol()["methods"], {"label": "plain", "method": "fast_ntk"}]
+    found = run(methods=more, seeds=[0], probe=False)
+    assert made == [("_method", "plain", 0), ("_tuned", 40, 0)]
+    assert plain(row for row in found if row["method"] != "plain") == plain(rows[:5])
 
 
 def test_the_candidate_forgets_keeps_and_is_slow_to_relearn():
@@ -163,7 +182,7 @@ def test_settings_that_do_not_exist(tmp_path):
 
     base = tiny_protocol()
     for changes, message in (
-        ({"extra": 1}, "unknown sections extra"),
+        ({"extra": 1}, "no section extra; there are"),
         ({"data": base["data"] | {"forget": 12}}, "no row has the class 12"),
         ({"data": base["data"] | {"per_class": [10_000]}}, r"has \d+ rows, 10000 were asked for"),
         ({"data": base["data"] | {"per_class": []}}, "per_class is empty"),
