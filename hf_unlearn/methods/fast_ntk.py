@@ -57,9 +57,9 @@ class FastNTK(Method):
         target_scale (`float` or `"auto"`, defaults to `"auto"`):
             Distance of the right class from the mean of the others in the targets.
         absent_margin (`float` or `"auto"`, defaults to `"auto"`):
-            How far the target of a class without any row lies below those of the other wrong classes, in units of
-            `target_scale`. `"auto"` is 0.3 with `target_scale="auto"`, and 0, plain one-hot targets, where a number is
-            given there.
+            How far the target of a class without any row lies below those of the other wrong classes, in the units of the
+            outputs. `"auto"` is 2.8 logits with `target_scale="auto"`, and 0, plain one-hot targets, where a number is given
+            there.
         outputs (`str`, defaults to `"logits"`): `"logits"` or `"probabilities"` (targets of scale 1).
         kernel (`str`, defaults to `"full"`):
             For many classes: `"classwise"` drops what ties two classes (n x n for each), `"pseudo"` takes the kernel of

@@ -27,7 +27,7 @@ class Gram:
 
     Outputs are centred over classes, f - mean_k f, and so are their Jacobians: softmax does not see the mean, and a
     target for it would be arbitrary. Targets are those of unit scale, y = one-hot - 1/C; the residual of scale s is
-    s (y + shift) - f, so scale, shift and ridge change without another look at the data.
+    s y + shift - f, so scale, shift and ridge change without another look at the data.
 
     Attributes:
         matrix: J^T J (p, p). target: J^T y (p,). output: J^T f (p,), f at the origin of the linear model.
@@ -59,9 +59,9 @@ class Gram:
         return *self.tensors().values(), self.rows
 
     def residual(self, scale: float, shift: Tensor | None = None) -> Tensor:
-        """J^T e (p,) for targets of this scale; `shift` (C,) is added to the unit targets of every sample."""
-        target = self.target if shift is None else self.target + self.classes @ shift
-        return scale * target - self.output
+        """J^T e (p,) for targets of this scale; `shift` (C,) is added to the targets of every sample."""
+        residual = scale * self.target - self.output
+        return residual if shift is None else residual + self.classes @ shift
 
     @property
     def mean_diagonal(self) -> float:

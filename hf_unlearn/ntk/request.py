@@ -3,10 +3,8 @@
 
 import copy
 import itertools
-import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from datasets import Dataset
@@ -15,49 +13,15 @@ from torch.utils.data import DataLoader
 
 from ..curvature.sharding import Processes
 from ..data.rows import some_rows
-from ..errors import InputError
-from ..evaluation.scoring import evaluation_mode
 from .cache import GramCache
 from .grams import centred_chunks, check_labels, measure_gram, own, share_of
-from .jacobians import Jacobians, model_inputs
+from .jacobians import Jacobians
 from .solvers import cgls, choose_solver, dual_coefficients, primal_update
+from .targets import centred, make_targets
 
-
-logger = logging.getLogger(__name__)
 
 KERNELS = ("full", "classwise", "pseudo")
-# With it relearning takes as long as after retraining on ResNet-20, 100 CIFAR-10 images a class, where it was chosen.
-ABSENT_MARGIN = 0.3
-# Share of retain rows classified rightly, below which margins of all signs make the mean of them small.
-FITTED = 0.9
-# Their mean margin is known to a per cent: more would cost a forward pass over all rows at every request.
-MARGIN_ROWS = 1000
 LINEARIZE = ("midpoint", "pretrained", "tuned")
-
-
-@dataclass
-class Targets:
-    """Centred targets of one request: scale * (one-hot + shift - its mean).
-
-    Training on all rows and retraining on those that stay differ in the classes that have none: cross-entropy pushes
-    such a class down on every row and never up.
-
-    Attributes:
-        scale: distance of the right class from the mean of the others.
-        everything, retained: (C,) fp64, shifts of the unit targets in training on all rows and in retraining.
-    """
-
-    scale: float
-    everything: Tensor
-    retained: Tensor
-
-    @property
-    def shifts(self) -> tuple[Tensor, Tensor]:
-        return self.everything, self.retained
-
-    def residual(self, unit: Tensor, outputs: Tensor, shift: Tensor) -> Tensor:
-        """(n, C) from centred unit targets and outputs."""
-        return self.scale * (unit + _centred(shift[None])) - outputs
 
 
 class ClosedForm(torch.optim.Optimizer):
@@ -102,14 +66,8 @@ def solve_request(
     jacobians = Jacobians(model, names, at=at, origin=origin, outputs=settings.outputs, chunk_size=settings.chunk_size)
     loader = lambda rows: DataLoader(rows, batch_size=4 * settings.chunk_size, collate_fn=collator)
     everything, retain = retain, some_rows(retain, settings.retain_samples, seed)
-    classes, margin, right = mean_margin(model, loader(some_rows(retain, MARGIN_ROWS, seed)), processes)
-    if settings.target_scale == "auto" and right < FITTED and processes.rank == 0:
-        logger.warning(
-            f"the tuned model classifies {100 * right:.0f} % of the retain rows rightly: its mean margin, {margin:.3g}, says "
-            "little of how far its logits may be off; try larger values of target_scale on training rows"
-        )
-    absent = [_absent(classes, *parts) for parts in ((everything, forget), (everything,))]
-    targets = _targets(settings, margin, *absent, jacobians.device)
+    targets, about = make_targets(settings, model, loader, (everything, retain, forget), processes, seed)
+    classes = about.pop("classes")
     contrasts = {"retain": settings.contrasts, "forget": settings.forget_contrasts or settings.contrasts}
     contrasts = {name: min(count or classes, classes - 1) for name, count in contrasts.items()}
     rows = len(retain) * contrasts["retain"] + len(forget) * contrasts["forget"]
@@ -131,40 +89,12 @@ def solve_request(
         "samples": len(retain) + len(forget),
         "contrasts": contrasts,
         "parameters": jacobians.size,
-        "target_scale": targets.scale,
-        "absent_margin": absent_margin(settings),
-        "absent_classes": absent[1].nonzero()[:, 0].tolist(),
+        **about,
         "update_norm": float(flat.norm()),
         **report,
     }
     report["jacobian_seconds"] = time.perf_counter() - began - report["solve_seconds"]
     return jacobians.unflatten(flat), report
-
-
-def absent_margin(settings) -> float:
-    """What `settings.absent_margin` stands for."""
-    if settings.absent_margin != "auto":
-        return settings.absent_margin
-    return ABSENT_MARGIN if settings.target_scale == "auto" and settings.outputs == "logits" else 0.0
-
-
-def _absent(classes: int, *parts: Dataset) -> Tensor:
-    """(C,) bool: the classes of which no part has a row.
-
-    Raises:
-        InputError: labels out of range.
-    """
-    labels = torch.cat([check_labels(torch.as_tensor(part["labels"]), classes) for part in parts])
-    return torch.bincount(labels, minlength=classes) == 0
-
-
-def _targets(settings, margin: float, absent: Tensor, absent_retained: Tensor, device: torch.device) -> Targets:
-    """From the tuned model's mean margin, and which classes (C,) have no row at all and no retained row."""
-    scale = settings.target_scale
-    if scale == "auto":
-        scale = 1.0 if settings.outputs == "probabilities" else margin
-    shifts = [-absent_margin(settings) * mask.double().to(device) for mask in (absent, absent_retained)]
-    return Targets(scale, *shifts)
 
 
 def _linearisation(model: nn.Module, names: Sequence[str], linearize: str, start: Mapping[str, Tensor] | None):
@@ -191,7 +121,7 @@ def _primal(jacobians, settings, targets, retain, forget, loader, processes, wei
     rest = whole - part
     began = time.perf_counter()
     ridge = settings.ridge * whole.mean_diagonal
-    b, b_r = (gram.residual(targets.scale, shift) for gram, shift in zip((whole, rest), targets.shifts))
+    b, b_r = whole.residual(targets.scale, targets.everything), rest.residual(targets.scale, targets.retained)
     update = own(processes, lambda: primal_update(rest.matrix, b_r, part.matrix, b, ridge))
     return update, {"ridge": ridge, "solve_seconds": time.perf_counter() - began}
 
@@ -207,7 +137,7 @@ def _dual(jacobians, settings, targets, retain, forget, loader, processes):
     jacobian, outputs, unit = (torch.cat(pair) for pair in zip(*parts))
     began = time.perf_counter()
     ridge = settings.ridge * float(jacobian.square().sum(dtype=torch.float64)) / jacobians.size
-    e, e_r = _residuals(targets, unit, outputs, count)
+    e, e_r = targets.residuals(unit, outputs, count)
 
     def solve() -> Tensor:
         if settings.kernel == "full":
@@ -223,12 +153,6 @@ def _dual(jacobians, settings, targets, retain, forget, loader, processes):
     return own(processes, solve), {"ridge": ridge, "solve_seconds": time.perf_counter() - began}
 
 
-def _residuals(targets: Targets, unit: Tensor, outputs: Tensor, retained: int) -> tuple[Tensor, Tensor]:
-    """Residuals (n, C) of training on all rows, and those of the first `retained` in retraining."""
-    e = targets.residual(unit, outputs, targets.everything)
-    return e, targets.residual(unit[:retained], outputs[:retained], targets.retained)
-
-
 def _pseudo(jacobians, settings, targets, retain, forget, loader, processes):
     """Kernel of the summed logit over sqrt(C) (Mohamadi et al. 2023), the same for every class; two backwards a sample."""
 
@@ -238,13 +162,13 @@ def _pseudo(jacobians, settings, targets, retain, forget, loader, processes):
             labels = batch["labels"].to(jacobians.device)
             for outputs, row in jacobians.products(batch, lambda z: torch.full_like(z, z.shape[1] ** -0.5)):
                 part, labels = labels.split([len(outputs), len(labels) - len(outputs)])
-                unit = _onehot(check_labels(part, outputs.shape[1]), outputs)
-                chunks.append((row.double(), _centred(outputs), _centred(unit)))
+                unit = _onehot(check_labels(part, outputs.shape[1]), outputs.shape[1])
+                chunks.append((row.double(), centred(outputs), centred(unit)))
         return chunks
 
     parts, firsts = zip(*[_gather(chunks_of, side, jacobians.device, processes) for side in (retain, forget)])
     rows, outputs, unit = (torch.cat(pair) for pair in zip(*parts))
-    e, e_r = _residuals(targets, unit, outputs, len(retain))
+    e, e_r = targets.residuals(unit, outputs, len(retain))
     began = time.perf_counter()
     kernel = rows @ rows.T
     ridge = settings.ridge * float(kernel.diagonal().sum()) / jacobians.size
@@ -270,17 +194,17 @@ def _matrix_free(jacobians, settings, targets, retain, forget, loader, processes
     def residuals(batch) -> tuple[Tensor, Tensor]:
         """(n, C) of training on all rows, and of retraining."""
         outputs = jacobians.outputs_of(batch)
-        unit = _onehot(check_labels(batch["labels"].to(outputs.device), outputs.shape[1]), outputs)
-        return tuple(targets.residual(_centred(unit), _centred(outputs), shift) for shift in targets.shifts)
+        unit = _onehot(check_labels(batch["labels"].to(outputs.device), outputs.shape[1]), outputs.shape[1])
+        return targets.residuals(centred(unit), centred(outputs))
 
     def products(batches, vector: Tensor) -> list[Tensor]:
-        return [_centred(jacobians.jvp(batch, jacobians.unflatten(vector))) for batch in batches]
+        return [centred(jacobians.jvp(batch, jacobians.unflatten(vector))) for batch in batches]
 
     def transposed(batches, parts: Sequence[Tensor]) -> Tensor:
         def local() -> Tensor:
             total = torch.zeros(jacobians.size, dtype=torch.float64, device=jacobians.device)
             for batch, part in zip(batches, parts):
-                total += jacobians.flatten(jacobians.vjp(batch, _centred(part)))
+                total += jacobians.flatten(jacobians.vjp(batch, centred(part)))
             return total
 
         return processes.add(own(processes, local))
@@ -294,7 +218,7 @@ def _matrix_free(jacobians, settings, targets, retain, forget, loader, processes
         """Trace of the Gram over this process's rows: one backward a class, of (chunk_size, p) numbers each."""
         total = torch.zeros((), dtype=torch.float64, device=jacobians.device)
         for batch, part in zip(batches, e):
-            for unit in _centred(torch.eye(part.shape[1], device=jacobians.device)):
+            for unit in centred(torch.eye(part.shape[1], device=jacobians.device)):
                 for _, rows in jacobians.products(batch, lambda z, unit=unit: unit.to(z).expand_as(z)):
                     total += rows.square().sum(dtype=torch.float64)
         return total
@@ -322,47 +246,8 @@ def _matrix_free(jacobians, settings, targets, retain, forget, loader, processes
     return update, {"ridge": ridge, "solve_seconds": time.perf_counter() - began}
 
 
-def _onehot(labels: Tensor, outputs: Tensor) -> Tensor:
-    return torch.nn.functional.one_hot(labels, outputs.shape[1]).double()
-
-
-def _centred(z: Tensor) -> Tensor:
-    """(n, C) fp64, without the mean over classes."""
-    z = z.double()
-    return z - z.mean(1, keepdim=True)
-
-
-@torch.no_grad()
-def mean_margin(model: nn.Module, batches: Iterable[Mapping], processes: Processes) -> tuple[int, float, float]:
-    """(C, mean over samples of z_y - mean of the other logits, share with z_y the largest) of the model as it is tuned.
-
-    Raises:
-        InputError: the margin is not above 0, or labels are out of range.
-    """
-    device = next(model.parameters()).device
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
-
-    def sum_up() -> int:
-        classes = 0
-        for batch in share_of(batches, processes):
-            outputs = model(**model_inputs(model, batch))
-            logits = (outputs if isinstance(outputs, Tensor) else outputs.logits).double()
-            classes = logits.shape[1]
-            right = logits.gather(1, check_labels(batch["labels"].to(device), classes)[:, None])[:, 0]
-            margins = right - (logits.sum(1) - right) / (classes - 1)
-            hits = (right >= logits.amax(1)).sum()
-            sums.add_(torch.stack([margins.sum(), hits, margins.new_tensor(len(margins))]))
-        return classes
-
-    with evaluation_mode(model):
-        classes = max(processes.share(sum_up))
-    processes.add(sums)
-    margin, hits = (sums[:2] / sums[2]).tolist()
-    if not margin > 0:
-        raise InputError(
-            f"the model gives retain rows a mean margin of {margin:.3g}: it was never tuned on them; tune it first"
-        )
-    return classes, margin, hits
+def _onehot(labels: Tensor, classes: int) -> Tensor:
+    return torch.nn.functional.one_hot(labels, classes).double()
 
 
 def _gather(
