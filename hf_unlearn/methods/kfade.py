@@ -20,6 +20,7 @@ from ..dtensors import reshard
 from ..errors import InputError
 from ..hub import public_name
 from ..optim import NaturalGradientAscent
+from ..patching import replaced_forwards
 from .base import Method, split_labels
 
 
@@ -295,17 +296,10 @@ def checkpointed_in_eval_mode(model):
         for module in model.modules()
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
     ]
-    forwards = [(layer, vars(layer).get("forward")) for layer in layers]
-    for layer in layers:
-        # No dropout runs, so no random state need be kept.
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-    try:
+    # No dropout runs, so no random state need be kept.
+    saving = lambda layer: functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    with replaced_forwards((layer, saving(layer)) for layer in layers):
         yield
-    finally:
-        for layer, forward in forwards:
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward
 
 
 @dataclass

@@ -14,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError, NumericalError
+from ..evaluation.scoring import evaluation_mode
+from ..patching import replaced_forwards
 
 
 logger = logging.getLogger(__name__)
@@ -202,18 +204,16 @@ def model_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Ten
 @contextlib.contextmanager
 def _evaluation(model: nn.Module):
     """Evaluation mode within; gradients of the leaves alone, so no weight-gradient products."""
-    training = {module: module.training for module in model.modules()}
-    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    if any(isinstance(module, _BatchNorm) and training[module] for module in training):
+    required = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
         logger.info("BatchNorm layers are in training mode; Jacobians are taken in evaluation mode, sample by sample")
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     try:
-        yield
+        with evaluation_mode(model, grad=torch.is_grad_enabled()):
+            yield
     finally:
-        for module, mode in training.items():
-            module.training = mode
-        for parameter, flag in required.items():
-            parameter.requires_grad_(flag)
+        for parameter in required:
+            parameter.requires_grad_(True)
 
 
 @contextlib.contextmanager
@@ -227,28 +227,22 @@ def batched_modules(model: nn.Module, names: Sequence[str]):
     for name in names:
         path, _, attribute = name.rpartition(".")
         owners.setdefault(path, set()).add(attribute)
-    patched = []
-    try:
-        for path in owners:
-            module = model.get_submodule(path)
-            # The entries of a ParameterDict belong to the layer that holds it.
-            holder = model.get_submodule(path.rpartition(".")[0]) if isinstance(module, nn.ParameterDict) else module
-            if getattr(holder, "batched_parameters", False):
-                continue
-            forward = next((make for kind, make in BATCHED_FORWARDS.items() if isinstance(module, kind)), None)
-            if forward is None:
-                raise InputError(
-                    f"{path} is a {type(module).__name__}: per-sample Jacobians know BatchNorm, LayerNorm, Linear and the "
-                    "tuners of hf_unlearn; tune other parameters"
-                )
-            patched.append((module, vars(module).get("forward")))
-            module.forward = forward.__get__(module)
+    forwards = []
+    for path in owners:
+        module = model.get_submodule(path)
+        # The entries of a ParameterDict belong to the layer that holds it.
+        holder = model.get_submodule(path.rpartition(".")[0]) if isinstance(module, nn.ParameterDict) else module
+        if getattr(holder, "batched_parameters", False):
+            continue
+        forward = next((make for kind, make in BATCHED_FORWARDS.items() if isinstance(module, kind)), None)
+        if forward is None:
+            raise InputError(
+                f"{path} is a {type(module).__name__}: per-sample Jacobians know BatchNorm, LayerNorm, Linear and the "
+                "tuners of hf_unlearn; tune other parameters"
+            )
+        forwards.append((module, forward.__get__(module)))
+    with replaced_forwards(forwards):
         yield
-    finally:
-        for module, forward in patched:
-            del module.forward
-            if forward is not None:
-                module.forward = forward
 
 
 def _per_sample(parameter: Tensor, like: Tensor, axis: int) -> Tensor:
