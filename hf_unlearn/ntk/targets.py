@@ -98,7 +98,7 @@ def make_targets(
 
 def _counts(classes: int, rows: Dataset) -> Tensor:
     """(C,) fp64: rows of each class."""
-    return torch.bincount(check_labels(torch.as_tensor(rows["labels"]), classes), minlength=classes).double()
+    return torch.bincount(check_labels(torch.as_tensor(rows["labels"][:]), classes), minlength=classes).double()
 
 
 def centred(z: Tensor) -> Tensor:
