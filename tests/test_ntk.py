@@ -66,6 +66,30 @@ def test_jacobian_equals_jacrev(net, images, chunk_size):
     assert torch.allclose(torch.cat([outputs for outputs, _ in parts]), net(images), atol=1e-6)
 
 
+class Vectors(nn.Module):
+    """BatchNorm of (n, C) and of (n, C, L)."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.wide, self.flat = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+        for bn in (self.wide, self.flat):
+            bn.running_mean.copy_(torch.randn(3, generator=generator))
+            bn.running_var.copy_(torch.rand(3, generator=generator) + 0.5)
+
+    def forward(self, pixel_values):
+        return self.flat(self.wide(pixel_values.flatten(2)).tanh().mean(2)) ** 2
+
+
+@pytest.mark.parametrize(
+    "names", [["wide.weight", "wide.bias", "flat.weight", "flat.bias"], ["wide.weight", "flat.bias"]]
+)
+def test_jacobian_of_vectors_and_of_a_part_of_a_layer(images, names):
+    model = Vectors().eval()
+    found = torch.cat([jacobian for _, jacobian in Jacobians(model, names, chunk_size=4)({"pixel_values": images})])
+    assert torch.allclose(found, dense_jacobian(model, images, names), rtol=1e-5, atol=1e-6)
+
+
 def test_jacobian_of_probabilities(net, images):
     expected = dense_jacobian(net, images, NAMES[:4], lambda z: z.softmax(-1))
     jacobian = torch.cat(
