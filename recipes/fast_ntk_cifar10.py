@@ -8,7 +8,7 @@
 
 The YAML names data, model, tuner and one line per method with its search; candidates are chosen on the training rows alone.
 Everything lands in `--output_dir`: report.md, table.png, results.json, and for every cell the unlearned adapter with its
-delta and card. A run that was killed goes on after the last finished cell when it is started again.
+delta and card. A run that was killed goes on after the last finished line of a table when it is started again.
 """
 
 import argparse
