@@ -245,6 +245,8 @@ class Cell:
 
     def _first_order(self, model, entry, chosen, grams):
         """Epoch after epoch until nothing of D_f is left, as the paper's baselines end at 0 %."""
+        if "learning_rate" not in chosen:
+            raise InputError("methods, first_order: name learning rates to try, search: {learning_rate: [1.0e-3]}")
         method = configured(FirstOrder, "methods, first_order", entry.get("settings"))
         evaluator = lambda model: {"forget_accuracy": accuracy(model, self.forget, self.collator)}
         trainer = self._trainer(

@@ -195,6 +195,7 @@ def test_settings_that_do_not_exist(tmp_path):
         ),
         ({"tuner": {"type": "batch_norm"}}, "modules_to_save must name the head"),
         ({"methods": [{"label": "x", "method": "magic", "search": {}}]}, "unknown method 'magic'"),
+        ({"methods": [{"label": "x", "method": "first_order"}]}, "name learning rates to try"),
     ):
         with pytest.raises(InputError, match=message):
             run(**changes)

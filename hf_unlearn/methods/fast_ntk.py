@@ -77,7 +77,7 @@ class FastNTK(Method):
             same contrasts in every request. Primal solver only.
         forget_contrasts (`int`, *optional*):
             The same for the forget rows alone; `contrasts` by default. A few retain rows with all contrasts (`retain_samples`) and all
-            forget rows with two are the cheapest request that keeps the accuracy.
+            forget rows with two make a cheap request; `benchmarks/ntk.py` measures it.
         chunk_size (`int`, defaults to 32): Samples whose Jacobians are made at a time.
 
     Raises:

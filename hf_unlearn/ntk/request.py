@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -162,7 +163,7 @@ def _pseudo(jacobians, settings, targets, retain, forget, loader, processes):
             labels = batch["labels"].to(jacobians.device)
             for outputs, row in jacobians.products(batch, lambda z: torch.full_like(z, z.shape[1] ** -0.5)):
                 part, labels = labels.split([len(outputs), len(labels) - len(outputs)])
-                unit = _onehot(check_labels(part, outputs.shape[1]), outputs.shape[1])
+                unit = F.one_hot(check_labels(part, outputs.shape[1]), outputs.shape[1])
                 chunks.append((row.double(), centred(outputs), centred(unit)))
         return chunks
 
@@ -194,7 +195,7 @@ def _matrix_free(jacobians, settings, targets, retain, forget, loader, processes
     def residuals(batch) -> tuple[Tensor, Tensor]:
         """(n, C) of training on all rows, and of retraining."""
         outputs = jacobians.outputs_of(batch)
-        unit = _onehot(check_labels(batch["labels"].to(outputs.device), outputs.shape[1]), outputs.shape[1])
+        unit = F.one_hot(check_labels(batch["labels"].to(outputs.device), outputs.shape[1]), outputs.shape[1])
         return targets.residuals(centred(unit), centred(outputs))
 
     def products(batches, vector: Tensor) -> list[Tensor]:
@@ -244,10 +245,6 @@ def _matrix_free(jacobians, settings, targets, retain, forget, loader, processes
 
     update = solution(sides[0], e_r) - solution(batches, e)
     return update, {"ridge": ridge, "solve_seconds": time.perf_counter() - began}
-
-
-def _onehot(labels: Tensor, classes: int) -> Tensor:
-    return torch.nn.functional.one_hot(labels, classes).double()
 
 
 def _gather(
