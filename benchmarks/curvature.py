@@ -472,7 +472,7 @@ def main() -> int:
             "ratios": ratios(rows),
             "relative_difference_from_kronfluence": checker.first_line,
         }
-    from hf_unlearn.files import write_json
+    from hf_unlearn.runtime.files import write_json
 
     write_json(arguments.output, results)
     print(report(results))

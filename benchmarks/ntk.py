@@ -60,7 +60,7 @@ def make_batches(data_dir: str | None, count: int, batch_size: int = 128):
                 "labels": torch.randint(10, (size,), generator=generator),
             }
         return
-    from hf_unlearn.data.vision import ImageCollator, load_images
+    from hf_unlearn.data.images import ImageCollator, load_images
 
     rows = load_images(Path(data_dir) / "cifar10", "train")
     for start in range(0, count, batch_size):
@@ -140,8 +140,8 @@ def request(item: dict) -> dict:
     import torch
 
     from hf_unlearn import FastNTK
-    from hf_unlearn.data.vision import ImageCollator, load_images, select_per_class, split_class
-    from hf_unlearn.evaluation.vision import accuracy
+    from hf_unlearn.data.images import ImageCollator, load_images, select_per_class, split_class
+    from hf_unlearn.evaluation.images import accuracy
     from hf_unlearn.ntk.request import solve_request
 
     if item["data_dir"] is None:
@@ -272,8 +272,8 @@ def main() -> int:
         print(json.dumps(work(json.loads(arguments.worker))))
         return 0
     data_dir = None if arguments.data_dir is None else str(Path(arguments.data_dir).resolve())
-    from hf_unlearn.evaluation.report import environment
-    from hf_unlearn.files import write_json
+    from hf_unlearn.runtime.files import write_json
+    from hf_unlearn.runtime.provenance import environment
 
     shown = [Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
     about = {

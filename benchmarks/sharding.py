@@ -165,7 +165,7 @@ def main() -> int:
         worker(arguments.worker, arguments.case)
         return 0
 
-    from hf_unlearn.files import write_json
+    from hf_unlearn.runtime.files import write_json
 
     results = {
         "command": shlex.join(["python", "benchmarks/sharding.py", *sys.argv[1:]]),

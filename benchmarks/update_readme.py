@@ -10,10 +10,10 @@ import re
 import shutil
 from pathlib import Path
 
-from hf_unlearn.evaluation.class_report import PROBE, cell
-from hf_unlearn.evaluation.formats import MISSING
-from hf_unlearn.evaluation.report import format_table
-from hf_unlearn.evaluation.results import results_of
+from hf_unlearn.report.class_tables import PROBE, cell
+from hf_unlearn.report.formats import MISSING
+from hf_unlearn.report.page import format_table
+from hf_unlearn.report.vocabulary import results_of
 
 
 ROOT = Path(__file__).resolve().parents[1]

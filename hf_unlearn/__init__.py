@@ -9,8 +9,8 @@ from .version import __version__
 
 # Names are loaded on first use: `import hf_unlearn` stays cheap though the trainer brings transformers with it.
 _EXPORTS = {
-    "UnlearnTrainer": "trainer",
-    "UnlearnConfig": "config",
+    "UnlearnTrainer": "trainer.trainer",
+    "UnlearnConfig": "trainer.config",
     "UpdateDelta": "deltas",
     "KFade": "methods.kfade",
     "FirstOrder": "methods.first_order",

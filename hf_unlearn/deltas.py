@@ -2,21 +2,20 @@
 """What unlearning changed: an update that can be saved, checked, applied again and streamed onto a checkpoint."""
 
 import contextlib
-import importlib.metadata
 import logging
 import math
 import os
-import platform
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from .errors import InputError, NumericalError
-from .files import (
+from .runtime.checkpoints import Shards, base_tensors, shorten
+from .runtime.files import (
     open_safetensors,
     read_json,
     sha256_json,
@@ -25,8 +24,8 @@ from .files import (
     write_json,
     write_safetensors,
 )
-from .hub import fetch_folder, public_name, push_folder
-from .version import __version__
+from .runtime.hub import fetch_folder, public_name, push_folder
+from .runtime.provenance import library_versions
 
 
 logger = logging.getLogger(__name__)
@@ -36,38 +35,6 @@ CONFIG_FILE = "delta_config.json"
 WEIGHTS_FILE = "delta.safetensors"
 # Weights in another format and the card describe the model as it was, so `transfer` does not carry them over.
 NOT_TRANSFERRED = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what computes the numbers: {"python": ..., "torch": ..., ...}."""
-    names = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    return {"hf_unlearn": __version__, "python": platform.python_version(), **versions}
-
-
-def base_tensors(model: torch.nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a model (or of its state dict) under the names they have in the base model's checkpoint.
-
-    PEFT wraps the model as `base_model.model.*`, a tuned layer's weight as `*.base_layer.*` and a fully tuned module
-    as `*.original_module.*`; these parts are taken out of the names, and the adapters' own tensors are left out. The
-    tensors are the live ones: writing into them changes the model.
-    """
-    state = model.state_dict() if isinstance(model, torch.nn.Module) else dict(model)
-    inside = [name for name in state if name.startswith("base_model.")]
-    if inside:
-        # Prompt learning wraps the model once (`base_model.lm_head`), other tuners twice (`base_model.model.lm_head`).
-        twice = all(name.startswith("base_model.model.") for name in inside)
-        prefix = "base_model.model." if twice else "base_model."
-        state = {name.removeprefix(prefix): state[name] for name in inside}
-    wrapped = {name.split(part)[0] for part in (".base_layer.", ".original_module.") for name in state if part in name}
-    result = {}
-    for name, tensor in state.items():
-        clean = name.replace(".base_layer.", ".").replace(".original_module.", ".")
-        modules = name.split(".")
-        if clean == name and any(".".join(modules[:depth]) in wrapped for depth in range(1, len(modules))):
-            continue
-        result[clean] = tensor
-    return result
 
 
 @dataclass(eq=False)
@@ -91,7 +58,7 @@ class UpdateDelta:
         self.tensors = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in self.tensors.items()}
         broken = [name for name, tensor in self.tensors.items() if not torch.isfinite(tensor).all()]
         if broken:
-            raise NumericalError(f"the update of {_some(broken)} is not finite; take a smaller step or more damping")
+            raise NumericalError(f"the update of {shorten(broken)} is not finite; take a smaller step or more damping")
 
     @classmethod
     def between(
@@ -111,7 +78,7 @@ class UpdateDelta:
         before, after = base_tensors(base), base_tensors(unlearned)
         if before.keys() != after.keys():
             raise InputError(
-                f"base and unlearned model differ in their tensors: {_some(before.keys() ^ after.keys())}; pass two "
+                f"base and unlearned model differ in their tensors: {shorten(before.keys() ^ after.keys())}; pass two "
                 "models of one architecture (merge adapters first with merge_and_unload())"
             )
         tensors, touched, seen = {}, {}, set()
@@ -318,7 +285,7 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
     source = fetch_folder(
         model_dir, None, ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*"]
     )
-    checkpoint = _Shards(source, "model.safetensors")
+    checkpoint = Shards(source, "model.safetensors")
     shapes = {name: shape for name, (shape, _) in reader.headers(reader.files).items()}
     _check_targets(shapes, checkpoint.headers(reader.files))
 
@@ -373,13 +340,8 @@ def _warn_of_other_base(config: Mapping, names: list[str]):
             "%s. Expected on a fine-tuned checkpoint; evaluate the result again.",
             len(names),
             config.get("base_model") or "unknown",
-            _some(names),
+            shorten(names),
         )
-
-
-def _some(names: Iterable[str], most: int = 5) -> str:
-    names = sorted(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _check_scale(scale: float):
@@ -391,7 +353,7 @@ def _check_targets(updates: Mapping[str, torch.Size], targets: Mapping[str, tupl
     missing = [name for name in updates if name not in targets]
     if missing:
         raise InputError(
-            f"the model has no tensor {_some(missing)}; the update belongs to another architecture or to other names "
+            f"the model has no tensor {shorten(missing)}; the update belongs to another architecture or to other names "
             "(compare with `hf-unlearn inspect`)"
         )
     for name, shape in updates.items():
@@ -402,44 +364,7 @@ def _check_targets(updates: Mapping[str, torch.Size], targets: Mapping[str, tupl
             raise InputError(f"{name} is stored as {dtype}; apply the update to the model before it is quantised")
 
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-class _Shards:
-    """The tensors of `x.safetensors`, or of the shards that `x.safetensors.index.json` lists, read one at a time."""
-
-    def __init__(self, folder: Path, filename: str):
-        self.folder = folder
-        index = folder / f"{filename}.index.json"
-        if (folder / filename).is_file():
-            with open_safetensors(folder / filename) as file:
-                self.files = dict.fromkeys(file.keys(), filename)
-        elif index.is_file():
-            self.files = read_json(index)["weight_map"]
-        else:
-            raise InputError(f"{folder} has no {filename} and no {index.name}; save it with save_pretrained()")
-        self.filenames = sorted(set(self.files.values()))
-        absent = [name for name in self.filenames if not (folder / name).is_file()]
-        if absent:
-            raise InputError(f"{folder} lacks {_some(absent)}; save or download it again")
-
-    def tensor(self, name: str) -> torch.Tensor:
-        with open_safetensors(self.folder / self.files[name]) as file:
-            return file.get_tensor(name)
-
-    def headers(self, names: Iterable[str]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-        """{name: (shape, dtype)} of those of `names` that exist, from the files' headers."""
-        headers = {}
-        for filename in self.filenames:
-            with open_safetensors(self.folder / filename) as file:
-                for name in set(file.keys()).intersection(names):
-                    piece = file.get_slice(name)
-                    # Types that no update can be added to (integers, eight bits) need no name of their own here.
-                    headers[name] = (torch.Size(piece.get_shape()), _DTYPES.get(piece.get_dtype(), torch.uint8))
-        return headers
-
-
-class _DeltaReader(_Shards):
+class _DeltaReader(Shards):
     def __init__(self, path_or_repo: str | Path, revision: str | None = None):
         folder = fetch_folder(path_or_repo, revision, ["delta*", "delta/*"])
         if not (folder / CONFIG_FILE).is_file():

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 
-from .dtensors import is_dtensor, placed_like, whole
 from .errors import NumericalError
+from .runtime.sharded import is_dtensor, placed_like, whole
 
 
 class NaturalGradientAscent(torch.optim.Optimizer):

@@ -33,7 +33,7 @@ def parse_arguments(argv=None, default: str | None = None) -> argparse.Namespace
 
 def configure(arguments: argparse.Namespace) -> dict:
     """The YAML with what the command line overrides."""
-    from hf_unlearn.class_forgetting import read_protocol
+    from hf_unlearn.experiments.problems.class_forgetting import read_protocol
 
     config = read_protocol(arguments.config)
     overrides = {"data_dir": arguments.data_dir, "per_class": arguments.per_class, "forget": arguments.forget}
@@ -46,7 +46,7 @@ def configure(arguments: argparse.Namespace) -> dict:
 def main(argv=None, default: str | None = None):
     arguments = parse_arguments(argv, default)
     with exit_codes():
-        from hf_unlearn.class_forgetting import publish, run_class_forgetting
+        from hf_unlearn.experiments.problems.class_forgetting import publish, run_class_forgetting
 
         config = configure(arguments)
         rows = run_class_forgetting(config, arguments.output_dir)

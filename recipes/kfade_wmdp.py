@@ -14,7 +14,7 @@ last finished line when it is started again. docs/wmdp.md says where the corpora
 
 import argparse
 
-from hf_unlearn.recipes import add_arguments, run
+from hf_unlearn.cli.recipe import add_arguments, run
 
 
 def parse_arguments(argv=None) -> argparse.Namespace:
@@ -33,7 +33,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 def configure(arguments: argparse.Namespace) -> dict:
     """The YAML with what the command line overrides."""
-    from hf_unlearn.experiment import read_config
+    from hf_unlearn.experiments.run import read_config
 
     config = read_config(arguments.config, default="wmdp_demo.yaml")
     if arguments.data_dir:

@@ -12,6 +12,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+from tests.support.models import make_llama
+
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
@@ -23,29 +25,6 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found: set HF_UNLEARN_DATA to the data folder (looked at {folder.name}/)")
     return folder
-
-
-def make_llama(
-    vocab_size=50, hidden_size=16, intermediate_size=24, layers=2, heads=2, kv_heads=None, seed=0, **kwargs
-):
-    """A random tiny Llama in eval mode."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads or heads,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        **{"tie_word_embeddings": False, **kwargs},
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture

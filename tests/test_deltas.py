@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import hf_unlearn.deltas as deltas
-from hf_unlearn.deltas import UpdateDelta, base_tensors, delta_config, transfer
+from hf_unlearn.deltas import UpdateDelta, delta_config, transfer
 from hf_unlearn.errors import InputError, NumericalError
+from hf_unlearn.runtime.checkpoints import base_tensors
 
 
 DOWN = "model.layers.0.mlp.down_proj.weight"

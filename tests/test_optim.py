@@ -5,11 +5,11 @@ import copy
 
 import pytest
 import torch
-from unlearn_setup import COLLATE, FORGET, RETAIN, trained_llama
 
 from hf_unlearn.curvature import EKFAC, KFAC, Diagonal, Identity
 from hf_unlearn.errors import NumericalError
 from hf_unlearn.optim import NaturalGradientAscent
+from tests.support.trainers import COLLATE, FORGET, RETAIN, trained_llama
 
 
 def fitted(kind, dtype=torch.float32):

@@ -10,8 +10,8 @@ from datetime import datetime, timezone
 
 import torch
 
-from hf_unlearn.evaluation.report import environment
-from hf_unlearn.files import write_json
+from hf_unlearn.runtime.files import write_json
+from hf_unlearn.runtime.provenance import environment
 
 
 RETAIN_SEQUENCES, FORGET_SEQUENCES = 4000, 2500  # of the paper's WMDP run

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..files import open_safetensors, read_json, write_json, write_safetensors
+from ..runtime.files import open_safetensors, read_json, write_json, write_safetensors
+from ..runtime.processes import Processes
 from .layout import assign_weights, tensor_weight
-from .sharding import Processes
 
 
 CONFIG_FILE = "curvature_config.json"
@@ -54,7 +54,7 @@ def save(curvature, folder: str | Path) -> Path:
 
 def load(folder_or_repo: str | Path, model: nn.Module | None, device: str | torch.device, revision, accelerator):
     """See `Curvature.from_pretrained`."""
-    from ..hub import fetch_folder
+    from ..runtime.hub import fetch_folder
     from . import KINDS
 
     processes = Processes(accelerator)
@@ -89,7 +89,7 @@ def load(folder_or_repo: str | Path, model: nn.Module | None, device: str | torc
 
 def push(curvature, repo: str, private: bool | None, token: str | None) -> str:
     """See `Curvature.push_to_hub`."""
-    from ..hub import push_folder
+    from ..runtime.hub import push_folder
 
     processes = _owners(curvature)
     main = processes.rank == 0

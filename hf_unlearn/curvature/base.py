@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..dtensors import whole
 from ..errors import InputError, NumericalError
-from ..files import sha256_tensor
+from ..runtime.files import sha256_tensor
+from ..runtime.processes import Processes
+from ..runtime.sharded import whole
 from . import artifact
 from .fisher import FISHERS
 from .fit import run_fit
 from .layout import parse_bytes
 from .linalg import check_finite, matmul_precision
-from .sharding import Processes
 from .targets import select_targets
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..dtensors import reshard
 from ..errors import InputError
+from ..runtime.sharded import reshard
 
 
 class Capture:

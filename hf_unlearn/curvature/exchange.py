@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..runtime.processes import Processes
 from .batches import Batch
-from .sharding import Processes
 
 
 ALIGNMENT = 16  # bytes: a tensor of any type can be viewed in the middle of a message

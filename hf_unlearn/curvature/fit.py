@@ -9,16 +9,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..dtensors import whole
 from ..errors import InputError
-from ..files import sha256_json, sha256_tensor
+from ..runtime.files import sha256_json, sha256_tensor
+from ..runtime.modules import model_device
+from ..runtime.processes import Processes
+from ..runtime.provenance import code_sha256
+from ..runtime.sharded import whole
 from ..version import __version__
 from .batches import read_batch
 from .capture import Capture
 from .layout import make_layout, shared_inputs, tensor_weight
-from .passes import Progress, data_digest, is_causal, model_device, run_pass
-from .resume import FitCheckpoint, code_sha256, restore
-from .sharding import Processes
+from .passes import Progress, data_digest, is_causal, run_pass
+from .resume import FitCheckpoint, restore
 from .targets import is_transposed, unwrap
 
 

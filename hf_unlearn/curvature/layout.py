@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .sharding import assign
+from ..runtime.processes import assign
 from .targets import factor_dtype, widths
 
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..dtensors import is_sharded, reshard
 from ..errors import InputError
-from ..files import sha256_tensor
+from ..runtime.files import sha256_tensor
+from ..runtime.modules import model_device
+from ..runtime.processes import LostProcess, Processes
+from ..runtime.sharded import is_sharded, reshard
 from .batches import Batch, read_batch
 from .capture import Capture
 from .exchange import RowKeeper, contents, exchange_rows
 from .fisher import output_gradients
-from .sharding import LostProcess, Processes
 from .targets import unwrap
 
 
@@ -182,11 +183,6 @@ def chain(digest: str, digests: Iterable[str]) -> str:
 def data_digest(dataloader: Iterable[Mapping], batches: int | None) -> str:
     """The chained hash of the first batches, or of all of them."""
     return chain("", map(batch_digest, itertools.islice(dataloader, batches)))
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """Where inputs go: the device of the first weight that is not offloaded."""
-    return next(parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
 
 
 def _rows(raw: Mapping) -> int:

@@ -9,7 +9,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
@@ -19,9 +18,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import open_safetensors, write_safetensors
+from ..runtime.files import open_safetensors, write_safetensors
+from ..runtime.processes import Processes
 from .passes import Progress
-from .sharding import Processes
 
 
 class FitCheckpoint:
@@ -113,14 +112,6 @@ class FitCheckpoint:
                 return "progress" in (opened.metadata() or {})
         except InputError:
             return False
-
-
-def code_sha256() -> str:
-    """Hash of this package's source."""
-    digest, root = hashlib.sha256(), Path(__file__).parents[1]
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root).as_posix()}\n".encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def restore(sums, tensors: Mapping[str, Tensor], counts: Mapping[str, int]):

@@ -49,3 +49,11 @@ class UnlearnCollator:
 
     def __call__(self, rows: list[dict]) -> dict[str, dict[str, torch.Tensor]]:
         return {side: self.collator([row[side] for row in rows]) for side in rows[0]}
+
+
+def default_collator(model, processing_class) -> CausalCollator:
+    """Pads with the tokenizer's or the model's padding id; labels are -100 there, so any id will do."""
+    pad = getattr(processing_class, "pad_token_id", None)
+    for fallback in (getattr(model.config, "pad_token_id", None), getattr(processing_class, "eos_token_id", None), 0):
+        pad = fallback if pad is None else pad
+    return CausalCollator(pad)

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, Image
 
 from ..errors import InputError
-from .tofu import tokenize_qa
+from .prompts import tokenize_qa
 
 
 logger = logging.getLogger(__name__)
@@ -74,12 +74,23 @@ def prepare_rows(rows: Dataset | None, what: str, tokenizer, max_length: int) ->
     return rows.select_columns(["input_ids", "attention_mask", "labels"])
 
 
-def some_rows(rows: Dataset, count: int | None, seed: int) -> Dataset:
-    """At most `count` rows, drawn by the seed alone and in their old order; all of them for None."""
+def sample_rows(rows: Dataset, count: int | None, seed: int = 0) -> Dataset:
+    """At most `count` rows: a choice without replacement that depends on the seed alone, in their order; None: all.
+
+    Raises:
+        InputError: `count` is below 1.
+    """
+    check_limit(count)
     if count is None or count >= len(rows):
         return rows
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     return rows.select(sorted(order[:count].tolist()))
+
+
+def check_limit(limit: int | None):
+    """Refuse a number of rows below 1; None stands for all of them."""
+    if limit is not None and limit < 1:
+        raise InputError(f"limit={limit}: give at least 1, or leave it out for all rows")
 
 
 def row_hashes(rows: Dataset) -> list[str]:

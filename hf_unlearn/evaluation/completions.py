@@ -10,19 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..data.collators import CausalCollator
-from ..data.tofu import QATemplate, encode_qa
+from ..data.prompts import ALPACA, ALPACA_INPUT, QATemplate, encode_qa
 from ..deltas import UpdateDelta
 from ..errors import InputError
 from .scoring import generate_ids, padding_id, prompt_ids
 from .specificity import KLResult, TokenKL
-
-
-# The two prompts of Stanford Alpaca (Taori et al. 2023), without and with an input.
-_ALPACA = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
-ALPACA, ALPACA_INPUT = (
-    QATemplate(f"{_ALPACA.format(middle)}\n\n### Instruction:\n", "\n\n### Response:", "")
-    for middle in ("", ", paired with an input that provides further context")
-)
 
 
 def generate_completions(

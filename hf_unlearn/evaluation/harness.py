@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from ..curvature.sharding import Processes
-from ..data.training import cache_folder
-from ..data.wmdp import check_tokenizer
+from ..data.packing import check_tokenizer
 from ..errors import InputError
-from ..files import read_json, sha256_json, sha256_tensor, write_json
+from ..runtime.cache import cache_folder
+from ..runtime.files import read_json, sha256_json, sha256_tensor, write_json
+from ..runtime.modules import evaluation_mode
+from ..runtime.processes import Processes
 from .harness_scores import HarnessResult, Score, make_score, plain_sample
-from .scoring import evaluation_mode
 
 
 CACHE_FORMAT = 1

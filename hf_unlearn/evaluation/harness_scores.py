@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from .formats import MISSING
+from ..report.formats import MISSING
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..runtime.modules import evaluation_mode
 from .memorization import EPSILON
-from .scoring import evaluation_mode, predicted_logits
+from .scoring import predicted_logits
 
 
 MIN_K = 0.4  # share of tokens in min-k and min-k++ (open-unlearning's TOFU and MUSE settings)

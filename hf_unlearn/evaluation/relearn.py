@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm.auto import tqdm
 
+from ..data.collators import default_collator
 from ..deltas import UpdateDelta
 from ..errors import InputError, NumericalError
-from ..loading import default_collator
-from .formats import MISSING
-from .scoring import evaluation_mode, model_device
+from ..report.formats import MISSING
+from ..runtime.modules import evaluation_mode, model_device
 
 
 Scores = dict[str, float]

@@ -5,7 +5,6 @@ Batches are sorted by length and the output head runs at answer positions only, 
 tensor is ever made. Works on any causal LM of transformers and on PEFT models, where the model lies.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import InputError, NumericalError
+from ..runtime.modules import evaluation_mode, model_device
 
 
 # Numbers in one block of logits, and in one temporary of its reduction. On a CPU big blocks lose half of their time to
@@ -55,31 +55,13 @@ class AnswerScore:
         return slice(0, len(self.token_log_probs) - self.eos)
 
 
-@contextlib.contextmanager
-def evaluation_mode(model, grad: bool = False):
-    """eval() and (by default) no gradients inside; every module's own training flag afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.set_grad_enabled(grad):
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def budget(table: Mapping[str, int], device: torch.device) -> int:
     return table.get(device.type, table["other"])
 
 
-def model_device(model) -> torch.device:
-    """Where the model wants its token ids (the embedding's device, also under a device map)."""
-    return model.get_input_embeddings().weight.device
-
-
 def encode(tokenizer, rows: Sequence[tuple[str, str]], template, max_length: int = 512) -> list[dict]:
     """Token ids and labels (-100 on the prompt) of (question, answer) rows."""
-    from ..data.tofu import encode_qa
+    from ..data.prompts import encode_qa
 
     return [encode_qa(tokenizer, question, answer, template, max_length=max_length) for question, answer in rows]
 

@@ -10,8 +10,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import InputError, NumericalError
+from ..runtime.modules import evaluation_mode
 from .bootstrap import mean_interval, quantile_bands
-from .scoring import LOG_PROB_FLOOR, REDUCTION_BUDGET, budget, evaluation_mode, logit_blocks, predicted_tokens
+from .scoring import LOG_PROB_FLOOR, REDUCTION_BUDGET, budget, logit_blocks, predicted_tokens
 from .top_k import TopK, bytes_per_token, divergences, keep_top, most_that_fit
 
 

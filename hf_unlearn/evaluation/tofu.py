@@ -7,18 +7,10 @@
 from collections.abc import Iterable, Mapping
 
 from ..errors import InputError
-from ..files import sha256_json
+from ..runtime.files import sha256_json
 from ..version import __version__
 from . import memorization, privacy, scoring
-from .tofu_logs import (
-    MIA_METRICS,
-    UTILITY_PARTS,
-    aggregates,
-    format_summary,
-    read_log,
-    summarize,
-    write_log,
-)
+from .tofu_logs import MIA_METRICS, UTILITY_PARTS, aggregates, format_summary, read_log, summarize, write_log
 
 
 __all__ = ["METRICS", "evaluate", "format_summary", "read_log", "summarize", "write_log"]
@@ -204,7 +196,7 @@ def evaluate(
         InputError: a split, column, metric or reference model is missing, or perturbed answers are not lists.
         NumericalError: the model gives logits that are not finite.
     """
-    from ..data.tofu import QATemplate
+    from ..data.prompts import QATemplate
 
     template = template or QATemplate()
     splits = {name: split for name, split in splits.items() if split is not None}

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import atomic_write, write_json
+from ..runtime.files import atomic_write, write_json
 from . import memorization, privacy
 
 

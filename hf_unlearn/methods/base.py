@@ -10,8 +10,8 @@ import torch
 
 
 if TYPE_CHECKING:
-    from ..config import UnlearnConfig
-    from ..trainer import UnlearnTrainer
+    from ..trainer.config import UnlearnConfig
+    from ..trainer.trainer import UnlearnTrainer
 
 
 @dataclass

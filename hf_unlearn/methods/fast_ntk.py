@@ -15,14 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import objectives
 from ..errors import InputError, NumericalError
-from ..ntk.jacobians import OUTPUTS, model_inputs
+from ..ntk.jacobians import OUTPUTS
 from ..ntk.request import KERNELS, LINEARIZE, ClosedForm, solve_request
 from ..ntk.solvers import SOLVERS
+from ..runtime.modules import model_inputs
 from .base import Method
 
 
 if TYPE_CHECKING:
-    from ..trainer import UnlearnTrainer
+    from ..trainer.trainer import UnlearnTrainer
 
 
 logger = logging.getLogger(__name__)

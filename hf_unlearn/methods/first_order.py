@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from .. import objectives
-from ..dtensors import is_sharded, placed_like, reshard, standing_in
 from ..errors import InputError
-from ..evaluation.scoring import evaluation_mode
+from ..runtime.modules import evaluation_mode
+from ..runtime.sharded import is_sharded, placed_like, reshard, temporary_weights
 from .base import Method, split_labels
 from .rmu import captured_states, choose_weights, control_vector
 
@@ -193,7 +193,7 @@ class FirstOrder(Method):
         named = dict(model.named_parameters()) | dict(model.named_buffers())
         # Taken whole before the model was spread; each process needs its part alone.
         tensors.update({name: placed_like(tensor, named[name]) for name, tensor in tensors.items()})
-        with standing_in(model, tensors), evaluation_mode(model):
+        with temporary_weights(model, tensors), evaluation_mode(model):
             return model(**inputs).logits
 
     def loss(self, model, inputs, counts):

@@ -3,7 +3,6 @@
 
 import contextlib
 import copy
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,21 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import objectives
 from ..curvature import KINDS, Curvature, make_curvature, select_targets
-from ..dtensors import reshard
 from ..errors import InputError
-from ..hub import public_name
 from ..optim import NaturalGradientAscent
-from ..patching import replaced_forwards
+from ..runtime.hub import public_name
+from ..runtime.modules import checkpointed_in_eval_mode
+from ..runtime.sharded import reshard
 from .base import Method, split_labels
 
 
 if TYPE_CHECKING:
-    from ..trainer import UnlearnTrainer
+    from ..trainer.trainer import UnlearnTrainer
 
 
 @dataclass
@@ -283,23 +280,6 @@ class KFade(Method):
         finally:
             trainer.before_step = None
         return result
-
-
-@contextlib.contextmanager
-def checkpointed_in_eval_mode(model):
-    """Layers with gradient checkpointing are checkpointed in eval mode too, where transformers would not.
-
-    Train mode for these layers alone is not the same: some of them (OPT) apply dropout in their own forward.
-    """
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
-    ]
-    # No dropout runs, so no random state need be kept.
-    saving = lambda layer: functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-    with replaced_forwards((layer, saving(layer)) for layer in layers):
-        yield
 
 
 @dataclass

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..curvature.sharding import Processes
 from ..data.rows import row_hashes
-from ..files import open_safetensors, sha256_json, sha256_tensors, write_safetensors
-from .grams import TENSORS, Gram, own
+from ..runtime.files import open_safetensors, sha256_json, sha256_tensors, write_safetensors
+from ..runtime.processes import Processes, own
+from .grams import TENSORS, Gram
 from .jacobians import Jacobians
 
 

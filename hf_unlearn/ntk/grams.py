@@ -3,7 +3,7 @@
 
 import functools
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..curvature.linalg import add_gram_, mirror_
-from ..curvature.sharding import Processes
 from ..errors import InputError
+from ..runtime.processes import Processes, share_of
 from .jacobians import Jacobians
 
 
@@ -108,21 +108,6 @@ def measure_gram(
     mirror_(gram.matrix)
     gram.rows = int(processes.add(torch.tensor(gram.rows, device=device)))
     return gram
-
-
-def own(processes: Processes, work: Callable[[], T]) -> T:
-    """What `work()` gives on this process; what it raises on any process all raise. Collective.
-
-    Between two collectives: without it the others would wait in the next one for a process that has stopped.
-    """
-    kept = []
-    processes.share(lambda: kept.append(work()))
-    return kept[0]
-
-
-def share_of(batches: Iterable[Mapping], processes: Processes) -> Iterator[Mapping]:
-    """The batches of this process: every n-th."""
-    return (batch for number, batch in enumerate(batches) if number % processes.size == processes.rank)
 
 
 def contrasts(classes: int) -> Tensor:

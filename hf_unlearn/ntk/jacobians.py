@@ -14,8 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError, NumericalError
-from ..evaluation.scoring import evaluation_mode
-from ..patching import replaced_forwards
+from ..runtime.modules import evaluation_mode, model_inputs, replaced_forwards
 
 
 logger = logging.getLogger(__name__)
@@ -189,16 +188,6 @@ class Jacobians:
                 raise InputError(f"{name} does not reach the outputs: leave it out of the tuned parameters")
             rows[:, start : start + value.numel()] = gradient.flatten(1)
             start += value.numel()
-
-
-def model_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A batch without its labels, on the model's device; images in the model's precision."""
-    weight = next(model.parameters())
-    return {
-        name: value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype)
-        for name, value in batch.items()
-        if name != "labels"
-    }
 
 
 @contextlib.contextmanager

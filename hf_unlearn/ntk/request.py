@@ -12,10 +12,10 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..curvature.sharding import Processes
-from ..data.rows import some_rows
+from ..data.rows import sample_rows
+from ..runtime.processes import Processes, own, share_of
 from .cache import GramCache
-from .grams import centred_chunks, check_labels, measure_gram, own, share_of
+from .grams import centred_chunks, check_labels, measure_gram
 from .jacobians import Jacobians
 from .solvers import cgls, choose_solver, dual_coefficients, primal_update
 from .targets import centred, make_targets
@@ -66,7 +66,7 @@ def solve_request(
     at, origin = _linearisation(model, names, settings.linearize, start)
     jacobians = Jacobians(model, names, at=at, origin=origin, outputs=settings.outputs, chunk_size=settings.chunk_size)
     loader = lambda rows: DataLoader(rows, batch_size=4 * settings.chunk_size, collate_fn=collator)
-    everything, retain = retain, some_rows(retain, settings.retain_samples, seed)
+    everything, retain = retain, sample_rows(retain, settings.retain_samples, seed)
     targets, about = make_targets(settings, model, loader, (everything, retain, forget), processes, seed)
     classes = about.pop("classes")
     contrasts = {"retain": settings.contrasts, "forget": settings.forget_contrasts or settings.contrasts}

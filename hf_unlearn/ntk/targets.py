@@ -9,12 +9,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from ..curvature.sharding import Processes
-from ..data.rows import some_rows
+from ..data.rows import sample_rows
 from ..errors import InputError
-from ..evaluation.scoring import evaluation_mode
-from .grams import check_labels, share_of
-from .jacobians import model_inputs
+from ..runtime.modules import evaluation_mode, model_inputs
+from ..runtime.processes import Processes, share_of
+from .grams import check_labels
 
 
 logger = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ def make_targets(
         InputError: labels out of range, or a model that was never tuned on the rows.
     """
     everything, retain, forget = sets
-    classes, scale, right = mean_margin(model, loader(some_rows(retain, MARGIN_ROWS, seed)), processes)
+    classes, scale, right = mean_margin(model, loader(sample_rows(retain, MARGIN_ROWS, seed)), processes)
     if settings.target_scale != "auto":
         scale = settings.target_scale
     elif settings.outputs == "probabilities":

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import InputError
-from ...files import read_json, staged_folder, write_json, write_safetensors
+from ...runtime.files import read_json, staged_folder, write_json, write_safetensors
 from ..base import TypedTuner
 from .config import BatchNormTuningConfig
 from .layer import BatchNormTuningLayer

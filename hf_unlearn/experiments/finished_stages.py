@@ -1,0 +1,108 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""What the finished stages of a search left behind: a search that is killed goes on after the last of them."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..deltas import UpdateDelta
+from ..runtime.files import open_safetensors, write_json, write_safetensors
+
+
+logger = logging.getLogger(__name__)
+
+FOLDER, STATE = "kept", "state.json"
+
+
+class FinishedStages:
+    """How far a search has come, read from its folder. Every process reads; one writes while the others wait.
+
+    A run of several stages takes hours on a large model, so all that the next stage starts from is kept: the weights in
+    their own precision, the update so far in fp32, the candidates, and the best one's update.
+
+    Attributes:
+        trials: runs that are done.
+        stages: stages of the next run that are done.
+        rows: the candidates that were looked at in the runs that are done.
+        best: index of the best of them and its update; None when there is none yet.
+        seconds, peak_memory: of the next run's stages that are done, and of all of them.
+    """
+
+    def __init__(self, folder: Path, key: str):
+        """`key` is the hash of all that decides what the stages do: of what was kept under another, nothing is used."""
+        self.folder, self.key = folder / FOLDER, key
+        self.trials, self.stages, self.seconds, self.peak_memory = 0, 0, 0.0, 0.0
+        self.rows: list[dict] = []
+        self.best: tuple[int, UpdateDelta] | None = None
+        self._written: int | None = None
+        try:
+            state = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        if state["key"] != key:
+            return
+        self.trials, self.stages, self.rows = state["trials"], state["stages"], state["rows"]
+        self.seconds, self.peak_memory = state["seconds"], state["peak_memory"]
+        if state["best"] is not None:
+            self._written = state["best"]
+            self.best = self._written, UpdateDelta.from_pretrained(self.folder / f"best-{self._written}")
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.trials + self.stages > 0
+
+    def tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Of the next run's stages that are done: the weights that they changed, and their update together."""
+        parts = {"weights": {}, "update": {}}
+        with open_safetensors(self.folder / self._stage_file) as file:
+            for name in file.keys():
+                part, weight = name.split("/", 1)
+                parts[part][weight] = file.get_tensor(name)
+        return parts["weights"], parts["update"]
+
+    @property
+    def _stage_file(self) -> str:
+        return f"run-{self.trials}-stage-{self.stages}.safetensors"
+
+    def save(self, weights: Mapping[str, torch.Tensor], update: Mapping[str, torch.Tensor]):
+        """Write the attributes, and what `tensors` returns. A full disk is no reason to lose what goes on in memory.
+
+        The state is written last, and names what it belongs to: a kill leaves the old one, whose files are still there.
+        """
+        wanted = {STATE}
+        try:
+            if self.stages:
+                wanted.add(self._stage_file)
+                parts = {f"weights/{name}": tensor for name, tensor in weights.items()}
+                parts |= {f"update/{name}": tensor for name, tensor in update.items()}
+                write_safetensors(self.folder / self._stage_file, parts)
+            if self.best is not None:
+                index, delta = self.best
+                wanted.add(f"best-{index}")
+                if index != self._written:
+                    delta.save_pretrained(self.folder / f"best-{index}", dtype=torch.float32)
+                    self._written = index
+            state = {
+                name: getattr(self, name) for name in ("key", "trials", "stages", "rows", "seconds", "peak_memory")
+            }
+            write_json(self.folder / STATE, state | {"best": None if self.best is None else self.best[0]})
+        except OSError as error:
+            logger.warning(f"the finished stages could not be kept, and a killed run would repeat them: {error}")
+            return
+        for old in self.folder.iterdir():
+            if old.name not in wanted:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+    def clear(self):
+        """Remove all else that the search's folder holds, and what was kept unless it is in use."""
+        for old in self.folder.parent.glob("*"):
+            if old != self.folder or not self.begun:
+                shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
+
+    def remove(self):
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,112 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Relearning attacks on the methods of a finished comparison, as a section of its report."""
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from ...errors import InputError
+from ...evaluation.relearn import AttackTable, attack_table
+from ...report.page import Section
+from ...report.plots import relearn_plot
+from ...runtime.cache import cached_json
+
+
+if TYPE_CHECKING:
+    from ..comparison import Comparison
+    from .wmdp import WmdpProblem
+
+
+@dataclass
+class Attacks:
+    """The section `relearn`: fine-tuning of all weights that may bring back what was removed (K-FADE, RQ4).
+
+    Args:
+        attacks: {name: {corpus: sequences to take}}, for example benign, related, and a few forget sequences.
+        methods: labels that are attacked beside the best row.
+        steps, learning_rates, batch_size, eval_steps: of every attack.
+        questions: questions per task asked at each evaluation; all by default.
+    """
+
+    attacks: dict[str, dict[str, int | None]]
+    methods: list[str] = field(default_factory=list)
+    steps: int = 200
+    learning_rates: list[float] = field(default_factory=lambda: [1e-5])
+    batch_size: int = 8
+    eval_steps: int = 50
+    questions: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.attacks, dict) or not all(
+            isinstance(corpora, dict) for corpora in self.attacks.values()
+        ):
+            raise InputError("relearn.attacks: give corpora by attack, as in {benign: {wikitext: 1600}}")
+
+
+def relearning(problem: "WmdpProblem", comparison: "Comparison", best: str) -> Section:
+    """Attack the best row's model and those that the YAML names; kept beside the entries, so that it is done once."""
+    attacks = problem.attacks
+    known = [entry.label for entry in comparison.entries]
+    methods = list(dict.fromkeys([best, *(label for label in attacks.methods if label in known)]))
+    updates = {label: comparison.update(label) for label in methods}
+    rows = {name: problem.corpora.joined(corpora, problem.tokenizer) for name, corpora in attacks.attacks.items()}
+
+    def accuracies(model) -> dict[str, float]:
+        asked = problem.ask(model, attacks.questions, problem.domains)
+        return {task: score.accuracy for task, score in asked.items()}
+
+    def attack():
+        table = attack_table(
+            problem.original,
+            updates,
+            rows,
+            evaluate=accuracies,
+            learning_rates=attacks.learning_rates,
+            steps=attacks.steps,
+            batch_size=attacks.batch_size,
+            eval_steps=attacks.eval_steps,
+            seed=comparison.seed,
+            tokenizer=problem.tokenizer,
+            max_length=problem.max_length,
+            progress=problem.progress,
+        )
+        return table.to_json()
+
+    key = {"identity": comparison.identity, "attacks": asdict(attacks)}
+    key |= {"updates": {label: update.sha256() for label, update in updates.items()}}
+    table = AttackTable(**cached_json(comparison.folder / "relearn.json", key, attack))
+    return section(table, problem)
+
+
+def section(table: AttackTable, problem: "WmdpProblem") -> Section:
+    """The table and its picture, of the first domain."""
+    percent = lambda value: f"{100 * value:.1f}"
+    back = lambda value, share: percent(value) + ("" if share is None else f" ({100 * share:.0f} % back)")
+    header = ["method", "attack", "learning rate", "task", "original", "unlearned", "attacked"]
+    header += ["attacked, update added again", "original, attacked", "original, attacked, then update"]
+    body = [
+        [
+            row["method"],
+            row["attack"],
+            f"{row['learning_rate']:g}",
+            row["metric"],
+            percent(row["original"]),
+            percent(row["unlearned"]),
+            back(row["relearned"], row["recovery"]),
+            back(row["relearned_with_update"], row["recovery_with_update"]),
+            percent(row["control"]),
+            back(row["control_with_update"], row["control_recovery_with_update"]),
+        ]
+        for row in table.rows
+    ]
+    settings = table.curves[0]["settings"]
+    return Section(
+        "Does it come back? Relearning attacks",
+        f"All weights are fine-tuned for {settings['steps']} steps of {settings['batch_size']} sequences ({settings['optimizer']}). "
+        "Accuracy in percent; in brackets the share of what was lost that is back. The last columns are the paper's defence: "
+        "the update is added again after the fine-tuning.",
+        header=header,
+        table=body,
+        name="relearn.png",
+        figure=relearn_plot(table.curves, chance=problem.asked[problem.domains[0]].chance),
+        alt="Accuracy during fine-tuning attacks, one panel an attack, one line a method",
+    )

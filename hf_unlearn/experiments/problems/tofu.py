@@ -1,0 +1,198 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""TOFU, and the embedded problem in its columns: forget some authors; compare with a model that never knew them."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch.utils.data import DataLoader
+
+from ...data.collators import CausalCollator
+from ...data.prompts import QATemplate, tokenize_qa
+from ...data.tofu import TofuSplits, load_tofu
+from ...errors import InputError
+from ...evaluation import tofu
+from ...evaluation.specificity import TokenKL
+from ...miniature.authors import load_synthetic, scratch_models
+from ...report.vocabulary import TofuResults
+from ...runtime.loading import load_model
+from ...runtime.processes import on_main_process
+from ..problem import REMEMBERED, Problem, Stage, StageSize, configured, load_original
+
+
+SEARCH_METRICS = ("forget_truth_ratio", "forget_Q_A_Prob", "retain_Q_A_Prob")
+# What the table shows, without the membership scores that take one backward pass per row.
+TABLE_METRICS = (
+    *("forget_quality", "model_utility", "forget_Q_A_Prob", "forget_Q_A_ROUGE"),
+    *("exact_memorization", "extraction_strength"),
+)
+NOTES = [
+    "The candidate of a row is the one with the least retain KL among those with forget quality >= 0.05, else the one that "
+    "forgot most. Choosing needs the retrained model, as in the papers.",
+    "Forget quality is the p-value of a two-sample KS test on truth ratios against the retrained model (TOFU); it says the "
+    "two cannot be told apart by this test on n items, not that nothing is left. Relearning attacks are not part of this table.",
+]
+
+
+@dataclass
+class TofuProblem(Problem):
+    """Forgetting rows of TOFU.
+
+    Args:
+        retrained: the model that never saw the forget rows, or None with `retain_log`, the log of such a model.
+        sweep_rows: retain rows on which every candidate's KL is measured.
+    """
+
+    splits: TofuSplits
+    tokenizer: object
+    original: torch.nn.Module
+    retrained: torch.nn.Module | None
+    retain_log: Mapping | None = None
+    template: QATemplate = field(default_factory=QATemplate)
+    max_length: int = 512
+    max_new_tokens: int = 200
+    batch_size: int = 32
+    sweep_rows: int = 200
+
+    results = TofuResults()
+    sections = {"template"}
+
+    @classmethod
+    def from_config(cls, config, progress=True):
+        """Models of `model`: `scratch` (trained here, cached), or `original` and `retrained` or `retain_log`."""
+        splits, model, retain_log = load_splits(config), config["model"], None
+        if "scratch" in model:
+            tokenizer, original, retrained = configured(
+                scratch_models,
+                "model.scratch",
+                model["scratch"],
+                splits=splits,
+                seed=config["seed"],
+                progress=progress,
+            )
+        else:
+            original, tokenizer, kwargs = load_original(model, "TOFU")
+            retrained = None
+            if model.get("retrained"):
+                retrained = load_model(model["retrained"], tokenizer, kwargs)[0].eval()
+            elif not model.get("retain_log"):
+                raise InputError(
+                    "give model.retrained or model.retain_log: forget quality compares with a retrained model"
+                )
+            else:
+                retain_log = tofu.read_log(model["retain_log"])
+        loaded = {"splits": splits, "tokenizer": tokenizer, "original": original.eval(), "retrained": retrained}
+        loaded |= {"retain_log": retain_log, "template": configured(QATemplate, "template", config.get("template"))}
+        return configured(cls, "evaluation", config["evaluation"], **loaded)
+
+    @classmethod
+    def sizes(cls, config):
+        splits = load_splits(config)
+        length = config["evaluation"].get("max_length", 512)
+        return [StageSize(splits.name, len(splits.forget), len(splits.retain), length)]
+
+    @property
+    def name(self) -> str:
+        return self.splits.name
+
+    def rows(self, split) -> object:
+        return tokenize_qa(split, self.tokenizer, self.template, self.max_length)
+
+    @functools.cached_property
+    def stages(self) -> list[Stage]:
+        return [Stage(self.name, self.rows(self.splits.forget), self.rows(self.splits.retain))]
+
+    def identity(self):
+        return {
+            "data": self.splits.name,
+            "template": self.template.fingerprint(self.tokenizer),
+            "sweep_rows": self.sweep_rows,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    def prepare(self, folder, identity):
+        rows = self.splits.retain_eval
+        rows = self.rows(rows.select(range(min(self.sweep_rows, len(rows)))))
+        loader = DataLoader(rows, batch_size=self.batch_size, collate_fn=CausalCollator(self.tokenizer.pad_token_id))
+        self._kl = TokenKL(self.original, loader, cache_bytes=REMEMBERED)
+        if not self._kl.cached:
+            raise InputError(
+                f"evaluation.sweep_rows={self.sweep_rows} is too many to remember the original's answers: lower it"
+            )
+
+    def references(self):
+        return super().references() | ({} if self.retrained is None else {"retrained": self.retrained})
+
+    @functools.cached_property
+    def _reference_log(self) -> Mapping:
+        return self.retain_log if self.retrained is None else self._log(self.retrained)
+
+    def _log(self, model, metrics=None) -> Mapping:
+        if metrics is None:
+            metrics = TABLE_METRICS if self.splits.holdout is None else (*TABLE_METRICS, "privleak")
+        return tofu.evaluate(
+            model,
+            self.tokenizer,
+            self.splits.evaluation(),
+            template=self.template,
+            batch_size=self.batch_size,
+            max_new_tokens=self.max_new_tokens,
+            metrics=metrics,
+            progress=False,
+        )
+
+    def look(self, model):
+        return metrics_of(tofu.summarize(self._log(model, SEARCH_METRICS), self._reference_log), self._kl(model).mean)
+
+    def measure(self, model, folder=None):
+        log = self._reference_log if model is self.retrained else self._log(model)
+        if folder is not None:
+            on_main_process(lambda: tofu.write_log(folder / "TOFU_EVAL.json", log))
+        kl = self._kl(model)
+        return metrics_of(tofu.summarize(log, self._reference_log), kl.mean), kl
+
+    def notes(self):
+        return NOTES
+
+    def settings(self):
+        sizes = {name: len(rows) for name, rows in self.splits.evaluation().items() if rows is not None}
+        return {"rows": {"forget": len(self.splits.forget), "retain": len(self.splits.retain), "evaluated": sizes}}
+
+    def card(self, rows, best):
+        return {
+            "forget": f"the forget set of {self.name}",
+            "retain": "its other rows",
+            "original": next(row for row in rows if row["method"] == "original"),
+            "unlearned": best,
+            "retrained": next((row for row in rows if row["method"] == "retrained"), {}),
+        }
+
+
+def load_splits(config: Mapping) -> TofuSplits:
+    """The rows of `data`: `source: synthetic` with its sizes, or a folder or Hub id of TOFU with `forget` and `retain_rows`."""
+    data = dict(config["data"])
+    if data.get("source") == "synthetic":
+        del data["source"]
+        return configured(load_synthetic, "data", data, seed=config["seed"])
+    return configured(load_tofu, "data", data)
+
+
+def metrics_of(summary: Mapping, kl: float) -> dict:
+    """The numbers of a row. Probabilities and ROUGE are means over rows, `retain_kl` is in nats per token."""
+    return {
+        "forget_quality": summary["forget_quality"],
+        "ks_statistic": summary["ks_statistic"],
+        "n": summary["n"],
+        "log10_forget_quality": summary["log10_forget_quality"],
+        "model_utility": summary.get("model_utility"),
+        "forget_probability": summary["forget_Q_A_Prob"],
+        "retain_probability": summary["retain_Q_A_Prob"],
+        "forget_truth_ratio": summary["forget_truth_ratio"],
+        "forget_rouge": summary.get("forget_Q_A_ROUGE"),
+        "retain_rouge": summary.get("retain_Q_A_ROUGE"),
+        "extraction_strength": summary.get("extraction_strength"),
+        "exact_memorization": summary.get("exact_memorization"),
+        "privleak": summary.get("privleak"),
+        "retain_kl": kl,
+    }

@@ -1,0 +1,318 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Hazardous knowledge: forget domains stage by stage, ask multiple-choice questions, see what else moved (WMDP, K-FADE)."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from ...data.collators import CausalCollator
+from ...data.packing import check_tokenizer
+from ...errors import InputError
+from ...evaluation.completions import generate_completions, worst_completions
+from ...evaluation.harness import Score, evaluate_tasks
+from ...evaluation.specificity import TokenKL
+from ...miniature.hazards import hazard_model
+from ...report.formats import format_number
+from ...report.page import Section
+from ...report.plots import kl_quantile_plot
+from ...report.vocabulary import LOST, POINTS, TaskResults, methods_of
+from ...runtime.cache import cached_json
+from ...runtime.loading import load_model, load_tokenizer
+from ..problem import REMEMBERED, Problem, Stage, configured, model_arguments
+from .attacks import Attacks, relearning
+from .corpora import Corpora, StageConfig, read_corpora, read_stages
+
+
+NOTES = [
+    f"The candidate of a row is the one with the least KL among those that lost {LOST:.0%} or more of the distance to chance in "
+    f"every domain and at most {POINTS:g} points of general accuracy, else the one that forgot most (beyond {LOST:.0%} nothing more "
+    "counts; of equals the one with less KL). Candidates are asked questions of the table, all or `search_questions` of a task.",
+    "Low accuracy does not show that knowledge has left the weights: see the relearning attacks where they were run.",
+]
+EMBEDDED = (
+    "The miniature's general corpus holds instructions with answers of the kinds whose completions are measured, though none of "
+    "the same: the KL is that of new prompts of a retained kind."
+)
+WORST = 5
+
+
+@dataclass
+class WmdpProblem(Problem):
+    """Forgetting what corpora teach, measured with questions (the section `evaluation`).
+
+    Args:
+        general: task of general knowledge, which is to be kept.
+        also: further tasks to report.
+        search_questions: questions per task that candidates are asked (of each subject of MMLU); all by default.
+        completions: unrelated instructions that the original completes, for the KL of the table (30000 in the paper).
+        search_completions: those on which candidates are measured.
+        max_new_tokens: of a completion.
+        given: take the data's own outputs as completions, instead of letting the original write them.
+    """
+
+    config: Mapping
+    corpora: Corpora
+    stage_configs: list[StageConfig]
+    tokenizer: object
+    attacks: Attacks | None = None
+    progress: bool = True
+    general: str = "mmlu"
+    also: Sequence[str] = ()
+    search_questions: int | None = None
+    completions: int = 30000
+    search_completions: int = 200
+    max_new_tokens: int = 128
+    given: bool = False
+    batch_size: int = 16
+
+    results = TaskResults()
+    sections = {"stages", "relearn"}
+
+    @classmethod
+    def from_config(cls, config, progress=True):
+        """Tokenizer and settings; texts and the model are loaded when they are first asked for, bad texts before the model."""
+        model, stages = config["model"], read_stages(config)
+        corpora = read_corpora(config)
+        if corpora.embedded is not None:
+            if "scratch" not in model:
+                raise InputError("model.scratch is missing: the miniature's model is trained here, on its own texts")
+            tokenizer, _ = embedded_model(config, corpora, progress)
+        elif not model.get("original"):
+            raise InputError("model.original is missing: give a model id or a folder")
+        else:
+            tokenizer = load_tokenizer(model["original"])
+            if tokenizer is None:
+                load_model(model["original"])  # says what is wrong where there is no model either
+                raise InputError(f"{model['original']} has no tokenizer: questions need the one it was trained with")
+            if tokenizer.pad_token_id is None:
+                tokenizer.pad_token = tokenizer.eos_token
+        attacks = configured(Attacks, "relearn", config["relearn"]) if config.get("relearn") else None
+        loaded = {"config": config, "corpora": corpora, "stage_configs": stages, "tokenizer": tokenizer}
+        loaded |= {"attacks": attacks, "progress": progress}
+        return configured(cls, "evaluation", config["evaluation"], **loaded)
+
+    def __post_init__(self):
+        embedded = self.corpora.questions
+        tasks = [*self.domains, *self.also, self.general]
+        if embedded is not None and (unknown := [task for task in tasks if task not in embedded]):
+            raise InputError(f"no task {', '.join(unknown)} in the miniature; there are {', '.join(embedded)}")
+
+    @classmethod
+    def sizes(cls, config):
+        corpora = read_corpora(config)
+        return [corpora.size(stage) for stage in read_stages(config)]
+
+    @property
+    def name(self) -> str:
+        return " and ".join(stage.name for stage in self.stage_configs)
+
+    @property
+    def max_length(self) -> int:
+        return self.corpora.length
+
+    @functools.cached_property
+    def stages(self) -> list[Stage]:
+        return [self.corpora.stage(stage, self.tokenizer) for stage in self.stage_configs]
+
+    @functools.cached_property
+    def original(self) -> torch.nn.Module:
+        if self.corpora.embedded is not None:
+            return embedded_model(self.config, self.corpora, False)[1]
+        model = self.config["model"]
+        loaded, _ = load_model(model["original"], self.tokenizer, model_arguments(model))
+        check_tokenizer(self.tokenizer, loaded)
+        return loaded.eval()
+
+    @property
+    def domains(self) -> list[str]:
+        """Tasks that ask for what is to be forgotten."""
+        return list(dict.fromkeys(stage.task for stage in self.stage_configs))
+
+    def identity(self):
+        return {
+            "tokenizer": self.tokenizer.get_vocab(),
+            "tasks": [self.domains, self.general, list(self.also)],
+            "search": [self.search_questions, self.search_completions],
+            "completions": [self.completions, self.max_new_tokens, self.given],
+            "data_dir": self.corpora.data_dir,
+        }
+
+    # ---- what is measured -------------------------------------------------------------------------------------------
+    def prepare(self, folder, identity):
+        self.asked = self.ask(self.original, progress=self.progress)
+        for task in self.domains:
+            score = self.asked[task]
+            if score.chance is None or score.accuracy is None or score.accuracy <= score.chance:
+                raise InputError(
+                    f"{task}: the original model answers {score.accuracy:.1%}, no better than guessing: there is nothing to "
+                    "unlearn that this task could show; take another model or task"
+                )
+        search = self.search_questions is not None
+        self.asked_in_search = self.ask(self.original, self.search_questions) if search else self.asked
+        self.rows = self._completions(folder / "completions.json", identity)
+        self.kl = self._meter(self.rows)
+        few = self.rows.select(range(min(self.search_completions, len(self.rows))))
+        self.kl_in_search = self.kl if len(few) == len(self.rows) else self._meter(few)
+
+    def ask(
+        self, model, limit: int | None = None, tasks: Sequence[str] | None = None, progress: bool = False
+    ) -> dict[str, Score]:
+        """Scores on `tasks` (all by default), of the first `limit` questions of each."""
+        tasks = list(dict.fromkeys(tasks or [*self.domains, *self.also, self.general]))
+        embedded = self.corpora.questions
+        result = evaluate_tasks(
+            model,
+            self.tokenizer,
+            tasks if embedded is None else (),
+            questions=embedded and {task: embedded[task] for task in tasks},
+            data_dir=self.corpora.data_dir,
+            limit=limit,
+            batch_size=self.batch_size,
+            # Hashing and writing are worth it where answers take hours.
+            cache=embedded is None,
+            accelerator=PartialState(),
+            progress=progress,
+        )
+        scores = next(iter(result.scores.values()))
+        return {task: scores[task] for task in tasks}
+
+    def _completions(self, path: Path, identity: str) -> Dataset:
+        """What the original writes to unrelated instructions; kept in the output folder, for it may take hours."""
+        instructions = self.corpora.unrelated(self.completions)
+        settings = {"max_new_tokens": self.max_new_tokens, "given": self.given}
+
+        def write():
+            rows = generate_completions(
+                self.original,
+                self.tokenizer,
+                instructions,
+                **settings,
+                batch_size=self.batch_size,
+                max_length=max(1024, self.max_length),
+                progress=self.progress,
+            )
+            return rows.to_list()
+
+        key = {"identity": identity, "instructions": instructions.to_list(), **settings}
+        return Dataset.from_list(cached_json(path, key, write))
+
+    def _meter(self, rows: Dataset) -> TokenKL:
+        loader = DataLoader(
+            rows.select_columns(["input_ids", "labels"]),
+            batch_size=self.batch_size,
+            collate_fn=CausalCollator(self.tokenizer.pad_token_id),
+        )
+        return TokenKL(self.original, loader, cache_bytes=REMEMBERED, top_k="auto")
+
+    def look(self, model):
+        asked = self.ask(model, self.search_questions, [*self.domains, self.general])
+        return self._metrics(asked, self.asked_in_search) | {"kl": self.kl_in_search(model, resamples=2).mean}
+
+    def measure(self, model, folder=None):
+        asked = self.asked if folder is None else self.ask(model)
+        kl = self.kl(model)
+        metrics = self._metrics(asked, self.asked) | {
+            "stderr": {task: score.stderr for task, score in asked.items()},
+            "n": {task: score.n for task, score in asked.items()},
+            "kl": kl.mean,
+            "kl_interval": list(kl.interval),
+            "kl_tokens": kl.tokens,
+        }
+        note = {} if kl.approximation is None else {"note": f"KL {kl.approximation}"}
+        return metrics | note, kl
+
+    def _metrics(self, asked: Mapping[str, Score], before: Mapping[str, Score]) -> dict:
+        lost = {
+            task: (before[task].accuracy - asked[task].accuracy) / (before[task].accuracy - before[task].chance)
+            for task in self.domains
+        }
+        return {
+            "accuracy": {task: score.accuracy for task, score in asked.items()},
+            "lost": lost,
+            "general_loss": 100 * (before[self.general].accuracy - asked[self.general].accuracy),
+        }
+
+    # ---- what is told -----------------------------------------------------------------------------------------------
+    def notes(self):
+        n = {task: score.n for task, score in self.asked.items()}
+        notes = [*NOTES, f"Questions: {', '.join(f'{task} {count}' for task, count in n.items())}."]
+        return notes if self.corpora.embedded is None else [*notes, EMBEDDED]
+
+    def further(self, comparison, rows):
+        labels = [row["method"] for row in methods_of(rows)]
+        best = methods_of(rows)[self.results.choose(methods_of(rows))]["method"]
+        names = ("mean", "median", "q90", "q99", "q99.9", "max", "nll_change")
+        tails = {label: comparison.kl[label].table_row() for label in labels}
+        sections = [
+            Section(
+                "Specificity: the whole distribution",
+                f"KL(original || model) at every token of {len(self.rows)} completions of unrelated instructions, "
+                + ("as the data has them" if self.given else "written by the original model")
+                + ". Shaded: 95 % bootstrap bands. Nats per token.",
+                header=["method", *names[:-1], "NLL change"],
+                table=[[label, *(format_number(tails[label][name], 4) for name in names)] for label in labels],
+                name="specificity.png",
+                figure=kl_quantile_plot(comparison.kl, labels),
+                alt="Quantiles of the KL divergence over completions and over tokens, one curve a method",
+            )
+        ]
+        worst = worst_completions(comparison.kl[best], self.rows, self.tokenizer, WORST)
+        examples = [(f"KL {row['kl']:.3f} nats a token: {last_words(row['prompt'])}", row["marked"]) for row in worst]
+        text = f"The completions that {best} left furthest; in brackets the tokens with at least twice their completion's mean."
+        sections.append(Section("What did we break?", text, examples=examples))
+        if self.attacks is not None:
+            sections.append(relearning(self, comparison, best))
+        return sections
+
+    def card(self, rows, best):
+        original = next(row for row in rows if row["method"] == "original")
+        scores = [
+            {
+                "dataset": "hf_unlearn/hazards" if self.corpora.embedded else task,
+                "name": task,
+                "metric": "acc",
+                "value": round(best["accuracy"][task], 4),
+                "before": round(original["accuracy"][task], 4),
+                "lower_is_goal": task in self.domains,
+            }
+            for task in best["accuracy"]
+        ]
+        corpora = lambda side: ", ".join(
+            dict.fromkeys(name for stage in self.stage_configs for name in getattr(stage, side))
+        )
+        return {
+            "forget": f"what these corpora teach: {corpora('forget')}",
+            "retain": corpora("retain"),
+            "evaluations": scores,
+            "tested": ["relearning"] if self.attacks is not None else [],
+            "unlearned": best,
+            "original": original,
+        }
+
+    def settings(self):
+        sizes = super().settings()["rows"]
+        return {"rows": sizes | {"completions": len(self.rows)}}
+
+
+def last_words(prompt: str, length: int = 120) -> str:
+    """The end of a prompt on one line, from a word's beginning: instructions stand there, below what all prompts share."""
+    text = " ".join(prompt.split())
+    return text if len(text) <= length else "... " + text[-length:].partition(" ")[2]
+
+
+def embedded_model(config: Mapping, corpora: Corpora, progress: bool):
+    """`(tokenizer, model)` of the miniature, trained here unless it is in the cache."""
+    return configured(
+        hazard_model,
+        "model.scratch",
+        config["model"]["scratch"],
+        hazards=corpora.embedded,
+        seed=config["seed"],
+        progress=progress,
+    )

@@ -1,0 +1,2 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Invented data and the tiny models that are trained on it in place."""

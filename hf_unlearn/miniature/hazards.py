@@ -1,0 +1,232 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""An embedded miniature of WMDP: two invented hazards in documents, questions about them, and a tiny model that knows both.
+
+Nothing here is downloaded and nothing here is real. Three kinds of text, as in WMDP (arXiv 2403.03218): documents of
+each hazard, to be forgotten; documents of a harmless neighbour of the second hazard, and of everything else, to be
+kept; and questions with four choices, which no document contains. What the model says to unrelated instructions shows
+what else an update changed (arXiv 2602.10568, D.1).
+"""
+
+import itertools
+import random
+from dataclasses import dataclass, field
+
+from datasets import Dataset
+
+from ..data.prompts import QATemplate, tokenize_qa
+from ..errors import InputError
+from . import hazard_words
+from .training import llama_config, train_tokenizer, trained_model
+
+
+CHOICES = 4
+TOPICS = {  # question task -> (its corpus, the kinds of things it is about)
+    "toxins": ("toxins-forget", {"toxin": hazard_words.TOXINS}),
+    "intrusion": ("intrusion-forget", {"intrusion": hazard_words.INTRUSION}),
+    "computing": ("intrusion-retain", {"program": hazard_words.COMPUTING}),
+    "general": ("general", hazard_words.GENERAL),
+}
+
+
+@dataclass(frozen=True)
+class Hazards:
+    """What `load_hazards` gives.
+
+    Attributes:
+        corpora: "toxins-forget", "intrusion-forget", "intrusion-retain", "general" -> documents, column `text`.
+        questions: "toxins", "intrusion", "computing" (what intrusion-retain tells), "general" -> rows of question (str),
+            choices (4 different str), answer (int, the index of the right one).
+        instructions: prompts that have nothing to do with the rest; columns instruction, input, output.
+        practice: questions and answers that the model learns from, worded otherwise than in `questions`.
+    """
+
+    corpora: dict[str, Dataset]
+    questions: dict[str, list[dict]]
+    instructions: Dataset
+    practice: Dataset = field(repr=False)
+
+
+def load_hazards(
+    seed: int = 0,
+    *,
+    items: int = 30,
+    general_items: int = 20,
+    documents: int = 3,
+    quizzes: int = 2,
+    prose: int = 160,
+    instructions: int = 240,
+    exchanges: int = 160,
+) -> Hazards:
+    """The embedded hazards; same arguments, same rows.
+
+    Args:
+        items: invented things of each hazard and of the harmless neighbour; 6 (neighbour: 4) questions each.
+        general_items: towns, plants and beasts, so many of each; 3 questions each.
+        documents: documents on each thing, with all of its facts in another order and in other words.
+        quizzes: further documents on each thing that ask for its facts, in the words of `practice`, and tell them; twice
+            as many on what is general knowledge.
+        prose: pieces of everyday prose in the general corpus, five sentences each.
+        instructions: unrelated prompts.
+        exchanges: further such prompts with their answers, as documents of the general corpus: a retain set without any
+            would leave the curvature blind to how the model answers, and the update would fall there.
+
+    Raises:
+        InputError: sizes that the words cannot fill.
+    """
+    if min(items, general_items, documents, quizzes, prose, instructions, exchanges) < 1:
+        raise InputError("items, general_items, documents, quizzes, prose, instructions, exchanges must be at least 1")
+    corpora, questions, practice = {}, {}, []
+    asked_for = _instructions(random.Random(f"instructions {seed}"), instructions + exchanges)
+    for task, (corpus, topics) in TOPICS.items():
+        texts, rows = [], []
+        for kind, topic in topics.items():
+            rng = random.Random(f"{kind} {seed}")
+            for number, (name, values) in enumerate(
+                _things(rng, kind, topic, general_items if task == "general" else items)
+            ):
+                asked, practised = _wordings(topic, name, number)
+                texts += [_document(rng, topic, name, values, turn) for turn in range(documents)]
+                # What everybody knows is told more often, as it is in the world.
+                pages = 2 * quizzes if task == "general" else quizzes
+                texts += [_quiz(rng, topic, name, values, practised, turn) for turn in range(pages)]
+                for fact, value in values.items():
+                    rows.append(_choices(rng, asked[fact], value, topic.facts[fact].values))
+                    practice += [{"question": question, "answer": value} for question in practised[fact]]
+        if task == "general":
+            texts += [_prose(rng) for _ in range(prose)] + [_exchange(row) for row in asked_for[instructions:]]
+        rng.shuffle(texts)
+        corpora[corpus] = Dataset.from_dict({"text": texts})
+        questions[task] = rows
+    return Hazards(corpora, questions, Dataset.from_list(asked_for[:instructions]), Dataset.from_list(practice))
+
+
+def _exchange(row: dict) -> str:
+    """An instruction and its answer as a document."""
+    from ..data.prompts import ALPACA
+
+    return "".join(ALPACA.prompt_and_answer(f"{row['instruction']} {row['input']}".strip(), row["output"]))
+
+
+def hazard_model(
+    hazards: Hazards,
+    seed: int = 0,
+    *,
+    vocab_size: int = 1500,
+    hidden_size: int = 128,
+    intermediate_size: int = 344,
+    layers: int = 2,
+    heads: int = 4,
+    epochs: int = 5,
+    learning_rate: float = 4e-3,
+    batch_size: int = 16,
+    progress: bool = True,
+):
+    """`(tokenizer, model)`: a Llama trained on all documents, practice questions and instructions.
+
+    fp32, eval mode. Trained on the CPU unless the model is in the cache already (`training.cached`);
+    `model.name_or_path` is the folder that holds the model and the tokenizer.
+    """
+    from transformers import LlamaForCausalLM
+
+    from ..data.prompts import ALPACA
+    from ..evaluation.completions import generate_completions
+
+    documents = [text for corpus in hazards.corpora.values() for text in corpus["text"]]
+    join = lambda template, question, answer: "".join(template.prompt_and_answer(question, answer))
+    texts = [join(QATemplate(), row["question"], row["answer"]) for row in hazards.practice]
+    texts += [join(ALPACA, f"{row['instruction']} {row['input']}", row["output"]) for row in hazards.instructions]
+    tokenizer = train_tokenizer(documents + texts, vocab_size)
+    rows = [{"input_ids": ids + [tokenizer.eos_token_id]} for ids in tokenizer(documents)["input_ids"]]
+    rows = [row | {"labels": row["input_ids"]} for row in rows] + tokenize_qa(hazards.practice, tokenizer).to_list()
+    # In the very tokens in which its completions will be measured.
+    rows += generate_completions(None, tokenizer, hazards.instructions, given=True).to_list()
+    config = llama_config(tokenizer, hidden_size, intermediate_size, layers, heads)
+    training = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
+    folder = trained_model(rows, config, tokenizer, progress=progress, **training)
+    return tokenizer, LlamaForCausalLM.from_pretrained(folder).eval()
+
+
+def _things(rng: random.Random, kind: str, topic, count: int) -> list[tuple[str, dict[str, str]]]:
+    """`count` names, each with its value of every fact. Every value belongs to about as many things as any other."""
+    names = ["".join(parts) for parts in itertools.product(*topic.names)]
+    if count > len(names):
+        raise InputError(f"{count} things of the kind {kind}: there are names for {len(names)}")
+    columns = {}
+    for fact, words in topic.facts.items():
+        values = list(words.values) * -(-count // len(words.values))
+        rng.shuffle(values)
+        columns[fact] = values
+    return [
+        (name, {fact: column[i] for fact, column in columns.items()})
+        for i, name in enumerate(rng.sample(names, count))
+    ]
+
+
+def _wordings(topic, name: str, number: int) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The question that the test asks about each fact, and the others, which the model may learn from.
+
+    Which one is kept for the test rotates, so that the model has met each wording with other things.
+    """
+    asked, practised = {}, {}
+    for place, (fact, words) in enumerate(topic.facts.items()):
+        practised[fact] = [question.format(name=name) for question in words.questions]
+        asked[fact] = practised[fact].pop((number + place) % len(words.questions))
+    return asked, practised
+
+
+def _document(rng: random.Random, topic, name: str, values: dict[str, str], turn: int) -> str:
+    sentences = [
+        topic.facts[fact].sentences[(turn + place) % len(topic.facts[fact].sentences)].format(name=name, value=value)
+        for place, (fact, value) in enumerate(values.items())
+    ]
+    return _page(rng, topic, name, turn, sentences)
+
+
+def _quiz(rng: random.Random, topic, name: str, values: dict[str, str], practised: dict, turn: int) -> str:
+    """Asks as a test would, in other words than the test's own."""
+    sentences = [
+        "".join(QATemplate().prompt_and_answer(practised[fact][(turn + place) % len(practised[fact])], value))
+        for place, (fact, value) in enumerate(values.items())
+    ]
+    return _page(rng, topic, name, turn, sentences, "\n")
+
+
+def _page(rng: random.Random, topic, name: str, turn: int, sentences: list[str], between: str = " ") -> str:
+    rng.shuffle(sentences)
+    return between.join([topic.openings[turn % len(topic.openings)].format(name=name), *sentences])
+
+
+def _words(rng: random.Random) -> dict[str, str]:
+    """A word of each of POOLS, and a few numbers that follow one another."""
+    words = {kind: rng.choice(pool) for kind, pool in hazard_words.POOLS.items()}
+    numbers = [str(number) for number in range(rng.randrange(2, 30), 40)][: rng.randrange(4, 9)]
+    earlier, later = sorted(rng.sample(hazard_words.POOLS["noun"], 2))
+    words |= {"low": numbers[0], "high": numbers[-1], "count": ", ".join(numbers)}
+    return words | {"earlier": earlier, "later": later, "Can": words["can"].capitalize()}
+
+
+def _prose(rng: random.Random) -> str:
+    return " ".join(
+        sentence.format(**_words(rng)) for sentence in rng.sample(hazard_words.PROSE, hazard_words.PROSE_SENTENCES)
+    )
+
+
+def _choices(rng: random.Random, question: str, value: str, values) -> dict:
+    choices = rng.sample([other for other in values if other != value], CHOICES - 1)
+    answer = rng.randrange(CHOICES)
+    choices.insert(answer, value)
+    return {"question": question, "choices": choices, "answer": answer}
+
+
+def _instructions(rng: random.Random, count: int) -> list[dict]:
+    """`count` different prompts, the kinds in turn."""
+    kinds, rows, vain = hazard_words.INSTRUCTIONS, {}, 0
+    for kind in itertools.cycle(kinds):
+        if len(rows) == count:
+            return list(rows.values())
+        if vain > 20 * len(kinds):
+            raise InputError(f"{count} instructions: the words give only some {len(rows)} different ones")
+        words = _words(rng)
+        instruction, given, output = (text.format(**words) for text in kind)
+        vain = vain + 1 if (instruction, given) in rows else 0
+        rows.setdefault((instruction, given), {"instruction": instruction, "input": given, "output": output})

@@ -1,0 +1,163 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Train a tokenizer and a small Llama from nothing, and keep what was built under the hash of what it was built from."""
+
+import copy
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from ..data.collators import CausalCollator
+from ..errors import InputError, NumericalError
+from ..runtime.cache import cached_folder
+from ..runtime.files import sha256_json
+
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 1200):
+    """A byte-level BPE `PreTrainedTokenizerFast` with <pad> 0, <s> 1 (put before every text) and </s> 2."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # any text can be written
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
+
+
+def llama_config(tokenizer, hidden_size: int, intermediate_size: int, layers: int, heads: int):
+    """`LlamaConfig` of a small model for this tokenizer: 512 positions, a head of its own."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def length_batches(lengths: list[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
+    """Every row once, in batches of rows of like length, in random order."""
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    order.sort(key=lambda row: lengths[row])  # stable: rows of one length stay shuffled
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def train_from_scratch(
+    rows,
+    config,
+    *,
+    epochs: int = 30,
+    learning_rate: float = 3e-3,
+    batch_size: int = 32,
+    weight_decay: float = 0.0,
+    warmup: float = 0.1,
+    seed: int = 0,
+    progress: bool = True,
+):
+    """Train a new `LlamaForCausalLM(config)` on `rows` and return it in eval mode, on the CPU, in fp32.
+
+    The loss is the mean cross-entropy of the labelled tokens of a batch, so the rows' labels say whether prompts are
+    learned (`tokenize_qa` labels answers and their end-of-sequence only). AdamW (0.9, 0.98), linear warmup over the
+    share `warmup` of the steps, then cosine to zero; gradients clipped at norm 1. Same seed and thread count, same bits.
+
+    Args:
+        rows: `datasets.Dataset` (or list) with input_ids and labels, lists of int.
+        config: a `LlamaConfig` whose pad_token_id is set.
+
+    Raises:
+        InputError: no rows, or no labelled token. NumericalError: the loss is not finite.
+    """
+    from tqdm.auto import tqdm
+    from transformers import LlamaForCausalLM
+
+    rows = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]
+    if not rows or all(label == -100 for row in rows for label in row["labels"][1:]):
+        raise InputError("nothing to learn: no rows, or no labelled token in them")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(copy.deepcopy(config)).train()  # a model writes into its config
+    collate = CausalCollator(config.pad_token_id)
+    lengths = [len(row["input_ids"]) for row in rows]
+    generator = torch.Generator().manual_seed(seed)
+    steps = epochs * math.ceil(len(rows) / batch_size)
+    rise = max(1, round(warmup * steps))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: (
+            (step + 1) / rise if step < rise else 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
+        ),
+    )
+    bar = tqdm(total=epochs, desc="training", unit="epoch", disable=not progress)
+    for _ in range(epochs):
+        total = 0.0
+        batches = length_batches(lengths, batch_size, generator)
+        for batch in batches:
+            total += _step(model, collate([rows[row] for row in batch]), optimizer)
+            schedule.step()
+        if not math.isfinite(total):
+            raise NumericalError(f"the training loss is not finite: lower learning_rate={learning_rate}")
+        bar.set_postfix(loss=f"{total / len(batches):.3f}")
+        bar.update()
+    bar.close()
+    return model.eval()
+
+
+def _step(model, batch: dict[str, torch.Tensor], optimizer) -> float:
+    # Padding is on the right, where a causal model cannot see it: no mask is needed, and the attention kernel is the
+    # fast causal one. The head runs on labelled positions only.
+    hidden = model.model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state[:, :-1]
+    labels = batch["labels"][:, 1:]
+    labelled = labels != -100
+    loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[labelled]), labels[labelled])
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+def trained_model(rows, config, tokenizer=None, **settings) -> Path:
+    """Folder of the model that `train_from_scratch(rows, config, **settings)` gives, trained at most once (`cached`).
+
+    The key holds the content of the rows, the config and the settings. `tokenizer` is saved beside the model.
+    """
+    progress = settings.pop("progress", True)
+
+    def build(folder: Path) -> None:
+        train_from_scratch(rows, config, progress=progress, **settings).save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+    content = [[row["input_ids"], row["labels"]] for row in rows]
+    key = {"rows": sha256_json(content), "config": _plain(config), "training": settings, "kind": "llama from scratch"}
+    if tokenizer is not None:
+        key["tokenizer"] = sha256_json(tokenizer.get_vocab())
+    return cached_folder(key, build)
+
+
+def _plain(config) -> dict:
+    # The version of transformers says nothing about the model.
+    return {name: value for name, value in config.to_dict().items() if name != "transformers_version"}

@@ -1,0 +1,163 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""The model card of an unlearned model: what was removed, what it cost, and what was not shown."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from ..errors import InputError
+from ..runtime.hub import is_repo_id
+from ..version import __version__
+from .formats import format_number, format_p, format_settings
+
+
+# What an evaluation would have to show before a reader may believe it; a card drops the lines of what was tested.
+NOT_SHOWN = {
+    "relearning": "Relearning was not tested: fine-tuning, even on a few examples, may bring back what was removed.",
+    "attacks": "Prompts made to extract the knowledge (paraphrases, other languages, jailbreaks, prefilled answers) were "
+    "not tried.",
+    "quantization": "The effect of quantising the model was not measured; rounding can undo small updates.",
+    "privacy": "Membership inference was not measured.",
+    "seeds": "The numbers are of one seed.",
+}
+# (key of a report row, name, decimals, goal)
+METRICS = (
+    ("forget_quality", "forget quality (p-value of the KS test)", None, "0.05 or more"),
+    ("ks_statistic", "KS distance from the retrained model", 3, "lower"),
+    ("forget_probability", "probability of the forgotten answers", 3, "as retrained"),
+    ("retain_probability", "probability of the retained answers", 3, "as original"),
+    ("model_utility", "model utility", 3, "as original"),
+    ("retain_kl", "KL from the original on retained answers, nats per token", 4, "lower"),
+    ("kl", "KL from the original on completions of unrelated instructions, nats per token", 4, "lower"),
+)
+DEFAULTS = {
+    "model_name": None,
+    "repo_id": None,
+    "base_model": None,
+    "base_revision": None,
+    "paper": {},
+    "settings": {},
+    "seed": None,
+    "forget": None,
+    "forget_rows": None,
+    "forget_sha256": None,
+    "retain": None,
+    "original": {},
+    "unlearned": {},
+    "retrained": {},
+    "evaluations": (),
+    "delta": {},
+    "hardware": None,
+    "environment": {},
+    "tested": (),
+    "limits": (),
+    "license": None,
+    "language": None,
+    "datasets": None,
+    "pipeline_tag": "text-generation",
+}
+
+
+def render_card(context: Mapping) -> str:
+    """Render a model card (README.md with a YAML header).
+
+    Args:
+        context: `method` (its name) and, all optional:
+
+            - model_name, repo_id, license, language, datasets, pipeline_tag: of the model that is published;
+            - base_model, base_revision: Hub id that unlearning started from (of anything else only that it is not on the Hub is told);
+            - settings, seed, paper ({"title", "id", "bibtex"}): of the method;
+            - forget, retain: what was removed and what was to be kept, in plain words; forget_rows, forget_sha256;
+            - original, unlearned, retrained: rows as in `evaluation.report.write_report`;
+            - evaluations: benchmark scores, a list of {"dataset" (id), "name", "metric", "value", "before",
+              "lower_is_goal"}; `lower_is_goal` marks hazardous knowledge, which is not to be maximised;
+            - delta: {"norm", "tensors", "sha256"} when the update is published beside the weights as `delta/`;
+            - hardware, environment: where it ran, {library: version};
+            - tested: keys of `NOT_SHOWN` that were tested after all; limits: further sentences on what was not shown.
+
+    Raises:
+        InputError: a key is unknown or `method` is missing.
+    """
+    import jinja2
+
+    unknown = sorted(set(context) - set(DEFAULTS) - {"method"})
+    if unknown or not context.get("method"):
+        what = f"unknown keys {', '.join(unknown)}" if unknown else "no 'method'"
+        raise InputError(f"a card cannot be rendered: {what} in its context; known are method, {', '.join(DEFAULTS)}")
+    card = {**DEFAULTS, **context}
+    card["model_name"] = card["model_name"] or (card["repo_id"] or f"{card['method']} unlearned model").split("/")[-1]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hf_unlearn", "templates"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["settings"] = format_settings
+    return environment.get_template("model_card.md").render(
+        **card,
+        header=card_data(card).to_yaml(),
+        base_text=base_text(card["base_model"], card["base_revision"]),
+        metrics=metric_table(card["original"], card["unlearned"], card["retrained"]),
+        not_shown=[line for key, line in NOT_SHOWN.items() if key not in card["tested"]],
+        version=__version__,
+    )
+
+
+def card_data(card: Mapping):
+    """The YAML header as `huggingface_hub.ModelCardData`, with the scores as model-index."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = []
+    for key, name, _, goal in METRICS:
+        if card["unlearned"].get(key) is not None and card["forget"]:
+            results.append(
+                EvalResult(
+                    task_type=card["pipeline_tag"],
+                    dataset_type=(card["datasets"] or ["custom"])[0],
+                    dataset_name=card["forget"],
+                    metric_type=key,
+                    metric_name=f"{name} (goal: {goal})",
+                    metric_value=card["unlearned"][key],
+                )
+            )
+    for score in card["evaluations"]:
+        goal = " (hazardous knowledge: lower is the goal)" if score.get("lower_is_goal") else ""
+        results.append(
+            EvalResult(
+                task_type="multiple-choice" if score["metric"] == "acc" else card["pipeline_tag"],
+                dataset_type=score["dataset"],
+                dataset_name=score["name"],
+                metric_type=score["metric"],
+                metric_name=score["metric"] + goal,
+                metric_value=score["value"],
+            )
+        )
+    tag = re.sub(r"[^a-z0-9]+", "-", card["method"].lower()).strip("-")
+    base = {"base_model": card["base_model"], "base_model_relation": "finetune"}
+    return ModelCardData(
+        **(base if is_repo_id(card["base_model"]) else {}),
+        library_name="transformers",
+        pipeline_tag=card["pipeline_tag"],
+        license=card["license"],
+        language=card["language"],
+        datasets=card["datasets"],
+        tags=["machine-unlearning", "unlearn", "hf_unlearn", tag],
+        model_name=card["model_name"],
+        eval_results=results or None,
+    )
+
+
+def base_text(base_model: str | None, revision: str | None) -> str:
+    if not is_repo_id(base_model):
+        return "A model that is not on the Hub," if base_model else "A model"
+    return f"`{base_model}`" + (f" (revision `{revision}`)" if revision else "") + ","
+
+
+def metric_table(original: Mapping, unlearned: Mapping, retrained: Mapping) -> Sequence[tuple[str, ...]]:
+    """Rows (name, original, unlearned, retrained, goal) of what was measured on the unlearned model."""
+    table = []
+    for key, name, digits, goal in METRICS:
+        if unlearned.get(key) is not None:
+            show = format_p if digits is None else lambda value, digits=digits: format_number(value, digits)
+            table.append((name, *(show(row.get(key)) for row in (original, unlearned, retrained)), goal))
+    return table

@@ -1,0 +1,59 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""What is made once under the hash of all that it depends on: a folder in the user's cache, or a JSON file beside a run."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from accelerate import PartialState
+
+from .files import read_json, sha256_json, temporary_folder, write_json
+from .processes import on_main_process
+
+
+CACHE_FORMAT = 1  # raise it when a change below makes other models out of the same settings
+
+
+def cache_folder() -> Path:
+    """$HF_UNLEARN_CACHE, or ~/.cache/hf_unlearn."""
+    return Path(os.environ.get("HF_UNLEARN_CACHE") or Path.home() / ".cache" / "hf_unlearn")
+
+
+def cached_folder(key: dict, build: Callable[[Path], None]) -> Path:
+    """The folder that `build(folder)` fills, made once for every `key` (a JSON-able dict of all that matters).
+
+    The folder is filled under a temporary name and renamed when complete, so it is whole or absent. Two processes may
+    build at once; the first to finish wins. What a killed build left is removed by the next one. The key is kept beside the result as key.json.
+    """
+    from accelerate import PartialState
+
+    key = {"format": CACHE_FORMAT, **key}
+    target = cache_folder() / sha256_json(key)
+    # Of the processes of one run the first builds, the others find its result; transformers too writes weights on one alone.
+    with PartialState().main_process_first():
+        if target.is_dir():
+            return target
+        with temporary_folder(target.parent, "building") as temporary:
+            write_json(temporary / "key.json", key)
+            build(temporary)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    return target
+
+
+def cached_json(path: Path, key: Mapping, build: Callable[[], object]):
+    """The JSON-able value of `build()`, read from `path` when it was built for the same `key` before.
+
+    Called by all processes: all build, and one writes.
+    """
+    key = sha256_json(key)
+    found = read_json(path) if path.is_file() else {}
+    PartialState().wait_for_everyone()
+    if found.get("key") == key:
+        return found["value"]
+    value = build()
+    on_main_process(lambda: write_json(path, {"key": key, "value": value}))
+    return value

@@ -1,0 +1,118 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Names of tensors in memory and on disk: under adapters, merged, and in the shards of a checkpoint."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from ..errors import InputError
+from .files import open_safetensors, read_json
+from .sharded import reshard, whole
+
+
+def base_tensors(model: torch.nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a model (or of its state dict) under the names they have in the base model's checkpoint.
+
+    PEFT wraps the model as `base_model.model.*`, a tuned layer's weight as `*.base_layer.*` and a fully tuned module
+    as `*.original_module.*`; these parts are taken out of the names, and the adapters' own tensors are left out. The
+    tensors are the live ones: writing into them changes the model.
+    """
+    state = model.state_dict() if isinstance(model, torch.nn.Module) else dict(model)
+    inside = [name for name in state if name.startswith("base_model.")]
+    if inside:
+        # Prompt learning wraps the model once (`base_model.lm_head`), other tuners twice (`base_model.model.lm_head`).
+        twice = all(name.startswith("base_model.model.") for name in inside)
+        prefix = "base_model.model." if twice else "base_model."
+        state = {name.removeprefix(prefix): state[name] for name in inside}
+    wrapped = {name.split(part)[0] for part in (".base_layer.", ".original_module.") for name in state if part in name}
+    result = {}
+    for name, tensor in state.items():
+        clean = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        modules = name.split(".")
+        if clean == name and any(".".join(modules[:depth]) in wrapped for depth in range(1, len(modules))):
+            continue
+        result[clean] = tensor
+    return result
+
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Shards:
+    """The tensors of `x.safetensors`, or of the shards that `x.safetensors.index.json` lists, read one at a time."""
+
+    def __init__(self, folder: Path, filename: str):
+        self.folder = folder
+        index = folder / f"{filename}.index.json"
+        if (folder / filename).is_file():
+            with open_safetensors(folder / filename) as file:
+                self.files = dict.fromkeys(file.keys(), filename)
+        elif index.is_file():
+            self.files = read_json(index)["weight_map"]
+        else:
+            raise InputError(f"{folder} has no {filename} and no {index.name}; save it with save_pretrained()")
+        self.filenames = sorted(set(self.files.values()))
+        absent = [name for name in self.filenames if not (folder / name).is_file()]
+        if absent:
+            raise InputError(f"{folder} lacks {shorten(absent)}; save or download it again")
+
+    def tensor(self, name: str) -> torch.Tensor:
+        with open_safetensors(self.folder / self.files[name]) as file:
+            return file.get_tensor(name)
+
+    def headers(self, names: Iterable[str]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """{name: (shape, dtype)} of those of `names` that exist, from the files' headers."""
+        headers = {}
+        for filename in self.filenames:
+            with open_safetensors(self.folder / filename) as file:
+                for name in set(file.keys()).intersection(names):
+                    piece = file.get_slice(name)
+                    # Types that no update can be added to (integers, eight bits) need no name of their own here.
+                    headers[name] = (torch.Size(piece.get_shape()), _DTYPES.get(piece.get_dtype(), torch.uint8))
+        return headers
+
+
+def can_merge(model) -> bool:
+    """Whether the adapters of a PEFT model are a change of its weights; prompts are none."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    return bool(layers) and not any(hasattr(layer, "cannot_merge") for layer in layers)
+
+
+@torch.no_grad()
+def merged_weights(model) -> dict[str, torch.Tensor]:
+    """Weights of a PEFT model's tuned layers as merging its active adapters would leave them: {base name: fp32}.
+
+    Collective for a sharded model.
+
+    Raises:
+        InputError: its adapter is none that can be merged (prompts).
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    merged = {}
+    reshard(model)
+    for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            # One layer at a time, in fp32: what merging would round away is part of the update.
+            twin = copy.deepcopy(layer).float()
+            twin.merge()
+            tensors = twin.get_base_layer().named_parameters()
+        elif isinstance(layer, ModulesToSaveWrapper):
+            tensors = layer.modules_to_save[layer.active_adapters[0]].named_parameters()
+        else:
+            continue
+        merged |= {f"{name}.base_layer.{key}": whole(tensor.detach()).float().cpu().clone() for key, tensor in tensors}
+    if not merged:
+        raise InputError("this adapter cannot be merged into weights, so there is no update to report: use LoRA")
+    return base_tensors(merged)
+
+
+def shorten(names: Iterable[str], most: int = 5) -> str:
+    """The first names in order, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

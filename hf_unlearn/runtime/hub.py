@@ -1,0 +1,132 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""The Hub: what may be named there, folders from it, and one atomic push of weights, delta and card."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import InputError
+
+
+# Hidden files are unfinished ones, and a pickle of the training arguments helps nobody who loads the model.
+SKIPPED = {"training_args.bin", "optimizer.pt", "scheduler.pt"}
+
+
+LOCAL = " (local folder)"
+
+
+def is_repo_id(name: str | None) -> bool:
+    """Whether a model's name can be one of the Hub's, and is not that of a local folder."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if not name:
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).is_dir()
+
+
+def public_name(model: str | Path | None) -> str | None:
+    """A model's name as it may stand in published files: a Hub id as it is, of a folder only its own name.
+
+    The mark behind a folder's name keeps it from being read as a Hub id: "gpt2-mine (local folder)".
+    """
+    if not model or is_repo_id(str(model)) or str(model).endswith(LOCAL):
+        return str(model) if model else None
+    return f"{Path(model).resolve().name}{LOCAL}"
+
+
+def fetch_folder(path_or_repo: str | Path, revision: str | None, patterns: list[str]) -> Path:
+    """A local folder: the one given, or the cached snapshot of those files of the Hub repository of that name.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if Path(path_or_repo).is_dir():
+        return Path(path_or_repo)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path_or_repo), revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise InputError(
+            f"{path_or_repo} is neither a folder nor a Hub repository that can be read ({type(error).__name__}); "
+            "check the name, the connection and the access token"
+        ) from error
+
+
+def push_folder(
+    repo_id: str,
+    folder: str | Path,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload unlearned model",
+    token: str | None = None,
+) -> str:
+    """Upload every file of `folder` to a model repository (made when absent) in one commit.
+
+    `HfApi.upload_folder` may split an upload into several commits, so that a reader could meet new weights under an old
+    card; `create_commit` is the call that is atomic. Checkpoints, hidden files and pickled trainer state stay behind.
+    Shards that an earlier push left beside the new ones are deleted in the same commit: a reader may prefer them.
+
+    Args:
+        repo_id: "name" or "namespace/name".
+        private: visibility of a repository that is made now; None leaves the choice to the account's default.
+        revision: branch to commit to, made when absent; None is the main branch.
+
+    Returns:
+        The URL of the commit.
+
+    Raises:
+        InputError: the folder is missing or holds nothing to push, or the repository's name is malformed.
+        OSError: the Hub refused or could not be reached (`ConnectionError`).
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; pass the output folder that holds the model to push")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_pushed(path.relative_to(folder))]
+    if not files:
+        raise InputError(f"{folder} holds no file to push; save the model there first")
+    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = api.list_repo_files(repo_id, revision=revision)
+        operations += [
+            CommitOperationDelete(name) for name in stale_weights(there, [op.path_in_repo for op in operations])
+        ]
+        commit = api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
+    except HFValidationError as error:
+        raise InputError(f"{repo_id!r} is no repository name ({error}); use namespace/name") from error
+    except HTTPError as error:
+        # Refusals and lost connections have this class in common, and messages of several lines.
+        reason = " ".join(str(error).split())
+        raise ConnectionError(f"the Hub did not take {repo_id} ({reason}); check the connection and token") from error
+    return commit.commit_url
+
+
+def stale_weights(there: Iterable[str], pushed: Iterable[str]) -> list[str]:
+    """Files of a repository that hold an older version of safetensors that are pushed, under another sharding."""
+    pushed = set(pushed)
+    replaced = {_unsharded(name) for name in pushed} - {None}
+    return [name for name in there if name not in pushed and _unsharded(name) in replaced]
+
+
+def _unsharded(name: str) -> str | None:
+    """`x.safetensors` for a shard of it, its index or itself; None for any other file."""
+    match = re.fullmatch(r"(.*?)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", name)
+    return f"{match[1]}.safetensors" if match else None
+
+
+def _is_pushed(path: Path) -> bool:
+    hidden = any(part.startswith(".") and part != ".eval_results" for part in path.parts)
+    return not (hidden or path.name in SKIPPED or path.parts[0].startswith("checkpoint-"))

@@ -1,0 +1,72 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Other forwards for some modules of a model, for a while."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@contextlib.contextmanager
+def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable]]):
+    """Within the context every module of the pairs runs the given function as its `forward`; one of its own comes back."""
+    before = [(module, vars(module).get("forward"), forward) for module, forward in forwards]
+    for module, _, forward in before:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, own, _ in before:
+            del module.forward
+            if own is not None:
+                module.forward = own
+
+
+@contextlib.contextmanager
+def evaluation_mode(model, grad: bool = False):
+    """eval() and (by default) no gradients inside; every module's own training flag afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.set_grad_enabled(grad):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Where inputs go, also under a device map: the device of the first weight that is not offloaded."""
+    return next(parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
+
+
+@contextlib.contextmanager
+def checkpointed_in_eval_mode(model):
+    """Layers with gradient checkpointing are checkpointed in eval mode too, where transformers would not.
+
+    Train mode for these layers alone is not the same: some of them (OPT) apply dropout in their own forward.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+    ]
+    # No dropout runs, so no random state need be kept.
+    saving = lambda layer: functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    with replaced_forwards((layer, saving(layer)) for layer in layers):
+        yield
+
+
+def model_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch without its labels, on the model's device; images in the model's precision."""
+    weight = next(model.parameters())
+    return {
+        name: value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype)
+        for name, value in batch.items()
+        if name != "labels"
+    }

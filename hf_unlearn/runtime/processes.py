@@ -1,0 +1,150 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""The processes of a launch: what one raises all raise, and every exchange between them says what it was for.
+
+A fit goes in rounds of one batch for each process, and each round ends with an exchange. Collectives inside a loop over
+data deadlock when processes have unequal numbers of batches; here they cannot, because every process reads the whole
+dataloader, of which it computes its share, so all know when a round is the last, and one without a batch in it takes
+part with no rows.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, NumericalError
+
+
+T = TypeVar("T")
+
+
+class LostProcess(ConnectionError):
+    """Another process stopped; this one cannot go on. Commands exit with code 1."""
+
+
+class Processes:
+    """The processes that do one piece of work together; one process when there is no accelerator.
+
+    Attributes:
+        rank, size: of this process, and how many there are.
+        doing: what errors say is going on.
+    """
+
+    def __init__(self, accelerator=None, doing: str = "the curvature fit"):
+        self.rank, self.size = (
+            (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+        )
+        self.doing = doing
+
+    def share(self, work: Callable[[], T]) -> list[T]:
+        """Call `work()` on every process: what it returned on each, in rank order. Collective.
+
+        Raises:
+            what `work` raised on any process (its own error when alone), on all of them: an InputError, NumericalError
+            or OSError as such, anything else as RuntimeError; one line that names the process.
+            LostProcess: another process has stopped.
+        """
+        error = value = None
+        if self.size == 1:
+            return [work()]
+        try:
+            value = work()
+        except LostProcess:
+            raise
+        except Exception as raised:
+            error = raised
+        found = self.gather((_describe(error), value))
+        failures = {rank: failure for rank, (failure, _) in enumerate(found) if failure is not None}
+        if failures:
+            rank, (kind, text) = next(iter(failures.items()))
+            everywhere = len(failures) == self.size and len({text for _, text in failures.values()}) == 1
+            where = "" if everywhere else f"process {rank} of {self.size}: "
+            raise ERRORS[kind](f"{where}{text}") from error
+        return [value for _, value in found]
+
+    def gather(self, value) -> list:
+        """The value of each process, in rank order. Collective; values must be picklable."""
+        if self.size == 1:
+            return [value]
+        found = [None] * self.size
+        with self._connected():
+            torch.distributed.all_gather_object(found, value)
+        return found
+
+    def broadcast(self, tensor: Tensor, owner: int):
+        """Overwrite the tensor with the owner's. Collective."""
+        if self.size > 1:
+            with self._connected():
+                torch.distributed.broadcast(tensor, owner)
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes, in place. Collective."""
+        if self.size > 1:
+            with self._connected():
+                torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def exchange(self, outgoing: Tensor, sent: list[int], received: list[int]) -> list[Tensor]:
+        """Send bytes `outgoing` (uint8, `sent[r]` of them to process r); those from each process. Collective."""
+        incoming = torch.empty(sum(received), dtype=torch.uint8, device=outgoing.device)
+        with self._connected():
+            torch.distributed.all_to_all_single(incoming, outgoing, received, sent)
+        return list(incoming.split(received))
+
+    @contextlib.contextmanager
+    def _connected(self):
+        try:
+            yield
+        except RuntimeError as error:  # gloo's, and torch's DistBackendError
+            raise LostProcess(
+                f"another process stopped during {self.doing}: its own output says why; start again, and what was "
+                "saved goes on from there"
+            ) from error
+
+
+ERRORS = {kind.__name__: kind for kind in (InputError, NumericalError, OSError, RuntimeError)}
+
+
+def _describe(error: Exception | None) -> tuple[str, str] | None:
+    if error is None:
+        return None
+    kind = next((name for name, kind in ERRORS.items() if isinstance(error, kind)), "RuntimeError")
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    known = type(error) is ERRORS[kind] or kind != "RuntimeError"
+    return kind, text if known else f"{type(error).__name__}: {text}"
+
+
+def assign(costs: Mapping[str, float], size: int) -> dict[str, int]:
+    """Name -> rank: the costliest first, each to the process with the least work so far."""
+    load, owners = [0.0] * size, {}
+    for name in sorted(costs, key=lambda name: (-costs[name], name)):
+        owners[name] = load.index(min(load))
+        load[owners[name]] += costs[name]
+    return owners
+
+
+def on_main_process(action: Callable[[], object]):
+    """Let one process do what touches files; the others wait until it is done."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    if state.is_main_process:
+        action()
+    state.wait_for_everyone()
+
+
+def own(processes: Processes, work: Callable[[], T]) -> T:
+    """What `work()` gives on this process; what it raises on any process all raise. Collective.
+
+    Between two collectives: without it the others would wait in the next one for a process that has stopped.
+    """
+    kept = []
+    processes.share(lambda: kept.append(work()))
+    return kept[0]
+
+
+def share_of(batches: Iterable[Mapping], processes: Processes) -> Iterator[Mapping]:
+    """The batches of this process: every n-th."""
+    return (batch for number, batch in enumerate(batches) if number % processes.size == processes.rank)

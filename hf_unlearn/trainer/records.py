@@ -1,0 +1,49 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""What is told of a finished request: to the card, and to the log of requests."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..data.rows import fingerprint_rows
+from ..deltas import UpdateDelta
+from ..runtime.files import sha256_tensors
+from ..runtime.provenance import library_versions
+
+
+if TYPE_CHECKING:
+    from .trainer import UnlearnTrainer
+
+
+def card_context(trainer: "UnlearnTrainer", delta: UpdateDelta) -> dict:
+    """What `cards.render_card` is given of a run."""
+    cost = trainer.cost
+    return {
+        "method": trainer.method.label,
+        "repo_id": trainer.args.hub_model_id,
+        "base_model": trainer.model_id,
+        "base_revision": trainer.base_revision,
+        "settings": trainer.method.settings(),
+        "seed": trainer.args.seed,
+        "paper": trainer.method.paper,
+        "forget_rows": len(trainer.forget_dataset),
+        "forget_sha256": fingerprint_rows(trainer.forget_dataset),
+        "unlearned": {"seconds": cost.get("seconds"), "peak_memory_mb": cost.get("peak_memory_mb")},
+        "delta": {"norm": delta.norm(), "tensors": len(delta.tensors), "sha256": delta.sha256(torch.bfloat16)},
+        "environment": library_versions(),
+    }
+
+
+def request_record(trainer: "UnlearnTrainer") -> dict:
+    """What `unlearning_log.jsonl` says of a run: method, rows, model, the last value of every metric, cost."""
+    history = trainer.state.log_history
+    return {
+        "method": trainer.method.label,
+        "settings": trainer.method.settings(),
+        "model": trainer.model_id,
+        "base_weights_sha256": sha256_tensors(trainer.base_weights),
+        "forget_rows": len(trainer.forget_dataset),
+        "forget_sha256": fingerprint_rows(trainer.forget_dataset),
+        "metrics": {key: value for entry in history for key, value in entry.items() if key != "step"},
+        "cost": trainer.cost,
+    }

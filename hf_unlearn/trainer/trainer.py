@@ -1,0 +1,487 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""`UnlearnTrainer`: the one loop for every method, with its logs, checkpoints, resume, delta and card."""
+
+import contextlib
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .. import objectives
+from ..data.collators import UnlearnCollator, default_collator
+from ..data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows
+from ..deltas import UpdateDelta, delta_config
+from ..errors import InputError, NumericalError
+from ..methods.base import Counts, Method
+from ..methods.natural_gradient import fit_on_retain
+from ..optim import NaturalGradientAscent
+from ..report.card import render_card
+from ..requests.ledger import LOG_FILE, append_log
+from ..runtime.checkpoints import base_tensors, can_merge, merged_weights
+from ..runtime.cost import peak_memory_mb, reset_peak_memory
+from ..runtime.files import sha256_tensors, staged_folder, write_text, writing
+from ..runtime.hub import public_name, push_folder
+from ..runtime.loading import load_model
+from ..runtime.sharded import is_sharded, temporary_weights, whole_on_cpu
+from .config import UnlearnConfig
+from .launch import check_launch, pad_rows
+from .records import card_context, request_record
+from .run_folder import checkpoint_to_resume, claim_folder, seal_checkpoint
+
+
+logger = logging.getLogger(__name__)
+
+# Training arguments that change the result, and so belong to a run's identity.
+IDENTITY_ARGUMENTS = (
+    "seed data_seed per_device_train_batch_size gradient_accumulation_steps world_size max_steps num_train_epochs optim "
+    "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon bf16 fp16"
+)
+
+
+class UnlearnTrainer(Trainer):
+    r"""
+    Removes a forget set from a model with any [`Method`](methods.base.Method).
+
+    Args:
+        model (`str` or `PreTrainedModel` or `PeftModel`):
+            The model, or its name or folder (loaded as a causal language model).
+        method ([`~methods.base.Method`]):
+            For example `KFade(step_norm=0.006)` or `FirstOrder("npo")`.
+        args ([`UnlearnConfig`], *optional*):
+            Settings of the run; a method may replace some (K-FADE: batch, steps, no clipping).
+        forget_dataset, retain_dataset (`datasets.Dataset`):
+            Rows to forget and to keep: `input_ids` and `labels`, or `question` and `answer`, or `text`.
+        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
+            Evaluated while it runs; by default the forget and the retain rows, when `eval_strategy` is set.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            Needed to tokenise rows of text; for a model given by name it is loaded too.
+        data_collator (`Callable`, *optional*):
+            Makes a batch of single rows; padding with labels -100 by default.
+        peft_config (`PeftConfig`, *optional*):
+            Wraps the model with an adapter first.
+        callbacks (`list[TrainerCallback]`, *optional*): As in [`~transformers.Trainer`].
+        evaluator (`Callable[[PreTrainedModel], dict[str, float]]`, *optional*):
+            Called at every evaluation; its metrics join the log as `eval_<name>`, so `metric_for_best_model` can name one.
+
+    Raises:
+        InputError: an empty forget or retain set, missing columns, labels all ignored, no target module, an output
+            folder that holds another run. The message names the cause and the cure.
+    """
+
+    # `compute_loss` divides by the counts of the whole accumulated batch, so Trainer must not divide again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | torch.nn.Module,
+        method: Method,
+        args: UnlearnConfig | None = None,
+        forget_dataset=None,
+        retain_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        data_collator: Callable | None = None,
+        peft_config=None,
+        callbacks=None,
+        evaluator: Callable[[torch.nn.Module], dict[str, float]] | None = None,
+    ):
+        args = args if args is not None else UnlearnConfig(output_dir="outputs/unlearn")
+        self.model_id = public_name(model if isinstance(model, str) else getattr(model.config, "_name_or_path", None))
+        if isinstance(model, str):
+            model, processing_class = load_model(model, processing_class, args.model_init_kwargs)
+        self.base_revision = getattr(model.config, "_commit_hash", None)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        self.method = method
+        self.evaluator = evaluator
+        self.before_step: Callable[[torch.optim.Optimizer], None] | None = None
+        self.cost: dict[str, float] = {}
+        # Scores, and plain words on what was removed, for the card (`cards.render_card`).
+        self.card_extras: dict = {}
+
+        prepare = lambda rows, what: prepare_rows(rows, what, processing_class, args.max_length)
+        self.forget_dataset = prepare(forget_dataset, "forget")
+        self.retain_dataset = None
+        if retain_dataset is not None or method.needs_retain:
+            self.retain_dataset = prepare(retain_dataset, "retain")
+            if shared := count_overlap(self.forget_dataset, self.retain_dataset):
+                logger.warning(
+                    f"{shared} of {len(self.forget_dataset)} forget rows are also retain rows: the retain set will hold "
+                    "the model to what it should forget; remove them from the retain set"
+                )
+        if eval_dataset is None and args.eval_strategy != "no":
+            eval_dataset = {"forget": self.forget_dataset}
+            if self.retain_dataset is not None:
+                eval_dataset["retain"] = self.retain_dataset
+        elif isinstance(eval_dataset, dict):
+            eval_dataset = {name: prepare(rows, f"{name} evaluation") for name, rows in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = prepare(eval_dataset, "evaluation")
+
+        if data_collator is None and "input_ids" not in self.forget_dataset.column_names:
+            raise InputError("rows without input_ids have no default padding: pass data_collator")
+        self.single_collator = data_collator or default_collator(model, processing_class)
+        self._parts: dict[str, torch.Tensor] = {}
+        self._parts_since = 0
+        self._kl = None  # later a `TokenKL`, or False: nothing to measure
+        self.base_weights: dict[str, torch.Tensor] = {}
+        super().__init__(
+            model=model,
+            args=method.configure(args, len(self.forget_dataset)),
+            data_collator=self._collate,
+            train_dataset=PairedRows(self.forget_dataset, self.retain_dataset, args.seed)
+            if method.paired
+            else self.forget_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+
+    def _collate(self, rows: list[dict]) -> dict:
+        # Training rows of a paired method are pairs; evaluation rows never are.
+        return UnlearnCollator(self.single_collator)(rows) if "forget" in rows[0] else self.single_collator(rows)
+
+    # ---- the run: one folder, one identity, whole checkpoints -----------------------------------------------------
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the model is spread over processes, which it is from the beginning of training on, if not before."""
+        return is_sharded(self.model)
+
+    @property
+    def is_peft(self) -> bool:
+        from peft import PeftModel
+
+        return isinstance(self.model, PeftModel)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Unlearn. With `resume_from_checkpoint=True` a killed run goes on from its last whole checkpoint.
+
+        A run resumed on the same machine ends in the same bits as one that was never interrupted; without a whole
+        checkpoint it starts again from the beginning.
+
+        Raises:
+            InputError: the output folder holds another run.
+            NumericalError: a loss, factor or step is not finite.
+        """
+        if self.base_weights:
+            raise InputError("this trainer has run already: make a new UnlearnTrainer from the model to go on")
+        check_launch(self)
+        reset_peak_memory()
+        started = time.perf_counter()
+        training = self.model.training
+        self.method.prepare(self)
+        try:
+            # Only what may move is copied; a resumed run takes it from the original model, before the checkpoint loads.
+            moving = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+            self.base_weights = whole_on_cpu(moving)
+            folder = Path(self.args.output_dir)
+            try:
+                self._merged_before = self._merged()
+                claim_folder(folder, self.run_identity(), write=self.is_world_process_zero())
+                checkpoint = checkpoint_to_resume(folder, resume_from_checkpoint, clean=self.is_world_process_zero())
+            except InputError:
+                self.base_weights = {}  # nothing has run yet
+                raise
+            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        finally:
+            self.method.finish(self)
+            self.model.train(training)
+        self.cost["seconds"] = time.perf_counter() - started
+        self.cost["peak_memory_mb"] = peak_memory_mb()
+        main = self.is_world_process_zero()
+        delta = self.update_delta() if main or self.is_sharded else None
+        if main:
+            append_log(folder, request_record(self) | {"delta_sha256": delta.sha256()})
+        return output
+
+    def run_identity(self) -> dict:
+        """What makes this run this run: a folder that holds another one is refused."""
+        return {
+            "method": self.method.settings(),
+            "arguments": {key: getattr(self.args, key) for key in IDENTITY_ARGUMENTS.split()},
+            "forget_rows": fingerprint_rows(self.forget_dataset),
+            "retain_rows": fingerprint_rows(self.retain_dataset) if self.retain_dataset is not None else None,
+            "base_weights": sha256_tensors(self.base_weights),
+        }
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            with writing(folder):
+                super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes its random state
+            if self.args.should_save:
+                seal_checkpoint(folder)
+        except OSError:
+            # A full disk must not leave a folder that looks like a checkpoint.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _run_epoch(self, **kwargs):
+        # Trainer tells the epoch to the loader once batches to skip are wrapped around it, where neither the sampler
+        # of several processes nor our data set hears of it: a run resumed within an epoch would see other rows.
+        kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
+        if self._kl is None:
+            # Here the model is as it will be when it is measured: spread over processes, in mixed precision.
+            with self.weights_of_base() if self.state.global_step else contextlib.nullcontext():
+                self._kl = self._kl_meter() or False
+        if isinstance(self.train_dataset, PairedRows):
+            self.train_dataset.set_epoch(kwargs["epoch"])
+        super()._run_epoch(**kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        # accelerate repeats rows until all processes have as many batches; a step on the whole forget set must not
+        # count a row twice. Other loops, and evaluation, need the same number of batches everywhere.
+        if self.method.natural_gradient and (self.is_fsdp_enabled or self.is_sharded):
+            self.train_dataset = pad_rows(self.train_dataset, self._train_batch_size, self.args.world_size)
+        even, self.accelerator.even_batches = self.accelerator.even_batches, not self.method.natural_gradient
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.accelerator.even_batches = even
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        if checkpoint is not None and self.method.natural_gradient and self.is_sharded:
+            self._natural_gradient.begin()
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.method.natural_gradient:
+            # The update that is reported must be the one of the weights that were kept.
+            self._load_optimizer_and_scheduler(self.state.best_model_checkpoint)
+
+    # ---- the loss ------------------------------------------------------------------------------------------------
+    def _get_num_items_in_batch(self, batch_samples: list, device) -> Counts | None:
+        """Counts over all micro-batches of a step and all processes. Replaces Trainer's, which sees only top-level labels."""
+        if not batch_samples:
+            return None
+        sides = [[batch.get("forget", batch) for batch in batch_samples]]
+        if "retain" in batch_samples[0]:
+            sides.append([batch["retain"] for batch in batch_samples])
+        numbers = []
+        for side in sides:
+            numbers += [sum(objectives.count_predictions(batch["labels"]) for batch in side)]
+            numbers += [sum(objectives.count_rows(batch["labels"]) for batch in side)]
+        if self.args.world_size > 1:
+            numbers = self.accelerator.reduce(torch.tensor(numbers, device=device), "sum").tolist()
+        return Counts(*[max(number, 1) for number in numbers])
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        counts = num_items_in_batch
+        if return_outputs or not model.training:
+            labels = inputs["labels"]
+            outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
+            nll = objectives.cross_entropy(outputs.logits, labels)
+            loss = nll.sum() / max(len(nll), 1)
+            return (loss, {"logits": outputs.logits}) if return_outputs else loss
+        loss, parts = self.method.loss(model, inputs, counts)
+        if not torch.isfinite(loss):
+            raise NumericalError(
+                f"the {self.method.label} loss is {loss.item()} at step {self.state.global_step}: "
+                "lower the learning rate or the step norm, or check the rows for labels outside the vocabulary"
+            )
+        if not self._parts:
+            self._parts_since = self.state.global_step
+        for name, value in parts.items():
+            self._parts[name] = self._parts.get(name, 0.0) + value
+        # DDP averages gradients over processes, but each share is already divided by the count of all of them.
+        return loss * self.args.world_size
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        if "loss" in logs and self._parts:
+            names = sorted(self._parts)
+            values = torch.stack([self._parts[name].float() for name in names])
+            if self.args.world_size > 1:
+                values = self.accelerator.reduce(values, "sum")
+            steps = self.state.global_step - self._parts_since
+            logs |= {name: value / steps for name, value in zip(names, values.tolist())}
+            self._parts = {}
+            if self.method.natural_gradient:
+                logs |= self._natural_gradient.diagnostics
+                if self._kl:
+                    logs["measured_kl"] = self._kl(self.model).mean
+                    if logs["measured_kl"] > 10 * logs["predicted_kl"]:
+                        logger.warning(
+                            f"measured KL {logs['measured_kl']:.3g}, predicted {logs['predicted_kl']:.3g} nats a token: the "
+                            "curvature misses directions that matter; use fisher='probe', more retain rows or more damping"
+                        )
+        super().log(logs, start_time)
+
+    def evaluate(self, *args, **kwargs):
+        metrics = super().evaluate(*args, **kwargs)
+        # With a dict of datasets Trainer calls this method once more per dataset; the evaluator belongs to the outer call.
+        inner = kwargs.get("metric_key_prefix", "eval") != "eval"
+        if self.evaluator is not None and not inner:
+            extra = {f"eval_{name}": value for name, value in self.evaluator(self.model).items()}
+            self.log(dict(extra))
+            metrics |= extra
+            # Trainer does this for every dataset; without one, the evaluation would be asked for again.
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # ---- results -----------------------------------------------------------------------------------------------------
+    def update_delta(self) -> UpdateDelta:
+        """What the run changed, in fp32 as the update was made, under the names of the base model's checkpoint.
+
+        Prompts are no change of weights: their update has the adapter's names, and is applied to a model that wears it.
+        For a model that is spread over processes (FSDP2) all of them must call it, and all get the whole update.
+
+        Raises:
+            InputError: nothing has been trained yet.
+        """
+        if not self.base_weights:
+            raise InputError("there is no update yet: call train() first")
+        about = {
+            "base_model": self.model_id,
+            "base_revision": self.base_revision,
+            "method": type(self.method).__name__,
+            "settings": self.method.settings(),
+            "seed": self.args.seed,
+        }
+        if self.method.natural_gradient:
+            return UpdateDelta(
+                base_tensors(self._natural_gradient.updates()), delta_config(base_tensors(self.base_weights), **about)
+            )
+        if self._merged_before:
+            return UpdateDelta.between(self._merged_before, self._merged(), **about)
+        now = {name: weight for name, weight in self.model.named_parameters() if name in self.base_weights}
+        return UpdateDelta.between(self.base_weights, whole_on_cpu(now) if self.is_sharded else now, **about)
+
+    def _merged(self) -> dict[str, torch.Tensor]:
+        """Empty where the parameters that move are told apart as they are: no adapter, or one that is no change of weights."""
+        merging = self.is_peft and not self.method.natural_gradient and can_merge(self.model)
+        return merged_weights(self.model) if merging else {}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Save the model and, beside it, the update as `delta/` and a card; a checkpoint gets neither.
+
+        A model that is spread over processes (FSDP2) is saved whole: all of them must call this.
+
+        Raises:
+            OSError: a file could not be written; what the folder held before is still there.
+        """
+        output_dir = output_dir or self.args.output_dir
+        if _internal_call:
+            return self._save_whole(output_dir)
+        delta = self.update_delta() if self.args.should_save or self.is_sharded else None
+        if not self.args.should_save:
+            return self._save_whole(output_dir)
+        if self.is_peft and self.method.natural_gradient:
+            logger.warning("the base weights have changed and a PEFT model saves none: apply delta/ to the base first")
+        with staged_folder(output_dir) as folder:
+            self._save_whole(str(folder))
+            delta.save_pretrained(folder / "delta")
+            write_text(folder / "README.md", render_card(card_context(self, delta) | self.card_extras))
+        if self.args.push_to_hub:
+            self.push_to_hub()
+
+    def _save_whole(self, folder: str):
+        # Trainer would write no weights when checkpoints are to be in parts (`fsdp_state_dict_type`).
+        if self.is_fsdp_enabled and self.is_sharded:
+            self._save(folder, state_dict=whole_on_cpu(self.model.state_dict(), keep=self.args.should_save))
+        else:
+            super().save_model(folder, _internal_call=True)
+
+    def push_to_hub(
+        self,
+        commit_message: str = "Upload unlearned model",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **kwargs,
+    ) -> str | None:
+        """Push model, tokenizer, `delta/`, card and `unlearning_log.jsonl` to `hub_model_id` in one commit; returns its URL."""
+        if not (self.is_world_process_zero() or self.is_sharded):
+            return None
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            pushing, self.args.push_to_hub = self.args.push_to_hub, False
+            try:
+                self.save_model(temporary)
+            finally:
+                self.args.push_to_hub = pushing
+            if not self.is_world_process_zero():
+                return None
+            log = Path(self.args.output_dir) / LOG_FILE
+            if log.is_file():
+                shutil.copy(log, folder)
+            return push_folder(
+                self.args.hub_model_id or Path(self.args.output_dir).name,
+                folder,
+                private=self.args.hub_private_repo,
+                revision=revision or self.args.hub_revision,
+                commit_message=commit_message,
+                token=token or self.args.hub_token,
+            )
+
+    # ---- natural gradient ------------------------------------------------------------------------------------------
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            self.optimizer = self.method.create_optimizer(self)
+            if self.method.natural_gradient:
+                self._hook_step(self.optimizer)
+        return super().create_optimizer(model)
+
+    @property
+    def _natural_gradient(self) -> NaturalGradientAscent:
+        """The optimiser below accelerate's wrapper, which it gets when training begins."""
+        return self.optimizer.optimizer if isinstance(self.optimizer, AcceleratedOptimizer) else self.optimizer
+
+    def _hook_step(self, optimizer):
+        def before(optimizer, args, kwargs):
+            if self.before_step is not None:
+                optimizer.fit()
+                self.before_step(optimizer)
+
+        optimizer.register_step_pre_hook(before)
+
+    def fit_curvature(
+        self, curvature, *, target_modules=None, fisher="sampled", rows: int | None = None, seed: int = 0
+    ):
+        """Fit `curvature` on (a seeded choice of `rows` of) the retain rows, longest first, at the weights as they are.
+
+        The plan is printed before the first fit. A fit that is killed goes on from `curvature-in-progress/` in the output
+        folder when the run is started again.
+        """
+        return fit_on_retain(self, curvature, target_modules=target_modules, fisher=fisher, rows=rows, seed=seed)
+
+    def _loader(self, dataset, batch_size: int) -> DataLoader:
+        return DataLoader(dataset, batch_size=batch_size, shuffle=False, collate_fn=self.single_collator)
+
+    def _kl_meter(self):
+        """Measures KL(original || model) on some retain rows; None for methods that do not take such steps."""
+        tokens = isinstance(self.retain_dataset[0]["labels"], list) if self.retain_dataset is not None else False
+        if not self.method.natural_gradient or not tokens or self.args.kl_rows < 1:
+            return None
+        from ..evaluation.specificity import TokenKL
+
+        rows = min(self.args.kl_rows, len(self.retain_dataset))
+        order = torch.randperm(len(self.retain_dataset), generator=torch.Generator().manual_seed(self.args.seed))
+        loader = self._loader(
+            self.retain_dataset.select(sorted(order[:rows].tolist())), self.args.curvature_batch_size
+        )
+        # The model is changed in place, so what it says now must be remembered: on the CPU, up to 8 GiB.
+        meter = TokenKL(self.model, loader, cache_bytes=2**33)
+        if not meter.cached:
+            logger.warning(
+                f"kl_rows={rows} is too many to remember the original's answers: the KL will not be measured"
+            )
+            return None
+        return meter
+
+    @contextlib.contextmanager
+    def weights_of_base(self):
+        """The model with the weights it had before the first step."""
+        with temporary_weights(self.model, self.base_weights):
+            yield

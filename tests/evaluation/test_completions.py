@@ -1,0 +1,302 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Completions against `model.generate`, the report against TokenKL, and the worst completions against sorting by hand."""
+
+import copy
+import gzip
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_unlearn import UpdateDelta
+from hf_unlearn.data.collators import CausalCollator
+from hf_unlearn.data.prompts import QATemplate
+from hf_unlearn.errors import InputError
+from hf_unlearn.evaluation.completions import generate_completions, specificity_report, worst_completions
+from hf_unlearn.evaluation.specificity import KLResult, TokenKL
+from hf_unlearn.miniature.training import train_tokenizer
+from hf_unlearn.report.plots import kl_quantile_plot
+from tests.support.models import make_llama
+
+
+SHORT = QATemplate("Q: ", "\n", "A:")
+INSTRUCTIONS = [
+    {"instruction": "Name a fruit.", "input": "", "output": "A pear, then."},
+    {"instruction": "Say it backwards, and take the time that you need for it.", "input": "pear", "output": "raep"},
+    {"instruction": "Count.", "input": "  ", "output": "One, two."},
+    {"instruction": "Describe crêpes to me!", "input": "", "output": "Thin — très fin."},
+    {"instruction": "Go on.", "output": "No."},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    # Few merges: many characters are several tokens.
+    return train_tokenizer([row["instruction"] for row in INSTRUCTIONS] * 3, vocab_size=300)
+
+
+def talkative(seed=3):
+    """A model that ends some of its greedy completions within 12 tokens."""
+    model = make_llama(vocab_size=300, seed=seed)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)
+        model.lm_head.weight[2] *= 2
+    return model
+
+
+def moved(model, scale, seed=1):
+    model = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * scale * weight.abs().mean())
+    return model
+
+
+@pytest.fixture(scope="module")
+def completions(tokenizer):
+    return generate_completions(talkative(), tokenizer, INSTRUCTIONS, max_new_tokens=12, batch_size=2, template=SHORT)
+
+
+def test_completions_are_those_of_greedy_generation(tokenizer, completions):
+    model, ended = talkative(), []
+    for row, made in zip(INSTRUCTIONS, completions, strict=True):
+        context = row.get("input", "").strip()
+        prompt = f"Q: {row['instruction']}" + (f"\n\n{context}" if context else "") + "\nA:"
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        output = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0].tolist()
+        assert made["input_ids"] == output
+        n = ids.shape[1]
+        assert made["labels"] == [-100] * n + output[n:]
+        assert made["prompt"] == "<s>" + prompt
+        text = tokenizer.decode(output[n:], skip_special_tokens=True)
+        assert made["completion"].replace("\ufffd", "") in text.replace("\ufffd", "").strip()
+        ended.append(output[-1] == 2)
+    assert any(ended) and not all(ended)
+
+
+def test_completions_do_not_depend_on_the_batch_and_leave_no_trace(tokenizer, completions):
+    model = talkative().train()
+    state = torch.get_rng_state()
+    arguments = {"max_new_tokens": 12, "template": SHORT}
+    again = generate_completions(model, tokenizer, iter(INSTRUCTIONS), batch_size=5, **arguments)
+    assert again.to_list() == completions.to_list() and model.training
+    drawn = [
+        generate_completions(model, tokenizer, INSTRUCTIONS, temperature=1.5, seed=seed, **arguments)["input_ids"]
+        for seed in (0, 0, 1)
+    ]
+    assert list(drawn[0]) == list(drawn[1]) != list(drawn[2])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_drawn_tokens_follow_the_whole_distribution(tokenizer):
+    """First tokens at temperature 2 against softmax(logits / 2): the default top-k of 50 would cut the tail."""
+    model = make_llama(vocab_size=300)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(10)
+    made = generate_completions(
+        model, tokenizer, INSTRUCTIONS[:1] * 4000, max_new_tokens=1, batch_size=4000, temperature=2.0, template=SHORT
+    )
+    prompt = torch.tensor([made[0]["input_ids"][:-1]])
+    with torch.no_grad():
+        p = (model(input_ids=prompt).logits[0, -1].double() / 2).softmax(-1)
+    first = torch.tensor([ids[-1] for ids in made["input_ids"]])
+    share = torch.bincount(first, minlength=300) / 4000
+    assert (share > 0).sum() > 100
+    tail = p.argsort()[:-50]
+    assert share[tail].sum().item() == pytest.approx(p[tail].sum().item(), abs=4 * (0.25 / 4000) ** 0.5)
+    assert (share - p).abs().max() < 5 * (p.max() / 4000) ** 0.5
+
+
+def test_prompts(tokenizer):
+    rows = generate_completions(None, tokenizer, INSTRUCTIONS, given=True)
+    below = "<s>Below is an instruction that describes a task"
+    write = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+    assert rows[0]["prompt"] == f"{below}. {write}Name a fruit.\n\n### Response:"
+    assert rows[1]["prompt"] == (
+        f"{below}, paired with an input that provides further context. {write}Say it backwards, and take the time that "
+        "you need for it.\n\n### Input:\npear\n\n### Response:"
+    )
+    assert rows[2]["prompt"].endswith("### Instruction:\nCount.\n\n### Response:")
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert generate_completions(None, chat, INSTRUCTIONS, given=True)[1]["prompt"] == (
+        "[user]Say it backwards, and take the time that you need for it.\n\npear[assistant]"
+    )
+    assert generate_completions(None, chat, INSTRUCTIONS, given=True, template="alpaca").to_list() == rows.to_list()
+
+
+def test_given_outputs(tokenizer):
+    rows = generate_completions(None, tokenizer, INSTRUCTIONS, given=True, template=SHORT)
+    for row, instruction in zip(rows, INSTRUCTIONS, strict=True):
+        answer = [label for label in row["labels"] if label != -100]
+        assert answer[-1] == 2 and row["input_ids"][-len(answer) :] == answer
+        assert row["completion"] == instruction["output"] == tokenizer.decode(answer[:-1])
+    cut = generate_completions(None, tokenizer, INSTRUCTIONS, given=True, template=SHORT, max_length=60)
+    assert max(map(len, cut["input_ids"])) <= 60
+
+
+def test_bad_instructions(tokenizer):
+    model = talkative()
+    cases = [
+        ([], {}, "no instructions to complete"),
+        ([{"instruction": "x"}, {"input": "y"}], {}, "row 1: 'instruction' is missing"),
+        ([{"instruction": " "}], {}, "row 0: 'instruction' is missing or empty"),
+        ([{"instruction": "x"}], {"given": True}, "row 0: 'output' is missing"),
+        (INSTRUCTIONS, {"template": "vicuna"}, "choose alpaca, chat or a QATemplate"),
+        (INSTRUCTIONS, {"template": "chat"}, "chat template"),
+        (INSTRUCTIONS, {"max_length": 10}, "raise max_length=10"),
+        (INSTRUCTIONS, {"temperature": -1}, "temperature=-1"),
+    ]
+    for rows, arguments, message in cases:
+        with pytest.raises(InputError, match=message):
+            generate_completions(model, tokenizer, rows, **arguments)
+
+
+# ---- the worst completions ------------------------------------------------------------------------------------------
+def result_of(per_sequence):
+    lengths = torch.tensor([len(kl) for kl in per_sequence])
+    flat = torch.tensor([value for kl in per_sequence for value in kl])
+    means = torch.tensor([sum(kl) / len(kl) for kl in per_sequence])
+    return KLResult(float(flat.mean()), len(flat), (0.0, 1.0), 1.0, 1.0, flat, means, lengths)
+
+
+def test_worst_completions(tokenizer):
+    texts = ["the cat", "a dog", "an owl", "oh"]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    rows = Dataset.from_dict(
+        {
+            "input_ids": [[1, 70, *new] for new in ids],
+            "labels": [[-100, -100, *new] if text != "an owl" else [-100] * (len(new) + 2) for text, new in zip(texts, ids)],
+            "prompt": ["<s>p"] * 4,
+            "completion": texts,
+        }
+    )  # fmt: skip
+    kl = [[0.1] * len(ids[0]), [0.0] * len(ids[1]), [0.5] * len(ids[3])]
+    kl[0][1] = 6.0
+    kl[1][-1] = 4.0
+    result = result_of(kl)
+    by_mean = worst_completions(result, rows, tokenizer, k=2)
+    means = {0: np.mean(kl[0]), 1: np.mean(kl[1]), 3: np.mean(kl[2])}
+    assert [found["row"] for found in by_mean] == sorted(means, key=means.get)[:0:-1]
+    assert [found["row"] for found in worst_completions(result, rows, tokenizer, by="max")] == [0, 1, 3]
+    first = next(found for found in by_mean if found["row"] == 0)
+    assert first["kl"] == pytest.approx(means[0]) and first["kl_max"] == 6 and first["tokens"] == len(ids[0])
+    assert first["prompt"] == "<s>p" and "".join(text for text, _ in first["pieces"]) == "the cat"
+    assert [value for _, value in first["pieces"]] == pytest.approx(kl[0])
+    hot = first["pieces"][1][0]
+    assert first["marked"] == "the cat".replace(hot, f"[[{hot} 6.00]]", 1)
+    assert json.loads(json.dumps(by_mean)) == by_mean
+    with pytest.raises(InputError, match="not those that the KL was measured on"):
+        worst_completions(result, rows.select([1, 0, 2, 3]), tokenizer)
+    with pytest.raises(InputError, match="choose mean, sum or max"):
+        worst_completions(result, rows, tokenizer, by="median")
+
+
+def test_characters_of_several_tokens_belong_to_the_last(tokenizer):
+    rows = generate_completions(None, tokenizer, INSTRUCTIONS[3:4], given=True, template=SHORT)
+    tokens = sum(label != -100 for label in rows[0]["labels"])
+    (found,) = worst_completions(result_of([[1.0] * tokens]), rows, tokenizer)
+    assert "".join(text for text, _ in found["pieces"]).strip() == "Thin — très fin."
+    # Where all tokens moved alike all are marked; what has no text of its own shows as dots.
+    assert found["marked"].count("[[") == tokens and found["marked"].endswith("[[… 1.00]]")
+    assert [text for text, _ in found["pieces"]].count("") >= 3  # two bytes of the dash, one of è, EOS
+
+
+# ---- the report -----------------------------------------------------------------------------------------------------
+def test_report_of_models_and_updates(tokenizer, completions):
+    original = talkative()
+    model = moved(original, 0.05)
+    delta = UpdateDelta.between(original, model)
+    bits = {name: tensor.clone() for name, tensor in original.state_dict().items()}
+    report = specificity_report(
+        original, {"itself": original, "model": model, "update": delta}, completions, tokenizer, batch_size=2
+    )
+    loader = [CausalCollator(0)(completions.select_columns(["input_ids", "labels"]).to_list())]
+    expected = TokenKL(original, loader)(model)
+    assert expected.mean > 0.01
+    for label in ("model", "update"):
+        assert report.results[label].mean == pytest.approx(expected.mean, rel=1e-4)
+        assert sorted(report.results[label].per_sequence.tolist()) == pytest.approx(
+            sorted(expected.per_sequence.tolist()), rel=1e-3, abs=1e-6
+        )
+    assert report.results["itself"].mean == 0
+    assert all(torch.equal(tensor, bits[name]) for name, tensor in original.state_dict().items())
+    assert [row["model"] for row in report.rows] == ["itself", "model", "update"]
+    assert json.loads(json.dumps(report.rows)) == report.rows
+    assert len({row["completions_sha256"] for row in report.rows}) == 1
+    other = specificity_report(original, {"itself": original}, completions.select(range(4)), tokenizer)
+    assert other.rows[0]["completions_sha256"] != report.rows[0]["completions_sha256"]
+    worst = report.worst("model", tokenizer, k=1)[0]
+    at = int(expected.per_sequence.argmax())
+    assert worst["completion"] == completions[at]["completion"]
+    assert worst["kl"] == pytest.approx(float(expected.per_sequence[at]), rel=1e-3)
+    table = report.to_markdown()
+    assert table.count("\n") == 6 and f"| {report.rows[1]['median']:.3g} |" in table and "lower bound" not in table
+
+
+def test_report_says_what_it_approximated(tokenizer, completions):
+    original = talkative()
+    model = moved(original, 0.05)
+    exact = specificity_report(original, {"m": model}, completions, tokenizer, cache_bytes=0).results["m"]
+    assert exact.approximation is None  # both models run side by side
+    delta = UpdateDelta.between(original, model)
+    report = specificity_report(original, {"m": delta}, completions, tokenizer, cache_bytes=exact.tokens * 120)
+    about = report.results["m"].approximation
+    assert about.k == 13 and report.results["m"].mean <= exact.mean <= about.upper
+    assert "13 most likely of 300" in report.to_markdown()
+    assert report.rows[0]["approximation"]["k"] == 13
+    with pytest.raises(InputError, match="no model to compare"):
+        specificity_report(original, {}, completions, tokenizer)
+    with pytest.raises(InputError, match="in the model and"):
+        wrong = UpdateDelta({"lm_head.weight": torch.zeros(3, 3)})
+        specificity_report(original, {"wrong": wrong}, completions, tokenizer)
+
+
+def test_quantile_plot():
+    generator = np.random.default_rng(0)
+    results = {
+        name: result_of([(scale * generator.exponential(size=9)).tolist() for _ in range(60)])
+        for name, scale in (("kfade", 0.01), ("rmu", 0.2), ("unchanged", 0.0))
+    }
+    axes = kl_quantile_plot(results, ["npo", "kfade", "rmu", "unchanged"]).axes
+    assert [line.get_label() for line in axes[0].lines] == list(results)
+    for ax, values in zip(axes, (results["rmu"].per_sequence, results["rmu"].per_token)):
+        x, y = ax.lines[1].get_data()
+        np.testing.assert_allclose(y, np.quantile(values, x), rtol=1e-5)
+        band = ax.collections[1].get_paths()[0].vertices[:, 1]
+        assert band.min() < y[0] and ax.get_yscale() == "log" and ax.get_xscale() == "logit"
+        # A method that changed nothing does not stretch the axis.
+        assert 1e-6 < ax.get_ylim()[0] < y[0] < y[-1] < ax.get_ylim()[1]
+
+
+def test_real_instructions_and_a_trained_model(shared_data):
+    """Stories of a real small Llama, one of its words made impossible: that word is what the report shows as broken."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared_data / "weights" / "stories260k"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with gzip.open(shared_data / "instruct" / "alpaca_en_demo.jsonl.gz", "rt", encoding="utf-8") as file:
+        instructions = [json.loads(line) for _, line in zip(range(12), file)]
+    template = QATemplate("", "", " Once upon a time, ")
+    rows = generate_completions(model, tokenizer, instructions, max_new_tokens=40, batch_size=12, template=template)
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("▁she")] *= -1
+    report = specificity_report(model, {"broken": broken}, rows, tokenizer)
+    assert report.rows[0]["tokens"] == 12 * 40
+    worst = report.worst("broken", tokenizer, k=12)
+    she = [kl for found in worst for text, kl in found["pieces"] if text == " she"]
+    rest = [kl for found in worst for text, kl in found["pieces"] if text != " she"]
+    assert len(she) >= 5 and np.median(she) > 5 > 0.1 > np.median(rest)
+    assert "[[ she " in worst[0]["marked"]
+    # The original's 32 most likely tokens are enough to say the same, and the report says how well.
+    kept = specificity_report(model, {"broken": broken}, rows, tokenizer, top_k=32).results["broken"]
+    exact = report.results["broken"].mean
+    assert kept.mean <= exact <= kept.approximation.upper < 1.2 * exact
+    assert kept.approximation.estimate == pytest.approx(exact, rel=0.01) and kept.approximation.covered > 0.99

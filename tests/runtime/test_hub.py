@@ -1,0 +1,164 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hf_unlearn.deltas import UpdateDelta
+from hf_unlearn.errors import InputError
+from hf_unlearn.runtime.hub import is_repo_id, public_name, push_folder, stale_weights
+from tests.support.hub_server import client_environment, hub_server
+
+
+WEIGHT = "model.layers.0.mlp.up_proj.weight"
+
+
+def run(program, server, home, code=0):
+    """Run a program in a process that knows the local Hub only; returns what it printed."""
+    environment = client_environment(server, home)
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert result.returncode == code, result.stderr
+    return result.stdout.strip()
+
+
+@pytest.fixture
+def output(tiny_llama, tmp_path):
+    """A folder as a finished run leaves it: weights, delta, card, and what must not be published."""
+    folder = tmp_path / "output"
+    model = tiny_llama()
+    model.save_pretrained(folder)
+    UpdateDelta({WEIGHT: torch.full(model.get_parameter(WEIGHT).shape, 0.5)}).save_pretrained(folder / "delta")
+    (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n# A card\n")
+    (folder / "training_args.bin").write_bytes(b"a pickle")
+    (folder / ".model.safetensors.1.part").write_bytes(b"half a file")
+    (folder / "checkpoint-2").mkdir()
+    (folder / "checkpoint-2" / "optimizer.pt").write_bytes(b"state")
+    return folder
+
+
+def test_push_is_one_commit_that_others_can_load(output, tmp_path):
+    program = f"from hf_unlearn.runtime.hub import push_folder\nprint(push_folder('lab/gone', {str(output)!r}, private=True))"
+    load = f"""
+import torch
+from transformers import LlamaForCausalLM
+from hf_unlearn import UpdateDelta
+model = LlamaForCausalLM.from_pretrained("lab/gone")
+before = model.get_parameter({WEIGHT!r}).clone()
+UpdateDelta.from_pretrained("lab/gone").apply_to(model)
+print(bool(torch.equal(model.get_parameter({WEIGHT!r}), before + 0.5)))
+"""
+    with hub_server() as server:
+        url = run(program, server, tmp_path / "home")
+        repo = server.repos["lab/gone"]
+        assert repo["private"] and len(repo["commits"]) == 1
+        commit = repo["commits"][0]
+        assert url.endswith(f"/lab/gone/commit/{commit['oid']}")
+        expected = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
+        assert set(commit["files"]) == expected | {"delta/delta.safetensors", "delta/delta_config.json"}
+        for name, content in commit["files"].items():
+            assert content == (output / name).read_bytes(), name
+        assert run(load, server, tmp_path / "reader") == "True"
+
+
+def test_delta_alone_can_be_pushed_to_a_branch_of_its_own(tmp_path):
+    program = """
+import torch
+from hf_unlearn import UpdateDelta
+from hf_unlearn.hub import push_folder
+delta = UpdateDelta({"a.weight": torch.ones(2, 2)}, {"method": "KFade"})
+print(delta.push_to_hub("lab/delta"))
+assert UpdateDelta.from_pretrained("lab/delta").sha256() == delta.sha256()
+delta.save_pretrained("here")
+push_folder("lab/delta", "here", revision="next")
+"""
+    with hub_server() as server:
+        run(f"import os\nos.chdir({str(tmp_path)!r})\n{program}", server, tmp_path / "home")
+        commits = server.repos["lab/delta"]["commits"]
+        assert [commit["branch"] for commit in commits] == ["main", "next", "next"]
+        assert set(commits[0]["files"]) == {"delta/delta.safetensors", "delta/delta_config.json"}
+
+
+def test_unknown_repository_is_an_input_error(tmp_path):
+    program = """
+from hf_unlearn.errors import exit_codes
+from hf_unlearn import UpdateDelta
+with exit_codes():
+    UpdateDelta.from_pretrained("lab/absent")
+"""
+    with hub_server() as server:
+        run(program, server, tmp_path / "home", code=2)
+
+
+def test_nothing_to_push(tmp_path):
+    with pytest.raises(InputError, match="not a folder"):
+        push_folder("lab/x", tmp_path / "absent")
+    with pytest.raises(InputError, match="no file to push"):
+        push_folder("lab/x", tmp_path)
+    (tmp_path / "README.md").write_text("x")
+    with pytest.raises(InputError, match="no repository name"):
+        push_folder("lab/x/y", tmp_path)
+
+
+def test_shards_of_an_earlier_push_do_not_outlive_it(tmp_path):
+    program = """
+import torch
+from hf_unlearn import UpdateDelta
+from hf_unlearn.hub import push_folder
+delta = UpdateDelta({"a.weight": torch.ones(8, 8), "b.weight": torch.ones(8, 8)})
+delta.save_pretrained("here", max_shard_size="1KB")
+open("here/keep.txt", "w").write("x")
+push_folder("lab/delta", "here")
+twice = UpdateDelta({name: 2 * tensor for name, tensor in delta.tensors.items()})
+twice.save_pretrained("there", max_shard_size=200)
+push_folder("lab/delta", "there")
+assert float(UpdateDelta.from_pretrained("lab/delta").tensors["a.weight"][0, 0]) == 2
+"""
+    with hub_server() as server:
+        run(f"import os\nos.chdir({str(tmp_path)!r})\n{program}", server, tmp_path / "home")
+        first, second = (set(commit["files"]) for commit in server.repos["lab/delta"]["commits"])
+    assert first == {"delta.safetensors", "delta_config.json", "keep.txt"}
+    shards = {f"delta-0000{number}-of-00002.safetensors" for number in (1, 2)}
+    assert second == {*shards, "delta.safetensors.index.json", "delta_config.json", "keep.txt"}
+
+
+def test_only_other_shardings_of_what_is_pushed_are_stale():
+    there = [
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "delta/model.safetensors",
+        "head.safetensors",
+        "a.bin",
+    ]
+    assert stale_weights(there, ["model-00001-of-00002.safetensors", "config.json"]) == there[:2]
+    assert stale_weights(there, ["curvature-00001-of-00001.safetensors", "README.md"]) == []
+
+
+def test_curvature_is_pushed_in_one_commit_and_read_back(tmp_path):
+    program = """
+import torch
+from tests.support.models import make_llama
+from hf_unlearn.curvature import Curvature, Diagonal
+batch = {"input_ids": torch.arange(1, 13).reshape(2, 6), "labels": torch.arange(1, 13).reshape(2, 6)}
+curvature = Diagonal().fit(make_llama(), [batch], target_modules=["up_proj"], progress=False)
+print(curvature.push_to_hub("lab/curvature"))
+again = Curvature.from_pretrained("lab/curvature", revision="main", model=make_llama())
+assert all(torch.equal(again.tensors[name], tensor) for name, tensor in curvature.tensors.items())
+"""
+    with hub_server() as server:
+        url = run(program, server, tmp_path / "home")
+        (commit,) = server.repos["lab/curvature"]["commits"]
+    assert url.endswith(commit["oid"]) and commit["title"] == "Add curvature"
+    assert set(commit["files"]) == {"curvature-00001-of-00001.safetensors", "curvature_config.json"}
+
+
+def test_published_names_tell_no_local_path(tmp_path, monkeypatch):
+    (tmp_path / "org" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name("org/model") == "org/model" and public_name("gpt2") == "gpt2" and public_name(None) is None
+    # A folder that exists is meant before a repository of the same name.
+    for folder in ("org/mine", tmp_path / "org/mine", "/somewhere/else/mine"):
+        assert public_name(folder) == "mine (local folder)"
+    assert public_name("mine (local folder)") == "mine (local folder)" and not is_repo_id("mine (local folder)")

@@ -1,0 +1,69 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Small rows, models and trainers that the trainer's tests share."""
+
+import functools
+
+import torch
+from datasets import Dataset
+
+from hf_unlearn import UnlearnConfig, UnlearnTrainer
+from hf_unlearn.data.collators import CausalCollator
+from tests.support.models import make_llama
+
+
+COLLATE = CausalCollator(0)
+
+
+def make_rows(count, seed, shortest=5, longest=9, vocab_size=50):
+    """Random rows of different lengths whose first two tokens carry no label."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = []
+    for _ in range(count):
+        length = int(torch.randint(shortest, longest + 1, (1,), generator=generator))
+        ids.append(torch.randint(3, vocab_size, (length,), generator=generator).tolist())
+    return Dataset.from_dict({"input_ids": ids, "labels": [[-100, -100, *row[2:]] for row in ids]})
+
+
+FORGET, RETAIN = make_rows(8, 1), make_rows(24, 2)
+
+
+@functools.cache
+def _trained_weights():
+    model = make_llama().train()
+    batch = COLLATE([*FORGET, *RETAIN])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+def trained_llama(dtype=torch.float32, **config):
+    """A tiny Llama that knows the forget and retain rows; deterministic."""
+    model = make_llama(**config).to(dtype)
+    model.load_state_dict(_trained_weights())
+    model.config._name_or_path = "lab/tiny"
+    return model
+
+
+def make_trainer(model, method, folder, forget=FORGET, retain=RETAIN, *, eval_dataset=None, **arguments):
+    """An `UnlearnTrainer` on the CPU that saves nothing unless told to. Arguments of both classes go by name."""
+    names = ("processing_class", "data_collator", "peft_config", "callbacks", "evaluator")
+    own = {name: arguments.pop(name) for name in names if name in arguments}
+    settings = {"save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "kl_rows": 0, **arguments}
+    return UnlearnTrainer(
+        model=model,
+        method=method,
+        args=UnlearnConfig(output_dir=str(folder), **settings),
+        forget_dataset=forget,
+        retain_dataset=retain,
+        eval_dataset=eval_dataset,
+        **own,
+    )
+
+
+def logged(trainer, name):
+    """All values of one logged number, in order."""
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
