@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Other forwards for some modules of a model, for a while."""
+"""Settings of a model's modules and parameters for a while: forwards, modes, which weights require gradients."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 @contextlib.contextmanager
 def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable]]):
-    """Within the context every module of the pairs runs the given function as its `forward`; one of its own comes back."""
+    """Within the context every module of the pairs runs the given function as its `forward`; its own comes back."""
     before = [(module, vars(module).get("forward"), forward) for module, forward in forwards]
     for module, _, forward in before:
         module.forward = forward
@@ -36,6 +36,23 @@ def evaluation_mode(model, grad: bool = False):
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def trainable(model: nn.Module, parameters: Iterable[Tensor] = ()):
+    """Inside, these parameters alone require gradients; every one's own flag afterwards, also after an error.
+
+    Of a model sharded by FSDP2 the parameters are those in place on entry: `reshard` it before, and before leaving.
+    """
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    chosen = set(map(id, parameters))
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(id(parameter) in chosen)
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
 
 
 def model_device(model: nn.Module) -> torch.device:

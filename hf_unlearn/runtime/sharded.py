@@ -77,8 +77,3 @@ def temporary_weights(model: nn.Module, tensors: Mapping[str, Tensor]):
         with torch.no_grad():
             for name, tensor in named.items():
                 tensor.copy_(own[name])
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Whether this process's part of the tensor is finite everywhere."""
-    return bool(torch.isfinite(tensor.to_local() if is_dtensor(tensor) else tensor).all())
