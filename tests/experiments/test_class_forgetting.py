@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Fast-NTK's protocol: data, cells, tables, recipes; and what is measured of image classifiers."""
+"""Fast-NTK's protocol: data, cells, tables and recipes."""
 
 import importlib.util
 import json
@@ -23,7 +23,6 @@ from hf_unlearn.data.images import (
     split_class,
 )
 from hf_unlearn.errors import InputError
-from hf_unlearn.evaluation.images import accuracy, linear_probe, mean_loss, relearning_epochs
 from hf_unlearn.experiments.problems import class_forgetting
 from hf_unlearn.experiments.problems.class_forgetting import (
     Images,
@@ -35,31 +34,11 @@ from hf_unlearn.experiments.problems.class_forgetting import (
 )
 from hf_unlearn.methods.base import Counts
 from hf_unlearn.methods.first_order import FirstOrder
-from hf_unlearn.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification, load_cifar_resnet
 from hf_unlearn.report.class_tables import METRICS, format_tables, paper_figures, plot_tables
+from tests.support.protocols import tiny_protocol
 
 
 ROOT = Path(__file__).resolve().parents[2]
-COLLATOR = ImageCollator((0.5,) * 3, (0.5,) * 3)
-
-
-def tiny_protocol(**changes) -> dict:
-    config = read_protocol()
-    config["seeds"] = [0, 1]
-    config["data"] = config["data"] | {"per_class": [4], "holdout_per_class": 5}
-    config["model"] = {
-        "config": {"model_type": "cifar_resnet", "depth": 8, "width": 4, "image_size": 8},
-        "pretrain": {"train": "digits:train", "per_class": 6, "epochs": 2, "learning_rate": 5.0e-3, "batch_size": 32},
-        "new_head": True,
-    }
-    config["tuning"] = {"epochs": 8, "learning_rate": 2.0e-2, "batch_size": 20}
-    config["methods"] = [
-        {"label": "Max Loss", "method": "first_order", "settings": {"objective": "max_loss"}, "search": {"learning_rate": [0.01]}, "epochs": 3},
-        {"label": "Random Label", "method": "first_order", "settings": {"objective": "random_label"}, "search": {"learning_rate": [0.01]}, "epochs": 2},
-        {"label": "Fast-NTK", "method": "fast_ntk", "search": {"ridge": [0.1]}},
-    ]  # fmt: skip
-    config["relearning"] = {"learning_rate": 1e-2, "max_epochs": 3}
-    return config | changes
 
 
 @pytest.fixture(autouse=True)
@@ -287,76 +266,6 @@ def test_choices_of_rows_are_seeded_and_whole():
     moved = ImageCollator((0.0,) * 3, (1.0,) * 3, augment=True)([chosen[0], chosen[1]])["pixel_values"]
     still = ImageCollator((0.0,) * 3, (1.0,) * 3)([chosen[0], chosen[1]])["pixel_values"]
     assert moved.shape == still.shape and not torch.equal(moved, still)
-
-
-def test_published_weights_reach_their_published_accuracy(shared_data):
-    model = load_cifar_resnet(shared_data / "weights" / "resnet_cifar10" / "resnet20.safetensors")
-    rows = select_per_class(load_images(shared_data / "cifar10", "test"), 20, seed=0)
-    # 91.7 % on the whole test set; 200 images have a standard error of 2 %.
-    assert accuracy(model, rows, ImageCollator()) >= 0.86
-    assert model.config.depth == 20 and sum(p.numel() for p in model.parameters()) == 269_722
-
-
-def test_resnet_saves_loads_and_refuses(tmp_path):
-    model = CifarResNetForImageClassification(CifarResNetConfig(depth=8, width=4, image_size=8)).eval()
-    model.save_pretrained(tmp_path)
-    images = torch.randn(2, 3, 8, 8)
-    assert torch.equal(load_cifar_resnet(tmp_path)(images).logits, model(images).logits)
-    assert model.reset_head(3).config.num_labels == 3 and model(images).logits.shape == (2, 3)
-    with pytest.raises(InputError, match="depth must be"):
-        CifarResNetConfig(depth=21)
-    (tmp_path / "bad.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:50])
-    from safetensors.torch import save_file
-
-    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match="holds no CIFAR ResNet"):
-        load_cifar_resnet(tmp_path / "other.safetensors")
-
-
-# ---- measures ----------------------------------------------------------------------------------------------------------
-def test_accuracy_loss_and_relearning_by_hand():
-    rows = select_per_class(load_images("digits"), 2, seed=0)
-    torch.manual_seed(0)
-    model = CifarResNetForImageClassification(CifarResNetConfig(depth=8, width=4, image_size=8)).train()
-    batch = COLLATOR([rows[i] for i in range(len(rows))])
-    model.eval()
-    with torch.no_grad():
-        logits = model(batch["pixel_values"]).logits
-    model.train()
-    expected = float((logits.argmax(1) == batch["labels"]).float().mean())
-    assert accuracy(model, rows, COLLATOR, batch_size=3) == pytest.approx(expected)
-    loss = float(torch.nn.functional.cross_entropy(logits, batch["labels"]))
-    assert mean_loss(model, rows, COLLATOR) == pytest.approx(loss, rel=1e-5) and model.training
-    assert relearning_epochs(model, rows, COLLATOR, threshold=loss + 0.01) == 0
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert relearning_epochs(model, rows, COLLATOR, threshold=0.0, max_epochs=2) is None
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    with pytest.raises(InputError, match="no parameter requires a gradient"):
-        relearning_epochs(model.requires_grad_(False), rows, COLLATOR)
-
-
-def test_a_linear_probe_finds_what_features_tell():
-    class Mean(torch.nn.Module):
-        """Features that tell the label, and a head that ignores them."""
-
-        def __init__(self):
-            super().__init__()
-            self.head = torch.nn.Linear(3, 2)
-
-        def forward(self, pixel_values):
-            from transformers.modeling_outputs import ImageClassifierOutput
-
-            return ImageClassifierOutput(logits=self.head(pixel_values.mean((2, 3))) * 0)
-
-    shades = [20, 200] * 6
-    images = [Image.fromarray(np.full((4, 4, 3), shade + number, np.uint8)) for number, shade in enumerate(shades)]
-    import datasets
-
-    features = datasets.Features({"image": datasets.Image(), "labels": datasets.ClassLabel(names=["dark", "light"])})
-    rows = Dataset.from_dict({"image": images, "labels": [0, 1] * 6}, features=features)
-    assert linear_probe(Mean(), rows, [rows, rows.select([0, 2])], COLLATOR, "head") == [1.0, 1.0]
-    with pytest.raises(InputError, match="no module 'tail'"):
-        linear_probe(Mean(), rows, [rows], COLLATOR, "tail")
 
 
 def test_random_label_never_draws_the_right_one():

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from hf_unlearn.data.images import load_images, select_per_class
 from hf_unlearn.experiments.problems.image_models import build_model, load_start
-from tests.experiments.test_class_forgetting import tiny_protocol
+from tests.support.protocols import tiny_protocol
 
 
 ROOT = Path(__file__).resolve().parents[2]
