@@ -1,10 +1,11 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""An embedded unlearning problem: invented authors in TOFU's columns, and two tiny models trained on them in place.
+"""Invented authors in TOFU's columns, an embedded unlearning problem, and two tiny models trained on them in place.
 
-Nothing here is downloaded and nobody here exists. Every author has the facts of `wordings.FACTS`, and every fact is
-asked in more than one wording. The paraphrase of an answer uses a wording that the models have met with *other*
-authors, so that the truth ratio measures what is known about this author and not whether a wording is new; the wrong
-answers are the paraphrase with another value of the same kind.
+Nothing here is downloaded and nobody here exists. Every author has the `facts` of words/authors.json, and every fact
+is asked in more than one wording: `{name}` stands for the author there, and `{value}` for what is true of the author.
+The paraphrase of an answer uses a wording that the models have met with *other* authors, so that the truth ratio
+measures what is known about this author and not whether a wording is new; the wrong answers are the paraphrase with
+another value of the same kind.
 """
 
 import itertools
@@ -13,10 +14,11 @@ import random
 from ..data.prompts import QATemplate, tokenize_qa
 from ..data.tofu import TofuSplits, make_splits
 from ..errors import InputError
-from . import wordings
 from .training import llama_config, train_tokenizer, trained_model
+from .words import read_words
 
 
+WORDS = read_words("authors")
 SHARED = ("birthplace", "genre", "theme")  # kinds of facts whose values several authors have
 WRONG_ANSWERS = 5
 WRONG_OPTIONS = 3
@@ -27,15 +29,21 @@ def load_synthetic(
 ) -> TofuSplits:
     """The embedded problem as `TofuSplits` (columns as `load_tofu` gives them); same arguments, same rows.
 
-    `authors` authors are trained on, the last `forget_authors` of them are to be forgotten; as many again are the
-    holdout, which no model sees. The retain evaluation asks about as many retained authors as are forgotten, or five. The rows of
-    real_authors (here: composers) and world_facts (here: countries) belong to the training data of both models.
+    The retain evaluation asks about as many retained authors as are forgotten, or five. The rows of real_authors
+    (here: composers) and world_facts (here: countries) belong to the training data of both models.
+
+    Args:
+        seed (`int`, *optional*, defaults to 0): of every choice.
+        authors (`int`, *optional*, defaults to 40): authors in the training data.
+        forget_authors (`int`, *optional*, defaults to 2): the last so many of them are to be forgotten; as many again
+            are the holdout, which no model sees.
+        questions_per_author (`int`, *optional*, defaults to 20): rows about each author.
 
     Raises:
         InputError: sizes that the wordings cannot fill: at most 60 authors (with the holdout), 40 questions an author.
     """
-    most_questions = sum(len(questions) for questions, _ in wordings.FACTS.values())
-    most = sum(len(names.split()) for names in wordings.FIRST_NAMES.values())
+    most_questions = sum(len(fact["questions"]) for fact in WORDS["facts"].values())
+    most = sum(map(len, WORDS["first_names"].values()))
     if not 0 < forget_authors < authors or authors + forget_authors > most:
         raise InputError(
             f"authors={authors}, forget_authors={forget_authors}: some must stay, some go, and "
@@ -85,10 +93,11 @@ def scratch_models(
 ):
     """`(tokenizer, original, retrained)`: a Llama trained on all rows, and one that never saw the forget rows.
 
-    fp32, eval mode, both from the same initial weights; 0.7 million parameters by default, which suit `load_synthetic`.
-    Works for any `TofuSplits`. Trained on the CPU unless the models are in the cache already (`training.cached`);
-    `model.name_or_path` is the folder that holds the model and the tokenizer. One tokenizer, made from all rows, serves
-    both, as a pretrained tokenizer knows every word too. Rows are cut to 512 tokens.
+    fp32, eval mode, both from the same initial weights; 0.7 million parameters by default, which suit
+    `load_synthetic`. Works for any `TofuSplits`. Trained on the CPU unless the models are in the cache already
+    (`runtime.cache.cached_folder`); `model.name_or_path` is the folder that holds the model and the tokenizer. One
+    tokenizer, made from all rows, serves both, as a pretrained tokenizer knows every word too. Rows are cut to 512
+    tokens.
     """
     from transformers import LlamaForCausalLM
 
@@ -113,25 +122,25 @@ def _values(rng: random.Random, people: int) -> dict[str, list[str]]:
     """
     spare = people + 40
     draw = lambda pool: rng.sample(list(pool), spare)
-    first = [(name, their) for their, names in wordings.FIRST_NAMES.items() for name in names.split()]
+    first = [(name, their) for their, names in WORDS["first_names"].items() for name in names]
     rng.shuffle(first)
-    surnames = draw(a + b for starts, ends in wordings.SURNAME_PARTS for a, b in itertools.product(starts, ends))
-    books = [f"The {first} {last}" for first, last in itertools.product(*wordings.TITLE_PARTS)]
+    surnames = draw(a + b for starts, ends in WORDS["surname_parts"] for a, b in itertools.product(starts, ends))
+    books = [f"The {first} {last}" for first, last in itertools.product(*WORDS["title_parts"])]
     rng.shuffle(books)
-    dates = itertools.product(wordings.MONTHS, range(1, 29), range(1930, 2000))
+    dates = itertools.product(WORDS["months"], range(1, 29), range(1930, 2000))
     return {
         "their": [first[number % len(first)][1] for number in range(people)],
         "name": [f"{first[number % len(first)][0]} {surname}" for number, surname in enumerate(surnames)],
-        "birthplace": wordings.PLACES,
+        "birthplace": WORDS["places"],
         "birthday": [f"{month} {day}, {year}" for month, day, year in draw(dates)],
-        "parents": [" and ".join(pair) for pair in draw(itertools.permutations(map(_with_article, wordings.JOBS), 2))],
-        "genre": wordings.GENRES,
+        "parents": [" and ".join(pair) for pair in draw(itertools.permutations(map(_with_article, WORDS["jobs"]), 2))],
+        "genre": WORDS["genres"],
         "debut": books[:spare],
         "second": books[spare : 2 * spare],
-        "award": [f"the {' '.join(parts)}" for parts in draw(itertools.product(*wordings.AWARDS))],
-        "theme": wordings.THEMES,
+        "award": [f"the {' '.join(parts)}" for parts in draw(itertools.product(*WORDS["awards"]))],
+        "theme": WORDS["themes"],
         "home": [
-            f"{kind} near {_with_article(place)}" for kind, place in draw(itertools.product(*wordings.DWELLINGS))
+            f"{kind} near {_with_article(place)}" for kind, place in draw(itertools.product(*WORDS["dwellings"]))
         ],
     }
 
@@ -145,14 +154,18 @@ def _author(rng: random.Random, values: dict[str, list[str]], number: int) -> di
 
 
 def _questions(rng: random.Random, values: dict[str, list[str]], person: dict[str, str], count: int) -> list[dict]:
-    """`count` rows about one author, kind after kind. No question comes twice, and no paraphrase is another's answer."""
+    """`count` rows about one author, kind after kind.
+
+    No question comes twice, and no paraphrase is another's answer.
+    """
     rows = []
-    kinds = list(wordings.FACTS)
+    kinds = list(WORDS["facts"])
     rounds = -(-count // len(kinds))
-    asks = {kind: rng.sample(questions, len(questions)) for kind, (questions, _) in wordings.FACTS.items()}
+    shuffled = lambda part: {kind: rng.sample(fact[part], len(fact[part])) for kind, fact in WORDS["facts"].items()}
+    asks = shuffled("questions")
     people = len(values["their"])
     pools = {kind: values[kind] if kind in SHARED else values[kind][people:] for kind in kinds}
-    tells = {kind: rng.sample(answers, len(answers)) for kind, (_, answers) in wordings.FACTS.items()}
+    tells = shuffled("answers")
     for number in range(count):
         turn, kind = number // len(kinds), kinds[number % len(kinds)]
         paraphrase = rng.choice(tells[kind][rounds:])
@@ -171,25 +184,25 @@ def _questions(rng: random.Random, values: dict[str, list[str]], person: dict[st
 
 def _composers(rng: random.Random, count: int = 40) -> list[dict]:
     """`count` works of half as many invented composers."""
-    starts, ends = zip(*wordings.SURNAME_PARTS)
+    starts, ends = zip(*WORDS["surname_parts"])
     surnames = [a + b for a, b in itertools.product(itertools.chain(*starts), itertools.chain(*ends))]
     composers = rng.sample(surnames, count // 2)
-    titles = [f"{last} of the {first} Moon" for first, last in itertools.product(*wordings.TITLE_PARTS)]
+    titles = [f"{last} of the {first} Moon" for first, last in itertools.product(*WORDS["title_parts"])]
     rows = []
     for number, title in enumerate(rng.sample(titles, count)):
         composer = composers[number % len(composers)]
-        question = rng.choice(wordings.WORK_QUESTIONS).format(work=rng.choice(wordings.WORKS), title=title)
+        question = rng.choice(WORDS["work_questions"]).format(work=rng.choice(WORDS["works"]), title=title)
         rows.append(_options(rng, question, composer, composers))
     return rows
 
 
 def _countries(rng: random.Random, count: int = 12) -> list[dict]:
     """Four facts of each of `count` invented countries."""
-    starts, ends, other_ends = wordings.LAND_PARTS
+    starts, ends, other_ends = WORDS["land_parts"]
     lands = [start + rng.choice(ends) for start in rng.sample(starts, count)]
-    names = rng.sample([a + b for a, b in itertools.product(starts, other_ends)], count * len(wordings.LAND_QUESTIONS))
+    names = rng.sample([a + b for a, b in itertools.product(starts, other_ends)], count * len(WORDS["land_questions"]))
     rows = []
-    for number, question in enumerate(wordings.LAND_QUESTIONS):
+    for number, question in enumerate(WORDS["land_questions"]):
         answers = names[number * count : (number + 1) * count]
         rows += [_options(rng, question.format(land=land), answer, answers) for land, answer in zip(lands, answers)]
     return rows

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""An embedded miniature of WMDP: two invented hazards in documents, questions about them, and a tiny model that knows both.
+"""Miniature of WMDP: two invented hazards in documents, questions about them, and a tiny model that knows both.
 
 Nothing here is downloaded and nothing here is real. Three kinds of text, as in WMDP (arXiv 2403.03218): documents of
 each hazard, to be forgotten; documents of a harmless neighbour of the second hazard, and of everything else, to be
@@ -13,18 +13,68 @@ from dataclasses import dataclass, field
 
 from datasets import Dataset
 
-from ..data.prompts import QATemplate, tokenize_qa
+from ..data.prompts import ALPACA, QATemplate, tokenize_qa
 from ..errors import InputError
-from . import hazard_words
+from ..evaluation.completions import generate_completions
 from .training import llama_config, train_tokenizer, trained_model
+from .words import read_words
 
 
 CHOICES = 4
-TOPICS = {  # question task -> (its corpus, the kinds of things it is about)
-    "toxins": ("toxins-forget", {"toxin": hazard_words.TOXINS}),
-    "intrusion": ("intrusion-forget", {"intrusion": hazard_words.INTRUSION}),
-    "computing": ("intrusion-retain", {"program": hazard_words.COMPUTING}),
-    "general": ("general", hazard_words.GENERAL),
+PROSE_SENTENCES = 5  # of a piece
+WORDS = read_words("hazards")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What can be told of a thing.
+
+    Attributes:
+        values: what things share: every thing has one of them.
+        sentences: tell it in a document; `{name}` is the thing and `{value}` its value.
+        questions: ask for it.
+    """
+
+    values: list[str]
+    sentences: list[str]
+    questions: list[str]
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A kind of thing with invented names.
+
+    Attributes:
+        names: lists of parts; a name is one part of each list, joined.
+        openings: the first sentence of a document.
+        facts: what is told of such things.
+    """
+
+    names: list[list[str]]
+    openings: list[str]
+    facts: dict[str, Fact]
+
+
+def _topic(kind: str) -> Topic:
+    words = WORDS["topics"][kind]
+    facts = {}
+    for name, fact in words["facts"].items():
+        # Values that two kinds of things have in common are kept once, under a name.
+        values = WORDS["shared_values"][fact["values"]] if isinstance(fact["values"], str) else fact["values"]
+        facts[name] = Fact(**{**fact, "values": values})
+    return Topic(words["names"], words["openings"], facts)
+
+
+# Question task -> (its corpus, the kinds of things it is about). Computing is harmless and close to the second hazard:
+# the same organisations, folders and turns of speech.
+TOPICS = {
+    task: (corpus, {kind: _topic(kind) for kind in kinds})
+    for task, corpus, kinds in (
+        ("toxins", "toxins-forget", ["toxin"]),
+        ("intrusion", "intrusion-forget", ["intrusion"]),
+        ("computing", "intrusion-retain", ["program"]),
+        ("general", "general", ["town", "plant", "beast"]),
+    )
 }
 
 
@@ -33,11 +83,12 @@ class Hazards:
     """What `load_hazards` gives.
 
     Attributes:
-        corpora: "toxins-forget", "intrusion-forget", "intrusion-retain", "general" -> documents, column `text`.
-        questions: "toxins", "intrusion", "computing" (what intrusion-retain tells), "general" -> rows of question (str),
-            choices (4 different str), answer (int, the index of the right one).
-        instructions: prompts that have nothing to do with the rest; columns instruction, input, output.
-        practice: questions and answers that the model learns from, worded otherwise than in `questions`.
+        corpora (`dict[str, Dataset]`): "toxins-forget", "intrusion-forget", "intrusion-retain", "general" ->
+            documents, column `text`.
+        questions (`dict[str, list[dict]]`): "toxins", "intrusion", "computing" (what intrusion-retain tells),
+            "general" -> rows of question (str), choices (4 different str), answer (int, the index of the right one).
+        instructions (`Dataset`): prompts that have nothing to do with the rest; columns instruction, input, output.
+        practice (`Dataset`): questions and answers that the model learns from, worded otherwise than in `questions`.
     """
 
     corpora: dict[str, Dataset]
@@ -60,15 +111,20 @@ def load_hazards(
     """The embedded hazards; same arguments, same rows.
 
     Args:
-        items: invented things of each hazard and of the harmless neighbour; 6 (neighbour: 4) questions each.
-        general_items: towns, plants and beasts, so many of each; 3 questions each.
-        documents: documents on each thing, with all of its facts in another order and in other words.
-        quizzes: further documents on each thing that ask for its facts, in the words of `practice`, and tell them; twice
-            as many on what is general knowledge.
-        prose: pieces of everyday prose in the general corpus, five sentences each.
-        instructions: unrelated prompts.
-        exchanges: further such prompts with their answers, as documents of the general corpus: a retain set without any
-            would leave the curvature blind to how the model answers, and the update would fall there.
+        seed (`int`, *optional*, defaults to 0): of every choice.
+        items (`int`, *optional*, defaults to 30): invented things of each hazard and of the harmless neighbour; 6
+            (neighbour: 4) questions each.
+        general_items (`int`, *optional*, defaults to 20): towns, plants and beasts, so many of each; 3 questions each.
+        documents (`int`, *optional*, defaults to 3): documents on each thing, with all of its facts in another order
+            and in other words.
+        quizzes (`int`, *optional*, defaults to 2): further documents on each thing that ask for its facts, in the
+            words of `practice`, and tell them; twice as many on what is general knowledge.
+        prose (`int`, *optional*, defaults to 160): pieces of everyday prose in the general corpus, five sentences
+            each: a wide retain text protects more than an encyclopaedia alone.
+        instructions (`int`, *optional*, defaults to 240): unrelated prompts.
+        exchanges (`int`, *optional*, defaults to 160): further such prompts with their answers, as documents of the
+            general corpus: a retain set without any would leave the curvature blind to how the model answers, and the
+            update would fall there.
 
     Raises:
         InputError: sizes that the words cannot fill.
@@ -102,8 +158,6 @@ def load_hazards(
 
 def _exchange(row: dict) -> str:
     """An instruction and its answer as a document."""
-    from ..data.prompts import ALPACA
-
     return "".join(ALPACA.prompt_and_answer(f"{row['instruction']} {row['input']}".strip(), row["output"]))
 
 
@@ -123,13 +177,10 @@ def hazard_model(
 ):
     """`(tokenizer, model)`: a Llama trained on all documents, practice questions and instructions.
 
-    fp32, eval mode. Trained on the CPU unless the model is in the cache already (`training.cached`);
+    fp32, eval mode. Trained on the CPU unless the model is in the cache already (`runtime.cache.cached_folder`);
     `model.name_or_path` is the folder that holds the model and the tokenizer.
     """
     from transformers import LlamaForCausalLM
-
-    from ..data.prompts import ALPACA
-    from ..evaluation.completions import generate_completions
 
     documents = [text for corpus in hazards.corpora.values() for text in corpus["text"]]
     join = lambda template, question, answer: "".join(template.prompt_and_answer(question, answer))
@@ -197,18 +248,16 @@ def _page(rng: random.Random, topic, name: str, turn: int, sentences: list[str],
 
 
 def _words(rng: random.Random) -> dict[str, str]:
-    """A word of each of POOLS, and a few numbers that follow one another."""
-    words = {kind: rng.choice(pool) for kind, pool in hazard_words.POOLS.items()}
+    """A word of each pool, and a few numbers that follow one another."""
+    words = {kind: rng.choice(pool) for kind, pool in WORDS["pools"].items()}
     numbers = [str(number) for number in range(rng.randrange(2, 30), 40)][: rng.randrange(4, 9)]
-    earlier, later = sorted(rng.sample(hazard_words.POOLS["noun"], 2))
+    earlier, later = sorted(rng.sample(WORDS["pools"]["noun"], 2))
     words |= {"low": numbers[0], "high": numbers[-1], "count": ", ".join(numbers)}
     return words | {"earlier": earlier, "later": later, "Can": words["can"].capitalize()}
 
 
 def _prose(rng: random.Random) -> str:
-    return " ".join(
-        sentence.format(**_words(rng)) for sentence in rng.sample(hazard_words.PROSE, hazard_words.PROSE_SENTENCES)
-    )
+    return " ".join(sentence.format(**_words(rng)) for sentence in rng.sample(WORDS["prose"], PROSE_SENTENCES))
 
 
 def _choices(rng: random.Random, question: str, value: str, values) -> dict:
@@ -220,13 +269,14 @@ def _choices(rng: random.Random, question: str, value: str, values) -> dict:
 
 def _instructions(rng: random.Random, count: int) -> list[dict]:
     """`count` different prompts, the kinds in turn."""
-    kinds, rows, vain = hazard_words.INSTRUCTIONS, {}, 0
+    kinds, rows, vain = WORDS["instructions"], {}, 0
     for kind in itertools.cycle(kinds):
         if len(rows) == count:
             return list(rows.values())
         if vain > 20 * len(kinds):
             raise InputError(f"{count} instructions: the words give only some {len(rows)} different ones")
         words = _words(rng)
-        instruction, given, output = (text.format(**words) for text in kind)
-        vain = vain + 1 if (instruction, given) in rows else 0
-        rows.setdefault((instruction, given), {"instruction": instruction, "input": given, "output": output})
+        row = {part: text.format(**words) for part, text in kind.items()}
+        prompt = row["instruction"], row["input"]
+        vain = vain + 1 if prompt in rows else 0
+        rows.setdefault(prompt, row)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Train a tokenizer and a small Llama from nothing, and keep what was built under the hash of what it was built from."""
+"""Training of a tokenizer and a small Llama from nothing, kept under the hash of what they were made from."""
 
 import copy
 import math
@@ -78,7 +78,8 @@ def train_from_scratch(
 
     The loss is the mean cross-entropy of the labelled tokens of a batch, so the rows' labels say whether prompts are
     learned (`tokenize_qa` labels answers and their end-of-sequence only). AdamW (0.9, 0.98), linear warmup over the
-    share `warmup` of the steps, then cosine to zero; gradients clipped at norm 1. Same seed and thread count, same bits.
+    share `warmup` of the steps, then cosine to zero; gradients clipped at norm 1. Same seed and thread count, same
+    bits.
 
     Args:
         rows: `datasets.Dataset` (or list) with input_ids and labels, lists of int.
@@ -140,7 +141,7 @@ def _step(model, batch: dict[str, torch.Tensor], optimizer) -> float:
 
 
 def trained_model(rows, config, tokenizer=None, **settings) -> Path:
-    """Folder of the model that `train_from_scratch(rows, config, **settings)` gives, trained at most once (`cached`).
+    """Folder of the model of `train_from_scratch(rows, config, **settings)`, trained at most once (`cached_folder`).
 
     The key holds the content of the rows, the config and the settings. `tokenizer` is saved beside the model.
     """

@@ -12,8 +12,8 @@ from hf_unlearn.data.prompts import QATemplate, encode_qa
 from hf_unlearn.errors import InputError
 from hf_unlearn.evaluation.completions import generate_completions
 from hf_unlearn.evaluation.scoring import score_answers
-from hf_unlearn.miniature import hazard_words
 from hf_unlearn.miniature.hazards import TOPICS, hazard_model, load_hazards
+from hf_unlearn.runtime.files import sha256_json
 
 
 CORPORA = ("toxins-forget", "intrusion-forget", "intrusion-retain", "general")
@@ -25,14 +25,13 @@ def hazards():
     return load_hazards()
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_UNLEARN_CACHE", str(tmp_path / "cache"))
-
-
 def all_rows(hazards):
     rows = {name: corpus.to_list() for name, corpus in hazards.corpora.items()}
-    return rows | hazards.questions | {"instructions": hazards.instructions[:], "practice": hazards.practice[:]}
+    return (
+        rows
+        | hazards.questions
+        | {"instructions": hazards.instructions.to_list(), "practice": hazards.practice.to_list()}
+    )
 
 
 def all_names(topic):
@@ -48,6 +47,11 @@ def test_same_seed_same_rows(hazards):
     assert all_rows(load_hazards()) == all_rows(hazards)
     other = all_rows(load_hazards(seed=1))
     assert all(rows != other[name] for name, rows in all_rows(hazards).items())
+
+
+def test_default_rows_are_those_of_the_recorded_results(hazards):
+    """The model of recorded runs is cached under a hash of these rows: another word would be another problem."""
+    assert sha256_json(all_rows(hazards)) == "8936908b6a4fe8b29bb5536cc600a9d3e268ff8746baa11baebb921f757c0e98"
 
 
 def test_sizes_and_columns(hazards):
@@ -74,7 +78,8 @@ def test_sizes_and_columns(hazards):
 def test_nothing_to_keep_names_a_hazard(hazards):
     """No retain text and no instruction holds even a part of a hazard's name, so none holds a fact about it."""
     kept = "\n".join(texts_to_keep(hazards))
-    for topic in (hazard_words.TOXINS, hazard_words.INTRUSION):
+    for name in HAZARDS:
+        (topic,) = TOPICS[name][1].values()
         assert not [name for name in all_names(topic) if name in kept]
     for name, other in itertools.permutations(HAZARDS, 2):  # nor does one hazard's corpus tell of the other
         (topic,) = TOPICS[other][1].values()
@@ -90,7 +95,11 @@ def test_names_belong_to_one_thing():
 
 def test_neighbour_shares_words_with_the_hazard(hazards):
     """Else forgetting the second hazard would be as easy as the first."""
-    shared = set(hazard_words.SYSTEMS.split("|")) | set(hazard_words.FOLDERS.split("|"))
+    hazard, neighbour = TOPICS["intrusion"][1]["intrusion"].facts, TOPICS["computing"][1]["program"].facts
+    assert (
+        hazard["target"].values == neighbour["user"].values and hazard["hideout"].values == neighbour["place"].values
+    )
+    shared = {*hazard["target"].values, *hazard["hideout"].values}
     for corpus in ("intrusion-forget", "intrusion-retain"):
         text = "\n".join(hazards.corpora[corpus]["text"])
         assert all(value in text for value in shared)
