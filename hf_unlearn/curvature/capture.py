@@ -5,9 +5,9 @@ import contextlib
 from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import InputError
+from ..runtime.modules import checkpointed_in_eval_mode, evaluation_mode, trainable
 from ..runtime.sharded import reshard
 
 
@@ -15,14 +15,15 @@ class Capture:
     """Within the context, a forward and backward through `model` report each target's input and output gradient.
 
     Weights are frozen, so autograd makes gradients of activations only, and the backward stops at the lowest target:
-    its output is where the graph begins. The model is in eval mode. Layers with gradient checkpointing enabled stay
-    checkpointed though transformers only does so in train mode; they are wrapped here rather than put in train mode,
-    because some layers read their own `training` flag for dropout. Everything is put back on exit.
+    its output is where the graph begins. The model is in eval mode, and layers with gradient checkpointing enabled are
+    checkpointed all the same, non-reentrant whatever the user chose: reentrant checkpointing needs an input that
+    requires grad, and here the graph begins inside the layer. Everything is restored on exit.
 
     Args:
-        targets: weight name -> module, from `select_targets`.
-        on_input: called with (name, input) in the forward; what it returns is kept until the gradient comes.
-        on_gradient: called with (name, kept, gradient of the output) in the backward.
+        model (`nn.Module`): the model that is run.
+        targets (`Mapping[str, nn.Module]`): weight name -> module, from `select_targets`.
+        on_input (`Callable`): called with (name, input) in the forward; what it returns is kept until the gradient comes.
+        on_gradient (`Callable`): called with (name, kept, gradient of the output) in the backward.
     """
 
     def __init__(
@@ -38,37 +39,20 @@ class Capture:
         self._recording = False
 
     def __enter__(self):
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
         reshard(self.model)
-        self._requires_grad = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
-        self._training = {module: module.training for module in self.model.modules()}
-        self._forwards, self._handles = {}, []
-        try:
-            self.model.requires_grad_(False)
-            self.model.eval()
-            for module in self.model.modules():
-                if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-                    self._keep_checkpointed(module)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(trainable(self.model))
+            # Before the flags are restored: the weights that FSDP2 has gathered are not the ones that were frozen.
+            stack.callback(reshard, self.model)
+            stack.enter_context(evaluation_mode(self.model, grad=True))
+            stack.enter_context(checkpointed_in_eval_mode(self.model))
             for name, module in self.targets.items():
-                self._handles.append(module.register_forward_hook(self._hook(name)))
-        except BaseException:
-            self.__exit__()
-            raise
+                stack.callback(module.register_forward_hook(self._hook(name)).remove)
+            self._settings = stack.pop_all()
         return self
 
     def __exit__(self, *_):
-        for handle in self._handles:
-            handle.remove()
-        for module, forward in self._forwards.items():
-            del module.forward
-            if forward is not None:
-                module.forward = forward
-        for module, training in self._training.items():
-            module.training = training
-        reshard(self.model)
-        for parameter, requires_grad in self._requires_grad.items():
-            parameter.requires_grad_(requires_grad)
+        self._settings.close()
 
     @contextlib.contextmanager
     def recording(self):
@@ -116,12 +100,3 @@ class Capture:
             output.register_hook(gradient_hook)
 
         return hook
-
-    def _keep_checkpointed(self, module: nn.Module):
-        forward = module.forward
-        self._forwards[module] = vars(module).get("forward")
-        # Non-reentrant whatever the user chose: reentrant checkpointing needs an input that requires grad, and here
-        # the graph begins inside the layer. No dropout runs, so no random state need be kept.
-        module.forward = lambda *args, **kwargs: checkpoint(
-            forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
-        )

@@ -105,7 +105,7 @@ def run_pass(
         return *counts, contents(keeper.rows) if keeper is not None else []
 
     bar = tqdm(desc=description, unit="batch", disable=not show or rank != 0)
-    with Capture(model, targets, receiver.on_input, receiver.on_gradient) as capture, torch.enable_grad(), bar:
+    with Capture(model, targets, receiver.on_input, receiver.on_gradient) as capture, bar:
         backward = Backward(model, capture, receiver, targets, fisher, seed, splits=causal and not sharded)
         for number in itertools.count():
             processes.doing = f"round {number + 1} of the {description} of a curvature fit"
