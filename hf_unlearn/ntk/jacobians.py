@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError, NumericalError
-from ..runtime.modules import evaluation_mode, model_inputs, replaced_forwards
+from ..runtime.modules import evaluation_mode, model_inputs, replaced_forwards, trainable
 
 
 logger = logging.getLogger(__name__)
@@ -193,16 +193,10 @@ class Jacobians:
 @contextlib.contextmanager
 def _evaluation(model: nn.Module):
     """Evaluation mode within; gradients of the leaves alone, so no weight-gradient products."""
-    required = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
         logger.info("BatchNorm layers are in training mode; Jacobians are taken in evaluation mode, sample by sample")
-    model.requires_grad_(False)
-    try:
-        with evaluation_mode(model, grad=torch.is_grad_enabled()):
-            yield
-    finally:
-        for parameter in required:
-            parameter.requires_grad_(True)
+    with trainable(model), evaluation_mode(model, grad=torch.is_grad_enabled()):
+        yield
 
 
 @contextlib.contextmanager
@@ -210,7 +204,7 @@ def batched_modules(model: nn.Module, names: Sequence[str]):
     """Within the context, modules that own one of the parameters take it with a leading batch axis.
 
     Batch and layer normalisation and linear layers are known. A module of another kind must broadcast over the axis by
-    itself and say so with the class attribute `batched_parameters = True`, as the tuners of this package do.
+    itself and say so with the class attribute `batched_parameters = True`, as prompts do.
     """
     owners = {}
     for name in names:

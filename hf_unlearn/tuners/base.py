@@ -33,9 +33,6 @@ class PromptConfig(PeftConfig):
 class TypedTunerLayer(BaseTunerLayer):
     """A wrapped module that knows what its parameters are in the pretrained model."""
 
-    # Per-sample Jacobians may give a layer its parameters with a leading axis of samples.
-    batched_parameters = True
-
     @abstractmethod
     def initial_parameters(self, adapter_name: str) -> dict[str, Tensor]:
         """Values of an adapter's parameters in the pretrained model, by their names in this layer."""
@@ -133,6 +130,8 @@ class TypedTuner(BaseTuner):
 class UnmergeableLayer(TypedTunerLayer):
     """A layer whose adapters are no change of weights: `merge` says so."""
 
+    # Per-sample Jacobians may give the layer its parameters with a leading axis of samples.
+    batched_parameters = True
     cannot_merge: str
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None):

@@ -5,7 +5,6 @@ import copy
 import warnings
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -67,13 +66,7 @@ class BatchNormTuningLayer(nn.Module, TypedTunerLayer):
             return self.base_layer(x)
         if len(self.active_adapters) > 1:
             raise InputError(f"{self.name} has {len(self.active_adapters)} active BatchNorm adapters: activate one")
-        tuned = self.batch_norm_tuning_layers[self.active_adapters[0]]
-        if tuned.weight.dim() == 1:
-            return tuned(x)
-        # A weight and a bias for each sample, (n, channels): per-sample Jacobians.
-        normal = F.batch_norm(x, tuned.running_mean, tuned.running_var, None, None, False, 0.0, tuned.eps)
-        shape = (len(x), -1, *[1] * (x.dim() - 2))
-        return normal * tuned.weight.view(shape) + tuned.bias.view(shape)
+        return self.batch_norm_tuning_layers[self.active_adapters[0]](x)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None):
         """Put the adapter's copy in place of the pretrained layer, which is kept for `unmerge`.
