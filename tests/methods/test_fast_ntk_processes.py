@@ -13,7 +13,7 @@ from hf_unlearn import FastNTK
 from hf_unlearn.data.images import load_images, select_per_class, split_class, split_rows
 from hf_unlearn.errors import InputError
 from hf_unlearn.ntk import Jacobians, cache, request
-from tests.methods.test_fast_ntk import Collator64, choose, make_model, tuned, unlearn
+from tests.support.images import Collator64, choose, make_model, tuned, unlearn
 
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.filterwarnings("ignore:the system is singular")]
