@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Rows of a data set by name: a local file or folder, a file found in a data folder, or a data set on the Hub."""
+"""Rows of a dataset by name: a local file or folder, a file found in a data folder, or a dataset on the Hub."""
 
 import difflib
 import gzip
@@ -19,7 +19,7 @@ SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", ".tokens", ".raw")
 SPLITS = {"train", "test", "valid", "validation", "dev"}
 # How deep below data_dir files are looked for.
 DEPTH = 3
-# The names under which people keep a data set of the Hub, the likeliest first; what is before a "/" is a folder's name.
+# The names under which people keep a dataset of the Hub, the likeliest first; what is before a "/" is a folder's name.
 LOCAL_NAMES = {
     "cais/wmdp-bio-forget-corpus": ("bio-forget-corpus", "bio-forget", "bio-remove-dataset"),
     "cais/wmdp-corpora:bio-retain-corpus": ("bio-retain-corpus", "bio-retain", "bio-retain-dataset"),
@@ -42,20 +42,20 @@ GATED = "cais/wmdp-bio-forget-corpus"
 def read_rows(source: str | Path, data_dir: str | Path | None = None, split: str = "train") -> Iterator[tuple]:
     """Yields `(where, row)`: `where` names the file and line, or row counted from 1; `row` is what stands there.
 
-    Rows of JSON files are any JSON value, those of parquet files and of the Hub are dicts of columns, and a text file is
-    one row, its whole text.
+    Rows of JSON files are any JSON value, those of parquet files and of the Hub are dicts of columns, and a text file
+    is one row, its whole text.
 
     Args:
-        source: a file (`.jsonl`, `.json`, `.txt`, `.raw`, `.tokens`, each also with `.gz`, or `.parquet`), a folder of
-            files of one kind, a name found in `data_dir`, or a data set on the Hub: `user/name`, `user/name:config` or
-            `user/name:config:split`.
-        data_dir: searched before the Hub, `DEPTH` levels deep, for a file of that name (or for the shards of a split in a
-            folder of that name). Case, suffixes, and `-` against `_` do not matter. The data sets in `LOCAL_NAMES` are
-            also found under the names given there.
-        split: of a data set on the Hub, where the source names none.
+        source (`str` or `Path`): a file (`.jsonl`, `.json`, `.txt`, `.raw`, `.tokens`, each also with `.gz`, or
+            `.parquet`), a folder of files of one kind, a name found in `data_dir`, or a dataset on the Hub:
+            `user/name`, `user/name:config` or `user/name:config:split`.
+        data_dir (`str` or `Path`, *optional*): searched before the Hub, `DEPTH` levels deep, for a file of that name
+            (or for the shards of a split in a folder of that name). Case, suffixes, and `-` against `_` do not matter.
+            The datasets in `LOCAL_NAMES` are also found under the names given there.
+        split (`str`, *optional*, defaults to `"train"`): of a dataset on the Hub, where the source names none.
 
     Raises:
-        InputError: nothing of that name, a file that cannot be read, a malformed line (with its number), or a data set
+        InputError: nothing of that name, a file that cannot be read, a malformed line (with its number), or a dataset
             that is gated, unknown or out of reach. It comes with the first row, not with the call.
     """
     path = Path(source)
@@ -71,7 +71,7 @@ def read_rows(source: str | Path, data_dir: str | Path | None = None, split: str
         yield from _read_file(file)
 
 
-# ---- files -------------------------------------------------------------------------------------------------------------
+# ---- files ----------------------------------------------------------------------------------------------------------
 def _suffix(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix
 
@@ -102,7 +102,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
 
 
 def _local_files(data_dir: str | Path | None) -> dict[str, Path]:
-    """`folder/stem` (normalised) -> file, of all data files in `data_dir`; the data folder's own name counts as a folder."""
+    """`folder/stem` (normalised) -> file, of all data files in `data_dir`, whose own name counts as a folder too."""
     if data_dir is None:
         return {}
     folder = Path(data_dir)
@@ -185,32 +185,35 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-# ---- the Hub -------------------------------------------------------------------------------------------------------------
+# ---- the Hub --------------------------------------------------------------------------------------------------------
 def _read_hub(source: str, data_dir: str | Path | None, split: str) -> Iterator[tuple]:
     name, config, wanted = _parts(source)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).suffix in (*SUFFIXES, ".gz"):
         raise InputError(
-            f"{source} is neither a file, a folder nor a data set on the Hub (user/name){_near(source, data_dir)}"
+            f"{source} is neither a file, a folder nor a dataset on the Hub (user/name){_near(source, data_dir)}"
         )
     from datasets import load_dataset
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         rows = load_dataset(name, config or None, split=wanted or split)
-    except (ValueError, OSError, HfHubHTTPError) as error:  # unknown config or split; no such data set, no connection
+    except (ValueError, OSError, HfHubHTTPError) as error:  # unknown config or split; no such dataset, no connection
         reason = _first_line(error)
         if name == GATED:
             raise InputError(
-                f"{name} is gated and could not be loaded ({reason}): ask for access with the form on its dataset page and "
-                f"log in with `hf auth login`, or put the file you were sent into data_dir as bio_forget.jsonl"
+                f"{name} is gated and could not be loaded ({reason}): ask for access with the form on its dataset page "
+                f"and log in with `hf auth login`, or put the file you were sent into data_dir as bio_forget.jsonl"
                 f"{_near(source, data_dir)}"
             ) from error
-        cure = "check the name and the connection, or give data_dir with a local copy"
+        cure = "check the name and the connection"
         if "gated" in reason:
-            cure = "ask for access on its dataset page and log in with `hf auth login`, or give data_dir with a local copy"
+            cure = "ask for access on its dataset page and log in with `hf auth login`"
         elif "Offline" in reason:
-            cure = "go online (unset HF_HUB_OFFLINE), or give data_dir with a local copy"
-        raise InputError(f"cannot load {source} from the Hub ({reason}); {cure}{_near(source, data_dir)}") from error
+            cure = "go online (unset HF_HUB_OFFLINE)"
+        raise InputError(
+            f"cannot load {source} from the Hub ({reason}); {cure}, or give data_dir or a path with a local copy"
+            f"{_near(source, data_dir)}"
+        ) from error
     for number, row in enumerate(rows, 1):
         yield f"{source}, row {number}", row
 

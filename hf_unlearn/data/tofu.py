@@ -1,14 +1,13 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""TOFU (Maini et al. 2024): questions and answers about fictitious authors, their prompts and their tokens."""
+"""TOFU (Maini et al. 2024): questions and answers about fictitious authors, and the splits of its problems."""
 
 import dataclasses
-import gzip
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import InputError
 from .prompts import check_columns
+from .sources import read_rows
 
 
 QA_COLUMNS = ("question", "answer")
@@ -21,10 +20,14 @@ SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 @dataclasses.dataclass
 class TofuSplits:
-    """One unlearning problem. All are `datasets.Dataset`; `full` = retain rows, then forget rows.
+    """One unlearning problem.
 
-    forget, retain, full, holdout: question, answer. forget_eval, retain_eval: also paraphrased_answer and
-    perturbed_answer (a list of wrong answers). real_authors, world_facts: also perturbed_answer.
+    Attributes:
+        forget, retain, full (`Dataset`): question and answer; `full` is the retain rows, then the forget rows.
+        forget_eval, retain_eval (`Dataset`): also paraphrased_answer and perturbed_answer (a list of wrong answers).
+        real_authors, world_facts (`Dataset`): question, answer and perturbed_answer.
+        holdout (`Dataset` or `None`): question and answer of authors that no model has seen.
+        name (`str`): of the problem, for reports.
     """
 
     forget: object
@@ -54,29 +57,27 @@ def load_tofu(
     """Load the splits of one TOFU problem as `TofuSplits`.
 
     Args:
-        source: a folder with `<split>.json`, `.jsonl` or either with `.gz`, or a dataset id on the Hub.
-        forget: forget01, forget05 or forget10; the retain split follows from it.
-        retain_rows: keep only the first so many retain rows (whole authors of 20 rows) and the retain evaluation
-            rows among them, for a model trained on that subset. The name of the splits says it.
+        source (`str` or `Path`, *optional*, defaults to `"locuslab/TOFU"`): a folder with `<split>.json`, `.jsonl` or
+            either with `.gz`, or a dataset on the Hub whose configurations are the splits.
+        forget (`str`, *optional*, defaults to `"forget10"`): forget01, forget05 or forget10; the retain split follows.
+        retain_rows (`int`, *optional*): keep only the first so many retain rows (whole authors of 20 rows) and the
+            retain evaluation rows among them, for a model trained on that subset. The name of the splits says it.
 
     Raises:
-        InputError: unknown split, missing folder, file or column, an empty split, a file that is not JSON, or a
-            `retain_rows` that is no multiple of 20 or more than there are.
+        InputError: unknown split, missing folder, file or column, an empty split, a row that is malformed (named by
+        file
+            and line), or a `retain_rows` that is no multiple of 20 or more than there are.
     """
     if forget not in FORGET_SPLITS:
         raise InputError(f"unknown forget split {forget!r}; choose one of {', '.join(FORGET_SPLITS)}")
-    retain = FORGET_SPLITS[forget]
-    read = _read_folder if Path(source).is_dir() else _read_hub
-    if read is _read_hub and str(source).count("/") != 1:
-        raise InputError(f"{source} is neither a folder nor a dataset id on the Hub (user/name)")
     parts = {
-        "forget": read(source, forget, QA_COLUMNS),
-        "retain": read(source, retain, QA_COLUMNS),
-        "forget_eval": read(source, f"{forget}_perturbed", EVAL_COLUMNS),
-        "retain_eval": read(source, "retain_perturbed", EVAL_COLUMNS),
-        "real_authors": read(source, "real_authors_perturbed", WRONG_COLUMNS),
-        "world_facts": read(source, "world_facts_perturbed", WRONG_COLUMNS),
-        "holdout": read(source, forget.replace("forget", "holdout"), QA_COLUMNS, optional=True),
+        "forget": _read(source, forget, QA_COLUMNS),
+        "retain": _read(source, FORGET_SPLITS[forget], QA_COLUMNS),
+        "forget_eval": _read(source, f"{forget}_perturbed", EVAL_COLUMNS),
+        "retain_eval": _read(source, "retain_perturbed", EVAL_COLUMNS),
+        "real_authors": _read(source, "real_authors_perturbed", WRONG_COLUMNS),
+        "world_facts": _read(source, "world_facts_perturbed", WRONG_COLUMNS),
+        "holdout": _read(source, forget.replace("forget", "holdout"), QA_COLUMNS, optional=True),
     }
     name = f"tofu-{forget}"
     if retain_rows is not None:
@@ -106,52 +107,33 @@ def _keep_authors(retain: list[dict], evaluation: list[dict], rows: int) -> tupl
     return retain, evaluation
 
 
-def _read_folder(folder: str | Path, split: str, columns: tuple[str, ...], optional: bool = False):
-    paths = [path for suffix in SUFFIXES if (path := Path(folder) / f"{split}{suffix}").is_file()]
-    if not paths:
-        if optional:
-            return None
-        present = sorted(path.name for path in Path(folder).iterdir() if path.name.endswith(SUFFIXES))
-        raise InputError(f"{folder} has no {split}.json or .jsonl (also .gz); it has: {', '.join(present) or 'none'}")
-    path = paths[0]
+def _read(source: str | Path, split: str, columns: tuple[str, ...], optional: bool = False) -> list[dict] | None:
+    """The rows of one split with `columns` alone; None when the split is optional and absent."""
+    place = _find_file(Path(source), split, optional) if Path(source).is_dir() else f"{source}:{split}"
+    if place is None:
+        return None
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            text = file.read()
-        rows = (
-            json.loads(text)
-            if ".jsonl" not in path.name
-            else [json.loads(line) for line in text.split("\n") if line.strip()]
-        )
-    except (ValueError, EOFError, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} cannot be read ({error}); it must hold JSON rows") from error
-    return _checked_rows(rows, columns, str(path))
-
-
-def _read_hub(source: str, split: str, columns: tuple[str, ...], optional: bool = False):
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(str(source), split, split="train")
-    except (ValueError, OSError) as error:  # unknown config; no such dataset, no connection
-        if optional:
+        found = list(read_rows(place))
+    except InputError:
+        if optional and not isinstance(place, Path):  # the Hub has no configuration of that name
             return None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"cannot load {split!r} of {source} from the Hub: {reason}; give a local folder or check the id"
-        ) from error
-    return _checked_rows(list(rows), columns, f"{source} {split}")
-
-
-def _checked_rows(rows, columns: tuple[str, ...], where: str) -> list[dict]:
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{where} does not hold a list of JSON objects")
-    check_columns(rows, columns, where)
-    for number, row in enumerate(rows):
+        raise
+    if wrong := [where for where, row in found if not isinstance(row, dict)]:
+        raise InputError(f"{wrong[0]} is not a JSON object: a row needs {', '.join(columns)}")
+    check_columns([row for _, row in found], columns, str(place))
+    for where, row in found:
         for column in columns:
-            value = row.get(column)
-            good = (
-                isinstance(value, str) if column != "perturbed_answer" else isinstance(value, list) and len(value) > 0
-            )
-            if not good:
-                raise InputError(f"{where}, row {number}: column {column!r} is missing or of the wrong type")
-    return [{column: row[column] for column in columns} for row in rows]
+            wanted = list if column == "perturbed_answer" else str
+            if not isinstance(row.get(column), wanted) or row[column] == []:
+                raise InputError(f"{where}: column {column!r} is missing or of the wrong type")
+    return [{column: row[column] for column in columns} for _, row in found]
+
+
+def _find_file(folder: Path, split: str, optional: bool) -> Path | None:
+    for suffix in SUFFIXES:
+        if (path := folder / f"{split}{suffix}").is_file():
+            return path
+    if optional:
+        return None
+    present = sorted(path.name for path in folder.iterdir() if path.name.endswith(SUFFIXES))
+    raise InputError(f"{folder} has no {split}.json or .jsonl (also .gz); it has: {', '.join(present) or 'none'}")

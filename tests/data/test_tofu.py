@@ -77,7 +77,7 @@ def test_retain_rows_keep_whole_authors(tmp_path):
 def test_bad_sources(tmp_path):
     with pytest.raises(InputError, match="forget01, forget05, forget10"):
         load_tofu(tmp_path, "forget20")
-    with pytest.raises(InputError, match="neither a folder nor"):
+    with pytest.raises(InputError, match="nowhere:forget10 is neither a file, a folder nor a dataset on the Hub"):
         load_tofu(tmp_path / "nowhere")
     files = tofu_files()
     write(tmp_path, files)
@@ -91,10 +91,26 @@ def test_bad_sources(tmp_path):
     with pytest.raises(InputError, match="no column answer; it has: question, reply"):
         load_tofu(tmp_path)
     write(tmp_path, {"retain90": [qa("Bob", 0), {"question": "?", "answer": None}]})
-    with pytest.raises(InputError, match="row 1: column 'answer'"):
+    with pytest.raises(InputError, match="retain90.jsonl, line 2: column 'answer'"):
         load_tofu(tmp_path)
+    write(tmp_path, {"retain90": [qa("Bob", 0), ["Bob"]]})
+    with pytest.raises(InputError, match="retain90.jsonl, line 2 is not a JSON object"):
+        load_tofu(tmp_path)
+    write(tmp_path, {"forget10_perturbed": [{**wrong(files["forget10"][0], True), "perturbed_answer": []}]})
+    with pytest.raises(InputError, match="line 1: column 'perturbed_answer' is missing or of the wrong type"):
+        load_tofu(write(tmp_path, {"retain90": files["retain90"]}))
     (tmp_path / "retain90.jsonl").write_text('{"question": "half')
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="retain90.jsonl, line 1 is not JSON"):
+        load_tofu(tmp_path)
+    (tmp_path / "retain90.json").write_text('{"question": "half')
+    with pytest.raises(InputError, match="retain90.json cannot be read"):
+        load_tofu(tmp_path)
+
+
+def test_holdout_that_is_there_must_be_readable(tmp_path):
+    write(tmp_path, tofu_files())
+    (tmp_path / "holdout10.json").write_text("[")
+    with pytest.raises(InputError, match="holdout10.json cannot be read"):
         load_tofu(tmp_path)
 
 
@@ -105,7 +121,7 @@ def test_hub_source_fails_in_one_line(monkeypatch):
         raise ValueError("BuilderConfig 'forget10' not found.\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(InputError, match="'forget10' of user/name .* not found") as error:
+    with pytest.raises(InputError, match="user/name:forget10 from the Hub .*'forget10' not found") as error:
         load_tofu("user/name")
     assert "\n" not in str(error.value)
 

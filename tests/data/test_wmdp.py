@@ -60,7 +60,7 @@ def hub(monkeypatch):
     return install
 
 
-# ---- corpora ------------------------------------------------------------------------------------------------------------
+# ---- corpora --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz", "c.json", "c.json.gz", "c.parquet"])
 def test_every_kind_of_file_gives_the_same_documents(name, tmp_path, no_hub):
     path = tmp_path / name
@@ -151,7 +151,7 @@ def test_select_rows_takes_each_row_equally_often():
     assert all(90 <= count <= 150 for count in counts)  # 120 expected, standard deviation 9
 
 
-# ---- Wikitext -------------------------------------------------------------------------------------------------------------
+# ---- Wikitext -------------------------------------------------------------------------------------------------------
 WIKI = " \n = First = \n \n One .\n = 2 and x = \n Two .\n \n = = Part = = \n \n Three .\n \n = Second title = \n \n Four .\n"
 ARTICLES = ["= First =\nOne .\n= 2 and x =\nTwo .\n= = Part = =\nThree .", "= Second title =\nFour ."]
 
@@ -185,7 +185,7 @@ def test_wikitext_2_has_its_published_number_of_articles(shared_data, no_hub):
         assert sum(len(text.split()) for text in rows["text"]) + lines == tokens
 
 
-# ---- bad corpora ----------------------------------------------------------------------------------------------------------
+# ---- bad corpora ----------------------------------------------------------------------------------------------------
 GATED = DatasetNotFoundError("Dataset 'cais/wmdp-bio-forget-corpus' is a gated dataset on the Hub.")
 
 
@@ -265,7 +265,7 @@ def test_bad_folders_and_packed_files(tmp_path):
         load_texts(tmp_path / "empty")
 
 
-# ---- packing --------------------------------------------------------------------------------------------------------------
+# ---- packing --------------------------------------------------------------------------------------------------------
 class Letters:
     """A tokenizer of one token a letter, with 1 in front."""
 
@@ -424,7 +424,7 @@ def test_bad_instructions(rows, message, tmp_path):
         load_instructions(write_lines(tmp_path / "i.jsonl", rows))
 
 
-# ---- what does not fit together ---------------------------------------------------------------------------------------
+# ---- what does not fit together -------------------------------------------------------------------------------------
 def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(caplog):
     tokenizer = train_tokenizer(TEXTS, vocab_size=300)
     size = len(tokenizer)
