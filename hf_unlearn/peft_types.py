@@ -3,7 +3,7 @@
 
 `peft.PeftType` is a closed enumeration and `register_peft_method` takes no name outside it, so a type is first appended
 to the enumeration. A plain string would do for PEFT, but transformers' own `load_adapter` reads `peft_type.value`.
-tests/test_tuners.py names every private attribute relied on.
+tests/test_peft_types.py names every private attribute relied on.
 """
 
 import importlib

@@ -10,6 +10,7 @@ from transformers import (
 )
 
 from hf_unlearn import BatchNormTuningConfig, BorderPromptConfig, KeyValuePromptConfig
+from hf_unlearn.tuners import KeyValuePromptLayer
 
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -57,5 +58,11 @@ def nudge(model, seed=1):
     return logits(model)
 
 
+def prompt_layers(model):
+    """Its attention modules with key/value prompts, in order."""
+    return [module for module in model.modules() if isinstance(module, KeyValuePromptLayer)]
+
+
 def tuned_names(model):
+    """Names of the parameters that train, in order."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
