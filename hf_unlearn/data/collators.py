@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InputError
+from ..runtime.loading import padding_id
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,5 @@ class UnlearnCollator:
 
 
 def default_collator(model, processing_class) -> CausalCollator:
-    """Pads with the tokenizer's or the model's padding id; labels are -100 there, so any id will do."""
-    pad = getattr(processing_class, "pad_token_id", None)
-    for fallback in (getattr(model.config, "pad_token_id", None), getattr(processing_class, "eos_token_id", None), 0):
-        pad = fallback if pad is None else pad
-    return CausalCollator(pad)
+    """Pads with the tokenizer's or the model's padding id."""
+    return CausalCollator(padding_id(processing_class, model))

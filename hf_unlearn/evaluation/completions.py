@@ -13,7 +13,8 @@ from ..data.collators import CausalCollator
 from ..data.prompts import ALPACA, ALPACA_INPUT, QATemplate, encode_qa
 from ..deltas import UpdateDelta
 from ..errors import InputError
-from .scoring import generate_ids, padding_id, prompt_ids
+from ..runtime.loading import padding_id
+from .scoring import generate_ids, prompt_ids
 from .specificity import KLResult, TokenKL
 
 

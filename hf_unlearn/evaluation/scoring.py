@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import InputError, NumericalError
+from ..runtime.loading import padding_id
 from ..runtime.modules import evaluation_mode, model_device
 
 
@@ -132,10 +133,6 @@ def _pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> torch
     width = max(map(len, rows))
     fill = lambda row: [value] * (width - len(row))
     return torch.tensor([fill(row) + list(row) if left else list(row) + fill(row) for row in rows])
-
-
-def padding_id(tokenizer) -> int:
-    return next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
 
 
 def score_answers(

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..evaluation.specificity import KLResult
 from ..report.page import Section
 from ..report.vocabulary import Results
-from ..runtime.loading import load_model
+from ..runtime.loading import load_model, load_tokenizer
 
 
 if TYPE_CHECKING:
@@ -179,11 +179,6 @@ def load_original(model: Mapping, purpose: str) -> tuple[torch.nn.Module, object
     if not model.get("original"):
         raise InputError("model.original is missing: give a model id, a folder, or model.scratch")
     kwargs = model_arguments(model)
-    original, tokenizer = load_model(model["original"], init_kwargs=kwargs)
-    if tokenizer is None:
-        raise InputError(
-            f"{model['original']} has no tokenizer: {purpose} needs the one that the model was trained with"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = load_tokenizer(model["original"], kwargs, required_for=purpose)
+    original, _ = load_model(model["original"], tokenizer, kwargs)
     return original.eval(), tokenizer, kwargs

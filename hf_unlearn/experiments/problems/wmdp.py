@@ -86,12 +86,7 @@ class WmdpProblem(Problem):
         elif not model.get("original"):
             raise InputError("model.original is missing: give a model id or a folder")
         else:
-            tokenizer = load_tokenizer(model["original"])
-            if tokenizer is None:
-                load_model(model["original"])  # says what is wrong where there is no model either
-                raise InputError(f"{model['original']} has no tokenizer: questions need the one it was trained with")
-            if tokenizer.pad_token_id is None:
-                tokenizer.pad_token = tokenizer.eos_token
+            tokenizer = load_tokenizer(model["original"], required_for="WMDP")
         attacks = configured(Attacks, "relearn", config["relearn"]) if config.get("relearn") else None
         loaded = {"config": config, "corpora": corpora, "stage_configs": stages, "tokenizer": tokenizer}
         loaded |= {"attacks": attacks, "progress": progress}
