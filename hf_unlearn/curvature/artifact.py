@@ -2,6 +2,7 @@
 """A fitted curvature as files: each process writes, and reads, what it owns."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -52,10 +53,16 @@ def save(curvature, folder: str | Path) -> Path:
     return folder
 
 
-def load(folder_or_repo: str | Path, model: nn.Module | None, device: str | torch.device, revision, accelerator):
-    """See `Curvature.from_pretrained`."""
+def load(
+    kinds: Mapping[str, type],
+    folder_or_repo: str | Path,
+    model: nn.Module | None,
+    device: str | torch.device,
+    revision: str | None,
+    accelerator,
+):
+    """See `Curvature.from_pretrained`; `kinds` are the classes that are known."""
     from ..runtime.hub import fetch_folder
-    from . import KINDS
 
     processes = Processes(accelerator)
     processes.doing = "loading a curvature"
@@ -67,13 +74,18 @@ def load(folder_or_repo: str | Path, model: nn.Module | None, device: str | torc
                 f"{folder_or_repo} holds no {CONFIG_FILE}: give the folder or repository of a saved curvature"
             )
         metadata = read_json(folder / CONFIG_FILE)
-        if metadata.pop("format", None) != FORMAT or metadata["kind"] not in KINDS:
+        if metadata.pop("format", None) != FORMAT:
             raise InputError(f"{folder_or_repo} was written by another version of hf_unlearn: fit the curvature again")
-        curvature = KINDS[metadata["kind"]]()
+        if metadata["kind"] not in kinds:
+            raise InputError(
+                f"{folder_or_repo} holds a curvature of the kind {metadata['kind']!r}, which no class has: import the "
+                "module that defines it first"
+            )
+        curvature = kinds[metadata["kind"]]()
         files, curvature.metadata = metadata.pop("files"), metadata
         if processes.size > 1 and curvature.passes:
             curvature.processes = processes
-            curvature.owners = assign_weights(metadata["kind"], metadata["targets"], processes.size)
+            curvature.owners = assign_weights(type(curvature), metadata["targets"], processes.size)
         for file, names in files.items():
             chosen = [name for name in names if curvature.holds(tensor_weight(name))]
             with open_safetensors(folder / file, str(device)) as shard:

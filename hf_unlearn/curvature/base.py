@@ -1,10 +1,9 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""What every curvature does: fit on data, solve, norm, and files."""
+"""The base of every curvature: fit on data, solve, norm, and files; and the kinds that there are."""
 
 import abc
 import functools
-import resource
-import time
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,11 +16,16 @@ from ..runtime.files import sha256_tensor
 from ..runtime.processes import Processes
 from ..runtime.sharded import whole
 from . import artifact
+from .costs import StageCost, StageTimer, Workload
 from .fisher import FISHERS
 from .fit import run_fit
-from .layout import parse_bytes
+from .layout import Group, parse_bytes
 from .linalg import check_finite, matmul_precision
 from .targets import select_targets
+
+
+# Kind -> class, in order of definition: every subclass of `Curvature` that has a `kind` of its own.
+KINDS: dict[str, type["Curvature"]] = {}
 
 
 class Curvature(abc.ABC):
@@ -35,16 +39,37 @@ class Curvature(abc.ABC):
     `save_pretrained` and `push_to_hub` are collective: every process calls them with the same arguments, and gets the
     same bits.
 
+    A subclass with a `kind` is known by it as soon as it is defined, to `make_curvature`, `plan` and `from_pretrained`.
+
     Attributes:
-        names: `state_dict` names of the weights.
-        metadata: JSON-able account of the fit (kind, data, model, cost), see `fit`; the same on all processes but for
-            seconds and memory.
-        tensors: what this process holds.
-        owners: name -> rank of the process that holds its tensors; empty when this one holds all.
+        kind (`str`): name of the class in files and arguments.
+        passes (`tuple[str, ...]`): names of the passes over the data; a last one adds up eigenvalues.
+        names (`list[str]`): `state_dict` names of the weights.
+        metadata (`dict`): JSON-able account of the fit (kind, data, model, cost), see `fit`; the same on all processes
+            but for seconds and memory.
+        tensors (`dict[str, Tensor]`): what this process holds.
+        owners (`dict[str, int]`): name -> rank of the process that holds its tensors; empty when this one holds all.
+
+    Example:
+        >>> curvature = EKFAC().fit(model, dataloader)
+        >>> steps = curvature.solve(gradients, damping=1e-6)
+        >>> predicted_kl = curvature.norm(steps) ** 2 / 2
     """
 
     kind: str
     passes: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "kind" not in vars(cls):
+            return
+        known = KINDS.get(cls.kind, cls)
+        # A class that is defined again, by a notebook's cell that runs twice, takes its own place.
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InputError(
+                f"the curvature kind {cls.kind!r} is {known.__module__}.{known.__qualname__}: give the new class another"
+            )
+        KINDS[cls.kind] = cls
 
     def __init__(self):
         self.metadata, self.tensors, self.owners = {}, {}, {}
@@ -72,25 +97,32 @@ class Curvature(abc.ABC):
         """Measure G on data. The model is left as it was found, and so is torch's random state.
 
         Args:
-            dataloader: dicts that the model takes: `input_ids`, `attention_mask`, `labels` (B, T) with -100 ignored,
-                shifted for causal models as transformers does; or `pixel_values` / `input_ids` and `labels` (B,).
-                Not prepared by an accelerator, and in the same order each time and on every process (a sampler that
-                shuffles needs a seeded generator of its own).
-            target_modules: see `select_targets`; None for the linear layers of the MLP blocks.
-            fisher: "sampled": labels drawn from the model; "probe": random signs in place of a drawn label, as dear
-                and a little more accurate; "exact": one backward per class and place, no randomness, for small
-                models; "empirical": the labels of the data, which is not the Fisher but the usual shortcut.
-            seed: of the draws. They depend on it and on a sequence's place in the data alone. A second pass (EK-FAC)
-                draws the same labels again.
-            accelerator: an `accelerate.Accelerator`. With several processes each computes every n-th batch and owns
-                the tensors of some of the weights; gradients of a model that is sharded itself (`fully_shard`) too.
-            max_factor_memory: bytes, or a text such as "20GB", of factors, eigenvectors and eigenvalues that a process
-                may hold on its device. What does not fit is measured in several blocks of layers, with passes over
-                the data of their own, and each block then moves to the CPU. A decomposition needs three times the
-                largest factor on top.
-            checkpoint_dir: folder for what is done so far, removed at the end. The same fit (settings, weights, data,
-                number of processes, version) that is killed and started again goes on from there, to the same bits.
-            checkpoint_every: batches between two writings; each writes as many bytes as the factors have. 0: never.
+            model (`nn.Module`): whose weights are measured, where they are.
+            dataloader (`Iterable[Mapping]`): yields dicts that the model takes: `input_ids`, `attention_mask`,
+                `labels` (B, T) with -100 ignored, shifted for causal models as transformers does; or `pixel_values` /
+                `input_ids` and `labels` (B,). Not prepared by an accelerator, and in the same order each time and on
+                every process (a sampler that shuffles needs a seeded generator of its own).
+            target_modules (`str` or `list[str]`, *optional*, defaults to `None`): see `select_targets`; None for the
+                linear layers of the MLP blocks.
+            fisher (`str`, *optional*, defaults to `"sampled"`): "sampled": labels drawn from the model; "probe":
+                random signs in place of a drawn label, at the same cost and a little more accurate; "exact": one
+                backward per class and position, no randomness, for small models; "empirical": the labels of the data,
+                which is not the Fisher but the usual shortcut.
+            seed (`int`, *optional*, defaults to `0`): of the draws. They depend on it and on a sequence's place in the
+                data alone. A second pass (EK-FAC) draws the same labels again.
+            accelerator (`accelerate.Accelerator`, *optional*, defaults to `None`): with several processes each
+                computes every n-th batch and owns the tensors of some of the weights, also of a model that is sharded
+                itself (`fully_shard`).
+            progress (`bool`, *optional*, defaults to `True`): whether to show progress bars.
+            max_factor_memory (`int` or `str`, *optional*, defaults to `None`): bytes, or a text such as "20GB", of
+                factors, eigenvectors and eigenvalues that a process may hold on its device. What does not fit is
+                measured in several blocks of layers, with passes over the data of their own, and each block then moves
+                to the CPU. A decomposition needs three times the largest factor on top.
+            checkpoint_dir (`str` or `Path`, *optional*, defaults to `None`): folder for what is done so far, removed
+                at the end. The same fit (settings, weights, data, number of processes, version) that is killed and
+                started again continues from there, to the same bits.
+            checkpoint_every (`int`, *optional*, defaults to `100`): batches between two checkpoints; each has as many
+                bytes as the factors. 0: never.
 
         Raises:
             InputError: empty dataloader, labels all ignored, no or unsuitable target, a target that never runs, weights
@@ -125,14 +157,34 @@ class Curvature(abc.ABC):
             )
         return self
 
-    # ---- what a subclass measures ----------------------------------------------------------------------------------
+    # ---- what a subclass states and measures -----------------------------------------------------------------------
+    @classmethod
+    @abc.abstractmethod
+    def entries(cls, group: Group) -> int:
+        """Numbers held of the weights of a group while they are measured: factors, eigenvectors, eigenvalues."""
+
+    @classmethod
+    def work(cls, group: Group) -> float:
+        """Work of the process that owns a group; its unit is the same for all groups."""
+        return float(cls.entries(group))
+
+    @classmethod
+    @abc.abstractmethod
+    def costs(cls, work: Workload) -> list[StageCost]:
+        """Costs of the stages of a fit, beyond the forwards and backwards of its passes."""
+
+    @classmethod
+    def solve_flops(cls, d_out: int, d_in: int) -> int:
+        """FLOPs of one solve with one weight."""
+        return d_out * d_in
+
     def fill(self, targets: Mapping[str, nn.Module]):
-        """Set `self.tensors` without data: of kinds that make no pass."""
+        """Set `self.tensors` without data, in kinds that make no pass."""
         raise TypeError(f"{type(self).__name__} makes passes over the data")
 
     @abc.abstractmethod
     def make_sums(self, description: str, targets: Mapping[str, nn.Module], leaders: Mapping[str, str]):
-        """What the pass of that name adds up, for these targets."""
+        """What the pass of that name adds up for these targets: `KroneckerSums`, `SquareSums`, or the like."""
 
     def take(self, sums, tokens: int, show: bool):
         """Make tensors of the sums of a pass over `tokens` predicted tokens."""
@@ -223,6 +275,24 @@ class Curvature(abc.ABC):
                     squares[name] = _quadratic(matrix, self._eigenvalues(name).to(matrix.device))
         return _root(self.processes.gather(squares))
 
+    def spectrum(self, name: str) -> dict:
+        """Spectrum of one weight's block, whose tensors this process holds.
+
+        Returns:
+            `dict`: `size` (d_out * d_in), `largest` eigenvalue, `effective_rank` ((sum of eigenvalues)^2 / sum of their
+            squares) and `condition` (largest / smallest positive one).
+        """
+        size = math.prod(self.metadata["targets"][name]["shape"])
+        values = self._eigenvalues(name).double().reshape(-1).expand(size)  # the identity has one value for all
+        positive = values[values > 0]
+        largest = float(values.max())
+        return {
+            "size": size,
+            "largest": largest,
+            "effective_rank": float(values.sum() ** 2 / values.square().sum()) if largest > 0 else 0.0,
+            "condition": largest / float(positive.min()) if len(positive) else math.inf,
+        }
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `curvature_config.json` and safetensors shards; the config comes last, so half a folder never loads.
 
@@ -245,13 +315,18 @@ class Curvature(abc.ABC):
         """Load what `save_pretrained` wrote, of whatever kind and by however many processes, from a folder or the Hub.
 
         Args:
-            device: where the tensors lie; a solve brings those of one weight at a time to the gradient's device.
-            accelerator: with several processes each loads the tensors of its own weights only.
+            folder_or_repo (`str` or `Path`): a folder, or a repository of the Hub.
+            model (`nn.Module`, *optional*, defaults to `None`): to check the curvature against, see `check_model`.
+            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): where the tensors lie; a solve brings
+                those of one weight at a time to the gradient's device.
+            revision (`str`, *optional*, defaults to `None`): of the repository.
+            accelerator (`accelerate.Accelerator`, *optional*, defaults to `None`): with several processes each loads
+                the tensors of its own weights only.
 
         Raises:
-            InputError: nothing there, damaged, another format, or not of this `model` (see `check_model`).
+            InputError: nothing there, damaged, another format, a kind that no class has, or not of this `model`.
         """
-        return artifact.load(folder_or_repo, model, device, revision, accelerator)
+        return artifact.load(KINDS, folder_or_repo, model, device, revision, accelerator)
 
     def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload to the Hub in one commit; the commit's URL."""
@@ -309,38 +384,8 @@ class Curvature(abc.ABC):
     def _check_damping(self, names: Iterable[str], damping: float):
         """Kinds whose eigenvalues come from an eigendecomposition warn here."""
 
-    def stage(self, name: str) -> "Stage":
-        return Stage(name, self.metadata["stages"])
-
-
-class Stage:
-    """Context that adds a stage's seconds to the account, with its peak memory (without CUDA the process's so far).
-
-    Attributes:
-        factor_bytes: set within it: bytes of factors, eigenvectors and eigenvalues that the process holds in it.
-    """
-
-    def __init__(self, name: str, stages: dict):
-        self.name, self.stages, self.factor_bytes = name, stages, 0
-
-    def __enter__(self):
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        self.start = time.perf_counter()
-        return self
-
-    def __exit__(self, *_):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        before = self.stages.get(self.name, {})
-        self.stages[self.name] = {
-            "seconds": round(before.get("seconds", 0.0) + time.perf_counter() - self.start, 3),
-            "peak_memory_bytes": max(before.get("peak_memory_bytes", 0), peak),
-            "factor_bytes": max(before.get("factor_bytes", 0), self.factor_bytes),
-        }
+    def stage(self, name: str) -> StageTimer:
+        return StageTimer(name, self.metadata["stages"])
 
 
 def _quadratic(matrix: Tensor, values: Tensor) -> float:

@@ -17,7 +17,6 @@ from ..runtime.provenance import code_sha256
 from ..runtime.sharded import whole
 from ..version import __version__
 from .batches import read_batch
-from .capture import Capture
 from .layout import make_layout, shared_inputs, tensor_weight
 from .passes import Progress, data_digest, is_causal, run_pass
 from .resume import FitCheckpoint, restore
@@ -66,7 +65,7 @@ def run_fit(
         curvature.fill(targets)
         return
     leaders = processes.share(lambda: _leaders(model, dataloader, targets))[processes.rank]
-    layout = make_layout(curvature.kind, targets, leaders, processes.size, limit)
+    layout = make_layout(type(curvature), targets, leaders, processes.size, limit)
     for name, leader in leaders.items():
         curvature.metadata["targets"][name]["input"] = leader
     curvature.owners = {name: layout.owners[leader] for name, leader in leaders.items()} if processes.size > 1 else {}
@@ -159,8 +158,7 @@ def _leaders(model: nn.Module, dataloader, targets) -> dict[str, str]:
     batch = next((batch for raw in dataloader if (batch := read_batch(raw, 0, causal, device)) is not None), None)
     if batch is None:
         raise InputError(NO_TOKENS)
-    with Capture(model, {}, None, None):
-        return shared_inputs(model, targets, batch.sample())
+    return shared_inputs(model, targets, batch.sample())
 
 
 def _identify(curvature, model: nn.Module, targets, fisher, seed, limit, checked: bool) -> tuple[dict, dict]:

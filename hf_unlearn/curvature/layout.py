@@ -5,11 +5,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..runtime.modules import evaluation_mode
 from ..runtime.processes import assign
+from ..runtime.sharded import reshard
 from .targets import factor_dtype, widths
 
 
@@ -21,20 +22,39 @@ class Group:
     """The weights that share one input factor (gate/up, q/k/v). One process owns all that is kept of them.
 
     Attributes:
-        leader: the first of them, which names the input factor.
-        bytes: their factors, and the eigenvalues that are measured, in bytes.
-        cost: work that their owner does, in units of a decomposition: the sum of d^3 over the factors.
+        leader (`str`): the first of them that runs, which names the input factor.
+        names (`list[str]`): all of them.
+        d_in (`int`): width of the input.
+        d_out (`list[int]`): width of each one's output.
+        bytes (`int`): what the kind of curvature holds of them while it is measured.
+        cost (`float`): work that their owner does, in the units of the kind.
     """
 
     leader: str
     names: list[str]
-    bytes: int
-    cost: float
+    d_in: int
+    d_out: list[int]
+    bytes: int = 0
+    cost: float = 0.0
+
+    @property
+    def factors(self) -> list[int]:
+        """Widths of the Kronecker factors: the input's, then each output's."""
+        return [self.d_in, *self.d_out]
+
+    @property
+    def weight_entries(self) -> int:
+        return self.d_in * sum(self.d_out)
 
 
 @dataclass
 class Layout:
-    """Blocks of groups, each measured by passes of its own, and the owner (rank) of each group's leader."""
+    """Blocks of groups, each measured by passes of its own, and the owner (rank) of each group's leader.
+
+    Attributes:
+        blocks (`list[list[Group]]`): in the order of the model.
+        owners (`dict[str, int]`): leader -> rank.
+    """
 
     blocks: list[list[Group]]
     owners: dict[str, int]
@@ -73,16 +93,24 @@ def parse_bytes(value: int | str | None) -> int | None:
 
 
 def make_layout(
-    kind: str, targets: Mapping[str, nn.Module], leaders: Mapping[str, str], size: int, limit: int | None = None
+    kind, targets: Mapping[str, nn.Module], leaders: Mapping[str, str], size: int, limit: int | None = None
 ) -> Layout:
     """Spread the groups over `size` processes, in as few blocks as keep every process within `limit` bytes.
 
     A block takes groups in the order of the model, so that the backward of its passes stops at its own lowest weight.
 
+    Args:
+        kind (`type[Curvature]`): states what it holds of a group, and its owner's work.
+        targets (`Mapping[str, nn.Module]`): weight name -> module.
+        leaders (`Mapping[str, str]`): name -> leader of its group, from `shared_inputs`.
+        size (`int`): number of processes.
+        limit (`int`, *optional*, defaults to `None`): bytes that a process may hold; None for no limit.
+
     Raises:
         InputError: one group alone exceeds the limit.
     """
-    groups = _groups(kind, leaders, {name: widths(module) for name, module in targets.items()}, _entry_bytes(targets))
+    shapes = {name: widths(module) for name, module in targets.items()}
+    groups = _groups(kind, leaders, shapes, entry_bytes(targets))
     if limit is not None:
         for group in groups:
             if group.bytes > limit:
@@ -102,7 +130,7 @@ def make_layout(
 
 
 def shared_inputs(model: nn.Module, targets: Mapping[str, nn.Module], inputs: Mapping) -> dict[str, str]:
-    """Name -> the first target that takes the same tensor, as one forward on `inputs` shows."""
+    """Name -> the first target that takes the same tensor, as one forward on `inputs` in eval mode shows."""
     seen: dict[int, tuple[str, Tensor]] = {}
     leaders = {}
 
@@ -115,9 +143,10 @@ def shared_inputs(model: nn.Module, targets: Mapping[str, nn.Module], inputs: Ma
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in targets.items()]
     try:
-        with torch.no_grad():
+        with evaluation_mode(model):
             model(**inputs)
     finally:
+        reshard(model)
         for handle in handles:
             handle.remove()
     return {name: leaders.get(name, name) for name in targets}
@@ -128,8 +157,8 @@ def tensor_weight(key: str) -> str:
     return re.sub(r"^(?:(?:values|vectors)\.(?:input|output)|eigenvalues)\.", "", key)
 
 
-def assign_weights(kind: str, targets: Mapping[str, Mapping], size: int) -> dict[str, int]:
-    """Name -> rank for a fitted curvature, from its metadata."""
+def assign_weights(kind, targets: Mapping[str, Mapping], size: int) -> dict[str, int]:
+    """Name -> rank for a fitted curvature of this class, from its metadata."""
     shapes = {
         name: tuple(about["shape"][::-1] if about["transposed"] else about["shape"]) for name, about in targets.items()
     }
@@ -138,27 +167,23 @@ def assign_weights(kind: str, targets: Mapping[str, Mapping], size: int) -> dict
     return {name: owners[about["input"]] for name, about in targets.items()}
 
 
-def _groups(
-    kind: str, leaders: Mapping[str, str], shapes: Mapping[str, tuple[int, int]], entry_bytes: int
-) -> list[Group]:
-    """Groups in the order of the weights, whose shapes are (d_out, d_in)."""
+def entry_bytes(targets: Mapping[str, nn.Module]) -> int:
+    """Bytes of one number of a factor."""
+    return factor_dtype(next(iter(targets.values())).weight).itemsize
+
+
+def _groups(kind, leaders: Mapping[str, str], shapes: Mapping[str, tuple[int, int]], size: int) -> list[Group]:
+    """Groups in the order of the weights, whose shapes are (d_out, d_in); `size` bytes an entry."""
     members: dict[str, list[str]] = {}
     for name in shapes:
         members.setdefault(leaders[name], []).append(name)
-    groups = []
-    for leader, names in members.items():
-        inner, outer = shapes[leader][1], [shapes[name][0] for name in names]
-        factors = [inner, *outer] if kind in ("kfac", "ekfac") else []
-        entries = sum(d * d + d for d in factors)  # a matrix, and its eigenvalues
-        if kind in ("ekfac", "diagonal"):
-            entries += inner * sum(outer)
-        cost = sum(float(d) ** 3 for d in factors) or float(entries)
-        groups.append(Group(leader, names, entries * entry_bytes, cost))
+    groups = [
+        Group(leader, names, shapes[leader][1], [shapes[name][0] for name in names])
+        for leader, names in members.items()
+    ]
+    for group in groups:
+        group.bytes, group.cost = kind.entries(group) * size, kind.work(group)
     return groups
-
-
-def _entry_bytes(targets: Mapping[str, nn.Module]) -> int:
-    return factor_dtype(next(iter(targets.values())).weight).itemsize
 
 
 def _assign(groups: list[Group], size: int) -> dict[str, int]:

@@ -1,0 +1,133 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Costs of the stages of a fit: as a kind states them for a plan, and as they are measured while a stage runs."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..runtime.cost import peak_memory_mb
+from .layout import Group, Layout
+from .linalg import block_rows
+from .sums import break_even
+
+
+@dataclass
+class StageCost:
+    """Cost of one stage of a fit.
+
+    Attributes:
+        name (`str`): the pass, or what is made of it.
+        bytes (`int`): held by each process in this stage beyond the earlier ones.
+        flops (`int`): of all processes together.
+        note (`str`, *optional*, defaults to `""`): the last column of the table.
+    """
+
+    name: str
+    bytes: int
+    flops: int
+    note: str = ""
+
+
+@dataclass
+class Workload:
+    """What a kind needs to know to state its costs.
+
+    Attributes:
+        layout (`Layout`): groups of weights with their widths, in blocks and with their owners.
+        sequences (`int`): sequences of the data.
+        length (`int`): tokens of each.
+        entry_bytes (`int`): bytes of one number of a factor.
+    """
+
+    layout: Layout
+    sequences: int
+    length: int
+    entry_bytes: int
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length
+
+    @property
+    def groups(self) -> list[Group]:
+        return [group for block in self.layout.blocks for group in block]
+
+    def shapes(self) -> Iterator[tuple[int, int]]:
+        """(d_out, d_in) of every weight."""
+        return ((d_out, group.d_in) for group in self.groups for d_out in group.d_out)
+
+
+def factor_costs(work: Workload) -> list[StageCost]:
+    """Kronecker factors, and their eigendecompositions."""
+    factors = [width for group in work.groups for width in group.factors]
+    upper = [(stop - start) * (width - start) for width in factors for start, stop in block_rows(width, "cuda")]
+    entries = work.layout.most(lambda group: sum(width**2 for width in group.factors))
+    return [
+        StageCost(
+            "factors",
+            entries * work.entry_bytes,
+            2 * work.tokens * sum(width**2 for width in factors),
+            f"{2 * work.tokens * sum(upper) / 1e15:.4g} PFLOP done, as upper block-rows",
+        ),
+        # Tridiagonal reduction 4/3 n^3, divide and conquer with back-transformation about 4.5 n^3, Rayleigh 2 n^3.
+        StageCost(
+            "eigh",
+            3 * max(factors) ** 2 * work.entry_bytes,
+            8 * sum(width**3 for width in factors),
+            "estimate; vectors take the factors' place",
+        ),
+    ]
+
+
+def square_cost(name: str, work: Workload, rotated: bool = False) -> StageCost:
+    """Squares of per-sequence gradients, `rotated` into an eigenbasis or not."""
+    largest = max(d_out * d_in for d_out, d_in in work.shapes())
+    flops = sum(2 * work.tokens * d_out * d_in for d_out, d_in in work.shapes())
+    if rotated:
+        flops += sum(_rotation_flops(group, work) for group in work.groups)
+    entries = work.layout.most(lambda group: group.weight_entries) + largest
+    return StageCost(name, entries * work.entry_bytes, flops, "eigenvalues")
+
+
+def _rotation_flops(group: Group, work: Workload) -> int:
+    """Rows of short sequences are rotated, an input once for its group; of long ones the gradient of the sequence."""
+    flops, d_in = 0, group.d_in
+    for name, d_out in zip(group.names, group.d_out):
+        if work.length <= break_even(d_out, d_in):
+            flops += 2 * work.tokens * (d_out**2 + (d_in**2 if name == group.leader else 0))
+        else:
+            flops += 2 * work.sequences * d_out * d_in * (d_out + d_in)
+    return flops
+
+
+class StageTimer:
+    """Context that adds a stage's seconds and peak memory (without CUDA the process's so far) to the account of a fit.
+
+    Args:
+        name (`str`): of the stage.
+        stages (`dict`): the account, name -> {seconds, peak_memory_bytes, factor_bytes}.
+
+    Attributes:
+        factor_bytes: set within it: bytes of factors, eigenvectors and eigenvalues that the process holds in it.
+    """
+
+    def __init__(self, name: str, stages: dict):
+        self.name, self.stages, self.factor_bytes = name, stages, 0
+
+    def __enter__(self):
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        before = self.stages.get(self.name, {})
+        self.stages[self.name] = {
+            "seconds": round(before.get("seconds", 0.0) + time.perf_counter() - self.start, 3),
+            "peak_memory_bytes": max(before.get("peak_memory_bytes", 0), round(peak_memory_mb() * 1e6)),
+            "factor_bytes": max(before.get("factor_bytes", 0), self.factor_bytes),
+        }

@@ -1,0 +1,205 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Kinds of curvature, from the simplest on: identity, diagonal, K-FAC and EK-FAC. Each states what it holds and costs."""
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .base import KINDS, Curvature
+from .costs import factor_costs, square_cost
+from .linalg import eigendecompose, mirror_
+from .sums import KroneckerSums, SquareSums
+from .targets import factor_dtype
+
+
+class Identity(Curvature):
+    """The identity over the targets: natural gradient becomes plain gradient.
+
+    Fitting reads no data; it fixes which weights are meant.
+    """
+
+    kind = "identity"
+
+    @classmethod
+    def entries(cls, group):
+        return 0
+
+    @classmethod
+    def costs(cls, work):
+        return []
+
+    def fill(self, targets):
+        self.tensors = {
+            f"eigenvalues.{name}": torch.ones((), dtype=factor_dtype(module.weight), device=module.weight.device)
+            for name, module in targets.items()
+        }
+
+    def make_sums(self, description, targets, leaders):
+        raise TypeError("the identity is not measured")
+
+    def _eigenvalues(self, name: str) -> Tensor:
+        return self.tensors[f"eigenvalues.{name}"]
+
+
+class Diagonal(Curvature):
+    """diag(G) = (1 / N) sum over sequences of the squared gradient of the sequence, N predicted tokens.
+
+    The squares are of per-sequence (per-sample) gradients; the square of a batch gradient would be another thing.
+    """
+
+    kind = "diagonal"
+    passes = ("diagonal",)
+
+    @classmethod
+    def entries(cls, group):
+        return group.weight_entries
+
+    @classmethod
+    def costs(cls, work):
+        return [square_cost("diagonal", work)]
+
+    def make_sums(self, description, targets, leaders):
+        return SquareSums(targets)
+
+    def _eigenvalues(self, name: str) -> Tensor:
+        return self.tensors[f"eigenvalues.{name}"]
+
+
+class KFAC(Curvature):
+    """G = S (x) A for each weight (d_out, d_in) (Martens & Grosse 2015, arXiv 1503.05671).
+
+    A (d_in, d_in) is the mean of a a^T over the rows that can reach a label, S (d_out, d_out) the sum of g g^T over
+    all rows divided by the number of predicted tokens. Kept are the eigendecompositions, not the factors: damping is
+    then exact, (S (x) A + damping I)^-1, and changes without refitting.
+    """
+
+    kind = "kfac"
+    passes = ("factors",)
+
+    @classmethod
+    def entries(cls, group):
+        return sum(width**2 + width for width in group.factors)  # a matrix, and its eigenvalues
+
+    @classmethod
+    def work(cls, group):
+        return sum(float(width) ** 3 for width in group.factors)
+
+    @classmethod
+    def costs(cls, work):
+        return factor_costs(work)
+
+    @classmethod
+    def solve_flops(cls, d_out, d_in):
+        return 4 * d_out * d_in * (d_out + d_in)
+
+    def make_sums(self, description, targets, leaders):
+        return KroneckerSums(targets, leaders)
+
+    def take(self, sums, tokens, show):
+        """Divide the factors and put the eigendecomposition of each in its place, one after another."""
+        from tqdm.auto import tqdm
+
+        with self.stage("eigh") as measured:
+            factors = {f"input.{name}": total.div_(sums.counts[name]) for name, total in sums.inputs.items()}
+            factors |= {f"output.{name}": total.div_(tokens) for name, total in sums.outputs.items()}
+            measured.factor_bytes = sum(factor.nbytes for factor in factors.values())
+            # The sums let go of the factors: each is freed when its eigenvectors have taken its place.
+            sums.inputs, sums.outputs = {}, {}
+            bar = tqdm(sorted(factors), desc="eigh", unit="factor", disable=not show or self.processes.rank != 0)
+            for name in bar:
+                side, weight = name.split(".", 1)
+                found = eigendecompose(mirror_(factors.pop(name)), f"the {side} factor of {weight}")
+                self.tensors[f"values.{name}"], self.tensors[f"vectors.{name}"] = found
+
+    def _bases(self, name: str) -> tuple[Tensor, Tensor]:
+        """(Q_A, Q_S)."""
+        leader = self.metadata["targets"][name]["input"]
+        return self.tensors[f"vectors.input.{leader}"], self.tensors[f"vectors.output.{name}"]
+
+    def _eigenvalues(self, name: str) -> Tensor:
+        leader = self.metadata["targets"][name]["input"]
+        return torch.outer(self.tensors[f"values.output.{name}"], self.tensors[f"values.input.{leader}"])
+
+    def _largest(self, name: str) -> Tensor:
+        leader = self.metadata["targets"][name]["input"]
+        return self.tensors[f"values.output.{name}"].max() * self.tensors[f"values.input.{leader}"].max()
+
+    def _rotate(self, name: str, matrix: Tensor) -> Tensor:
+        q_in, q_out = (basis.to(matrix.device) for basis in self._bases(name))
+        return q_out.T @ matrix @ q_in
+
+    def _unrotate(self, name: str, matrix: Tensor) -> Tensor:
+        q_in, q_out = (basis.to(matrix.device) for basis in self._bases(name))
+        return q_out @ matrix @ q_in.T
+
+    def _check_damping(self, names: Iterable[str], damping: float):
+        if self._warned:
+            return
+        about = {name: self.metadata["targets"][name] for name in names}
+        largest = {name: found["largest"] for name, found in about.items() if found["dtype"] == "float32"}
+        worst = max(largest, key=largest.get, default=None)
+        if worst is not None and damping < 1e-7 * largest[worst]:
+            self._warned = True
+            warnings.warn(
+                f"damping {damping:g} lies below 1e-7 of the largest eigenvalue {largest[worst]:.3g} of {worst}: at "
+                "fp32 rounding errors set the step; raise damping or use an fp64 model",
+                stacklevel=4,
+            )
+
+
+class EKFAC(KFAC):
+    """G = (Q_S (x) Q_A) diag(L) (Q_S (x) Q_A)^T, L = (1 / N) sum over sequences of (Q_S^T D Q_A)^2.
+
+    The bases are those of K-FAC. D is the gradient (d_out, d_in) of one sequence, so L is the exact diagonal of the
+    per-sequence Fisher in the eigenbasis (George et al. 2018, arXiv 1806.03884). A second pass over the same data
+    draws the same labels.
+    """
+
+    kind = "ekfac"
+    passes = ("factors", "correction")
+
+    @classmethod
+    def entries(cls, group):
+        return super().entries(group) + group.weight_entries
+
+    @classmethod
+    def costs(cls, work):
+        return [*super().costs(work), square_cost("correction", work, rotated=True)]
+
+    def make_sums(self, description, targets, leaders):
+        if description == "factors":
+            return super().make_sums(description, targets, leaders)
+        return SquareSums(targets, {name: self._bases(name) for name in targets})
+
+    def take(self, sums, tokens, show):
+        # Squares in the eigenbasis are eigenvalues as they are.
+        (Curvature if isinstance(sums, SquareSums) else KFAC).take(self, sums, tokens, show)
+
+    def _eigenvalues(self, name: str) -> Tensor:
+        return self.tensors[f"eigenvalues.{name}"]
+
+    def _largest(self, name: str) -> Tensor:
+        return self._eigenvalues(name).max()
+
+
+def make_curvature(kind: str | Curvature) -> Curvature:
+    """A new curvature of a kind, or the one that is given.
+
+    Args:
+        kind (`str` or `Curvature`): `"ekfac"`, `"kfac"`, `"diagonal"`, `"identity"`, or the `kind` of a subclass of
+            `Curvature` defined elsewhere.
+
+    Raises:
+        InputError: no class has this kind.
+    """
+    if isinstance(kind, Curvature):
+        return kind
+    if kind not in KINDS:
+        raise InputError(
+            f"curvature must be one of {', '.join(reversed(KINDS))}, a fitted Curvature, or the folder or repository "
+            f"of one, not {kind!r}"
+        )
+    return KINDS[kind]()
