@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_unlearn.data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows
+from hf_unlearn.data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows, sample_rows
 from hf_unlearn.errors import InputError
 from hf_unlearn.miniature.training import train_tokenizer
 from tests.support.trainers import FORGET, RETAIN, make_rows
@@ -111,3 +111,12 @@ def test_a_persistent_worker_hears_of_a_new_epoch():
         pairs.set_epoch(epoch)
         seen += [tuple(row["retain"]["input_ids"]) for row in next(iter(loader))]
     assert seen == partners(pairs, 2)
+
+
+def test_sample_rows_takes_each_row_equally_often():
+    rows = Dataset.from_dict({"n": list(range(10))})
+    counts = [0] * 10
+    for seed in range(400):
+        for value in sample_rows(rows, 3, seed)["n"]:
+            counts[value] += 1
+    assert all(90 <= count <= 150 for count in counts)  # 120 expected, standard deviation 9

@@ -21,8 +21,7 @@ from hf_unlearn.experiments.comparison import Comparison, Entry, added
 from hf_unlearn.experiments.problem import together
 from hf_unlearn.experiments.problems import wmdp
 from hf_unlearn.experiments.problems.wmdp import WmdpProblem, last_words
-from hf_unlearn.report.vocabulary import TaskResults
-from hf_unlearn.runtime.cache import cached_json
+from hf_unlearn.report.vocabulary import TaskVocabulary
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +105,7 @@ def row(lost, general_loss, kl):
 
 
 def test_choice_wants_every_domain_forgotten_and_general_kept():
-    choose = TaskResults().choose
+    choose = TaskVocabulary().choose
     both = {"bio": 0.85, "cyber": 0.9}
     assert choose([row({"bio": 0.95, "cyber": 0.7}, 0, 0.01), row(both, 2.9, 0.3), row(both, 1.0, 0.2)]) == 2
     # Nobody passes: the least forgotten domain counts, beyond 80 % the KL does.
@@ -238,14 +237,6 @@ def test_killed_run_goes_on_after_the_finished_entries(finished, tmp_path, monke
     assert searches == ["margin", "RMU", "RMU"] and len(generated) == 1
     measured = lambda rows: [(row["method"], row["accuracy"], row["kl"], row["kl_interval"]) for row in rows]
     assert measured(rows) == measured(finished[1])
-
-
-def test_what_takes_long_is_kept_for_the_same_key(tmp_path):
-    built = []
-    build = lambda: built.append(1) or len(built)
-    assert cached_json(tmp_path / "kept.json", {"seed": 0}, build) == 1
-    assert cached_json(tmp_path / "kept.json", {"seed": 0}, build) == 1
-    assert cached_json(tmp_path / "kept.json", {"seed": 1}, build) == 2
 
 
 # ---- bad input: one line, exit code 2 ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from hf_unlearn.runtime.cache import cached_folder
+from hf_unlearn.runtime.cache import cached_folder, cached_json
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_failed_build_leaves_nothing(cache):
 def test_killed_build_is_cleaned_up_by_the_next_one(cache):
     program = """
 import os, signal
-from hf_unlearn.runtime.cache import cached_folder
+from hf_unlearn.runtime.cache import cached_folder, cached_json
 cached_folder({"a": 1}, lambda folder: (folder / "half").write_text("x") and os.kill(os.getpid(), signal.SIGKILL))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -71,3 +71,11 @@ def test_build_that_another_process_won(cache):
     folder = cached_folder({"a": 1}, build)
     assert folder == inner[0] and (folder / "result").read_text() == "first"
     assert list(cache.iterdir()) == [folder]
+
+
+def test_what_takes_long_is_kept_for_the_same_key(tmp_path):
+    built = []
+    build = lambda: built.append(1) or len(built)
+    assert cached_json(tmp_path / "kept.json", {"seed": 0}, build) == 1
+    assert cached_json(tmp_path / "kept.json", {"seed": 0}, build) == 1
+    assert cached_json(tmp_path / "kept.json", {"seed": 1}, build) == 2
