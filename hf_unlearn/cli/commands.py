@@ -16,6 +16,7 @@ def run_evaluate(options):
     """Print question counts and the table of accuracies; write them with command, versions and model hashes."""
     from ..deltas import UpdateDelta
     from ..evaluation.harness import evaluate_tasks
+    from ..report.tables import score_table
     from ..runtime.files import write_json
     from ..runtime.hub import public_name
     from ..runtime.loading import load_model, load_tokenizer
@@ -53,7 +54,7 @@ def run_evaluate(options):
     )
     if not state.is_main_process:
         return
-    print(f"\n{result.to_markdown()}\n")
+    print(f"\n{score_table(result.scores, result.tasks)}\n")
     names = {"before": options.base, "after" if options.base else "model": options.model}
     for label, facts in result.models.items():
         delta = f" with the update {options.delta}" if options.delta and label != "before" else ""

@@ -210,7 +210,7 @@ def describe_report(file: Path) -> Iterator[str]:
 
 
 def describe_results(file: Path) -> Iterator[str]:
-    from ..report.page import format_table
+    from ..report.tables import format_table
 
     yield "results:"
     yield format_table(_read(file))

@@ -1,11 +1,9 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""What lm-eval's tasks give: scores, their table, and samples that JSON can hold."""
+"""Scores of lm-eval's tasks, and samples that JSON can hold."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-
-from ..report.formats import MISSING
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,6 @@ class HarnessResult:
         first = next(iter(self.scores.values()))
         return {task: first[task].n for task in self.tasks}
 
-    def to_markdown(self) -> str:
-        """A row a task, accuracies in percent with standard errors; the last column is last model minus first."""
-        return format_scores(self.scores, self.tasks)
-
     def to_dict(self) -> dict:
         """All of it but the samples, JSON-able."""
         scores = {label: {task: asdict(score) for task, score in of.items()} for label, of in self.scores.items()}
@@ -78,39 +72,6 @@ def make_score(result: Mapping, chance: float | None) -> Score:
     main = [*named, *values][0]
     metric, kind = main.split(",")
     return Score(metrics[main], metrics.get(f"{metric}_stderr,{kind}"), result["sample_len"], chance, metric, metrics)
-
-
-def format_scores(scores: Mapping[str, Mapping[str, Score]], tasks: Sequence[str]) -> str:
-    """A Markdown table of {label: {task: Score}}."""
-    labels, first = list(scores), next(iter(scores.values()))
-    several = len(labels) > 1
-    header = ["task", "questions", "chance", *labels, *(["change"] if several else [])]
-    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    for task in tasks:
-        score = first[task]
-        name = task if score.metric == "acc" else f"{task} ({score.metric})"
-        cells = [name, f"{score.n}", MISSING if score.chance is None else f"{100 * score.chance:.1f} %"]
-        cells += [_format_accuracy(scores[label][task]) for label in labels]
-        last = scores[labels[-1]][task]
-        if several and None not in (last.accuracy, score.accuracy):
-            cells.append(_in_unit(score, last.accuracy - score.accuracy, "+"))
-        elif several:
-            cells.append(MISSING)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _format_accuracy(score: Score) -> str:
-    if score.accuracy is None:
-        return MISSING
-    error = "" if score.stderr is None else f" ± {_in_unit(score, score.stderr).removesuffix(' %')}"
-    value = _in_unit(score, score.accuracy)
-    return value.removesuffix(" %") + error + (" %" if value.endswith(" %") else "")
-
-
-def _in_unit(score: Score, value: float, sign: str = "") -> str:
-    share = score.metric.startswith(("acc", "exact_match"))
-    return f"{100 * value:{sign}.1f} %" if share else f"{value:{sign}.4g}"
 
 
 def plain_sample(sample: Mapping) -> dict:

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from ..data.collators import default_collator
 from ..deltas import UpdateDelta
 from ..errors import InputError, NumericalError
-from ..report.formats import MISSING
 from ..runtime.modules import evaluation_mode, model_device
 
 
@@ -214,32 +213,6 @@ class AttackTable:
 
     def to_json(self) -> dict:
         return asdict(self)
-
-    def to_markdown(self) -> str:
-        """The table, recoveries in brackets, and how to read it."""
-        header = ["method", "attack", "rate", "metric", "original", "unlearned", "attacked", "attacked, then update"]
-        header += ["original, attacked", "original, attacked, then update"]
-        lines = ["| " + " | ".join(header) + " |", "|---|---|---:|---|" + "---:|" * (len(header) - 4)]
-        for row in self.rows:
-            cells = [row["method"], row["attack"], f"{row['learning_rate']:g}", row["metric"]]
-            cells += [f"{row['original']:.3f}", f"{row['unlearned']:.3f}"]
-            cells += [_with_recovery(row["relearned"], row["recovery"])]
-            cells += [_with_recovery(row["relearned_with_update"], row["recovery_with_update"])]
-            cells += [f"{row['control']:.3f}"]
-            cells += [_with_recovery(row["control_with_update"], row["control_recovery_with_update"])]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        settings = self.curves[0]["settings"]
-        lines += [
-            "",
-            f"Attacks: {settings['steps']} steps of {settings['batch_size']} rows, {settings['optimizer']}; all weights. "
-            "In brackets: share of what was lost that is back.",
-        ]
-        notes = dict.fromkeys(f"- {row['method']}, {row['metric']}: {row['note']}" for row in self.rows if row["note"])
-        return "\n".join([*lines, *notes])
-
-
-def _with_recovery(value: float, share: float | None) -> str:
-    return f"{value:.3f} ({MISSING if share is None else f'{100 * share:.0f} %'})"
 
 
 def attack_table(

@@ -15,7 +15,7 @@ from ..data.rows import row_hashes
 from ..errors import InputError
 from ..evaluation.specificity import KLResult
 from ..report.page import Section
-from ..report.vocabulary import Results
+from ..report.vocabulary import Vocabulary
 from ..runtime.loading import load_model, load_tokenizer
 
 
@@ -69,7 +69,7 @@ class Problem(abc.ABC):
     tokenizer: object
     max_length: int
     stages: list[Stage]
-    results: ClassVar[Results]
+    results: ClassVar[Vocabulary]
     sections: ClassVar[set[str]]
 
     @classmethod

@@ -18,8 +18,9 @@ from ..methods.first_order import FirstOrder
 from ..methods.kfade import KFade
 from ..methods.rmu import choose_weights
 from ..report.card import render_card
-from ..report.page import format_table, write_report
-from ..report.vocabulary import methods_of, results_of
+from ..report.page import write_report
+from ..report.tables import format_table
+from ..report.vocabulary import vocabulary_of
 from ..runtime.files import staged_folder, write_text
 from ..runtime.processes import on_main_process
 from ..runtime.provenance import library_versions, record_run
@@ -178,7 +179,7 @@ def run_experiment(config: Mapping, output_dir: str | Path, *, progress: bool = 
 def save_best(comparison: Comparison, rows: list[dict], folder: Path):
     """Save the chosen model of the best line: weights, tokenizer, `delta/`, and a card with the table's numbers."""
     problem = comparison.problem
-    methods = methods_of(rows)
+    methods = problem.results.methods(rows)
     best = methods[problem.results.choose(methods)]
     entry = next(entry for entry in comparison.entries if entry.label == best["method"])
     method = entry.make(entry.values(entry.search[0], len(comparison.stages(entry)))[0])
@@ -317,7 +318,7 @@ def meta_model(config: Mapping) -> torch.nn.Module:
 def record(rows: list[dict], output_dir: str | Path, config: Mapping, path: str | Path | None = None):
     """Print the table, and with a path write it down with command, settings, versions and machine (benchmarks/results)."""
     print(format_table(rows))
-    print(f"\n{results_of(rows).summarise(rows)}\n\nreport: {Path(output_dir) / 'report.html'}")
+    print(f"\n{vocabulary_of(rows).summarise(rows)}\n\nreport: {Path(output_dir) / 'report.html'}")
     if path is None:
         return
     # A folder's place on this machine says nothing to a reader.

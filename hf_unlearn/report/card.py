@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from ..errors import InputError
 from ..runtime.hub import is_repo_id
 from ..version import __version__
-from .formats import format_number, format_p, format_settings
+from .formats import format_number, format_p
+from .rendering import render
+from .vocabulary import KINDS
 
 
 # What an evaluation would have to show before a reader may believe it; a card drops the lines of what was tested.
@@ -19,16 +21,8 @@ NOT_SHOWN = {
     "privacy": "Membership inference was not measured.",
     "seeds": "The numbers are of one seed.",
 }
-# (key of a report row, name, decimals, goal)
-METRICS = (
-    ("forget_quality", "forget quality (p-value of the KS test)", None, "0.05 or more"),
-    ("ks_statistic", "KS distance from the retrained model", 3, "lower"),
-    ("forget_probability", "probability of the forgotten answers", 3, "as retrained"),
-    ("retain_probability", "probability of the retained answers", 3, "as original"),
-    ("model_utility", "model utility", 3, "as original"),
-    ("retain_kl", "KL from the original on retained answers, nats per token", 4, "lower"),
-    ("kl", "KL from the original on completions of unrelated instructions, nats per token", 4, "lower"),
-)
+# (key of a row, name, decimals, goal), of every kind of rows.
+METRICS = tuple(metric for kind in KINDS for metric in kind.card_metrics)
 DEFAULTS = {
     "model_name": None,
     "repo_id": None,
@@ -64,10 +58,11 @@ def render_card(context: Mapping) -> str:
         context: `method` (its name) and, all optional:
 
             - model_name, repo_id, license, language, datasets, pipeline_tag: of the model that is published;
-            - base_model, base_revision: Hub id that unlearning started from (of anything else only that it is not on the Hub is told);
+            - base_model, base_revision: Hub id that unlearning started from (of anything else only that it is not on the Hub
+              is told);
             - settings, seed, paper ({"title", "id", "bibtex"}): of the method;
             - forget, retain: what was removed and what was to be kept, in plain words; forget_rows, forget_sha256;
-            - original, unlearned, retrained: rows as in `evaluation.report.write_report`;
+            - original, unlearned, retrained: rows as in `report.page.write_report`;
             - evaluations: benchmark scores, a list of {"dataset" (id), "name", "metric", "value", "before",
               "lower_is_goal"}; `lower_is_goal` marks hazardous knowledge, which is not to be maximised;
             - delta: {"norm", "tensors", "sha256"} when the update is published beside the weights as `delta/`;
@@ -77,30 +72,21 @@ def render_card(context: Mapping) -> str:
     Raises:
         InputError: a key is unknown or `method` is missing.
     """
-    import jinja2
-
     unknown = sorted(set(context) - set(DEFAULTS) - {"method"})
     if unknown or not context.get("method"):
         what = f"unknown keys {', '.join(unknown)}" if unknown else "no 'method'"
         raise InputError(f"a card cannot be rendered: {what} in its context; known are method, {', '.join(DEFAULTS)}")
     card = {**DEFAULTS, **context}
     card["model_name"] = card["model_name"] or (card["repo_id"] or f"{card['method']} unlearned model").split("/")[-1]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hf_unlearn", "templates"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters["settings"] = format_settings
-    return environment.get_template("model_card.md").render(
+    context = {
         **card,
-        header=card_data(card).to_yaml(),
-        base_text=base_text(card["base_model"], card["base_revision"]),
-        metrics=metric_table(card["original"], card["unlearned"], card["retrained"]),
-        not_shown=[line for key, line in NOT_SHOWN.items() if key not in card["tested"]],
-        version=__version__,
-    )
+        "header": card_data(card).to_yaml(),
+        "base_text": base_text(card["base_model"], card["base_revision"]),
+        "metrics": metric_table(card["original"], card["unlearned"], card["retrained"]),
+        "not_shown": [line for key, line in NOT_SHOWN.items() if key not in card["tested"]],
+        "version": __version__,
+    }
+    return render("model_card.md", context)
 
 
 def card_data(card: Mapping):

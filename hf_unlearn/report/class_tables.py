@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The tables and the picture of class forgetting, in the layout of Fast-NTK's tables, beside the paper's own figures."""
+"""Sections on class forgetting: a table a metric in the layout of Fast-NTK's tables, beside the paper's own figures."""
 
 import importlib.resources
 import json
@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from ..errors import InputError
 from .formats import MISSING
+from .page import Section
+from .plots import class_bars
+from .vocabulary import PROBE, ClassVocabulary
 
 
 METRICS = {
@@ -14,15 +17,6 @@ METRICS = {
     "forget": "Accuracy on D_f (%)",
     "holdout": "Accuracy on the hold-out set (%)",
     "relearning_epochs": "Epochs to relearn D_f",
-}
-PROBE = "probe: "
-COLOURS = {
-    "Full": "0.55",
-    "Max Loss": "#d95f02",
-    "Random Label": "#e6ab02",
-    "Fast-NTK": "#1b6ca8",
-    "Fast-NTK, at w0": "#7fb2d9",
-    "Retrain": "black",
 }
 
 
@@ -43,85 +37,68 @@ def paper_figures(name: str | None) -> dict | None:
     return figures[name] | {"name": name}
 
 
-def format_tables(table: Sequence[Mapping], paper: Mapping | None = None) -> str:
-    """Markdown: one block a metric, methods below one another, images per class beside one another, the paper's after them."""
-    columns = sorted({entry["per_class"] for entry in table})
-    methods = [entry["method"] for entry in table if entry["per_class"] == columns[0]]
-    by_key = {(entry["method"], entry["per_class"]): entry for entry in table}
-    theirs = [f"paper: {column}" for column in paper["columns"]] if paper else []
-    seeds = max(entry["seeds"] for entry in table)
-    lines = [f"Mean ± standard deviation over {seeds} seeds; columns are images per class."]
+def class_sections(rows: Sequence[Mapping], paper: Mapping | None = None) -> list[Section]:
+    """Sections of the report of class forgetting: one table a metric, bars of all of them, and linear probing.
+
+    Methods stand below one another, images per class beside one another, the paper's columns after them.
+
+    Args:
+        rows: rows of all methods, sizes and seeds, those of linear probing (`PROBE`) among them.
+        paper (*optional*): of `paper_figures`.
+    """
+    vocabulary = ClassVocabulary()
+    lines = vocabulary.lines(rows)
+    by_place = {(line.method, line.row["per_class"]): line for line in lines}
+    methods, sizes = list(dict.fromkeys(method for method, _ in by_place)), sorted({size for _, size in by_place})
+    seeds = max(len(line.runs) for line in lines)
+    text = "Columns are images per class."
+    if seeds > 1:
+        text = f"Mean ± standard deviation over {seeds} seeds; columns are images per class."
     if paper:
-        lines[0] += f" The paper's columns are its {paper['name']}."
-    for metric, title in METRICS.items():
-        shown = [method for method in methods if not method.startswith(PROBE)]
-        if metric == "relearning_epochs":
-            shown = [method for method in shown if method != "Full"]
-        lines += ["", f"**{title}**", "", "| method | " + " | ".join([*map(str, columns), *theirs]) + " |"]
-        lines.append("|---|" + "---:|" * (len(columns) + len(theirs)))
-        for method in shown:
-            cells = [cell(by_key.get((method, column)), metric) for column in columns]
-            if paper:
-                values = paper[metric].get(method)
-                cells += [f"{value:.2f}" for value in values] if values else [MISSING] * len(theirs)
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    if probes := [method for method in methods if method.startswith(PROBE)]:
-        heads = [f"{side}, {column}" for column in columns for side in ("D_r", "D_f", "hold-out of the class")]
-        lines += ["", "**Linear probing: accuracy of a new head on frozen features (%)**", ""]
-        lines += ["| features | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
-        for method in probes:
-            cells = [
-                cell(by_key.get((method, column)), metric)
-                for column in columns
-                for metric in ("retain", "forget", "holdout")
-            ]
-            lines.append(f"| {method.removeprefix(PROBE)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        text += f" The paper's columns are its {paper['name']}."
+    theirs = [f"paper: {size}" for size in paper["columns"]] if paper else []
+    sections = []
+    for (metric, title), column in zip(METRICS.items(), vocabulary.columns(rows), strict=True):
+        body = []
+        for method in methods:
+            if metric == "relearning_epochs" and method == vocabulary.references[0]:
+                continue
+            found = [by_place.get((method, size)) for size in sizes]
+            cells = [MISSING if line is None else column.text(line.runs) for line in found]
+            values = paper[metric].get(method) if paper else None
+            cells += [f"{value:.2f}" for value in values] if values else [MISSING] * len(theirs)
+            body.append([method, *cells])
+        sections.append(
+            Section(title, text if not sections else "", header=["method", *map(str, sizes), *theirs], table=body)
+        )
+    sections.append(
+        Section(
+            "All methods, all sizes",
+            name="classes.png",
+            figure=class_bars(lines, METRICS, vocabulary.references, paper),
+            alt="Accuracies and epochs to relearn, a group of bars for every number of images per class",
+        )
+    )
+    probes = [row | {"method": row["method"].removeprefix(PROBE)} for row in rows if row["method"].startswith(PROBE)]
+    if probes:
+        sections.append(_probing(vocabulary, probes, sizes))
+    return sections
 
 
-def cell(entry: Mapping | None, metric: str) -> str:
-    """ "84.1 ± 0.3"; ">100" where relearning did not end in time."""
-    if entry is None:
-        return MISSING
-    if entry[metric] is None:
-        return ">100" if metric == "relearning_epochs" else MISSING
-    return f"{entry[metric]:.1f} ± {entry[f'{metric}_std']:.1f}"
-
-
-def plot_tables(table: Sequence[Mapping], paper: Mapping | None = None):
-    """Figure: one panel a metric, a group of bars for every number of images per class; diamonds are the paper's figures."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = sorted({entry["per_class"] for entry in table})
-    methods = [m for m in dict.fromkeys(entry["method"] for entry in table) if not m.startswith(PROBE)]
-    by_key = {(entry["method"], entry["per_class"]): entry for entry in table}
-    figure, axes = plt.subplots(1, len(METRICS), figsize=(4 * len(METRICS), 3.6), constrained_layout=True)
-    width = 0.8 / len(methods)
-    for ax, (metric, title) in zip(axes, METRICS.items()):
-        for number, method in enumerate(methods):
-            for place, column in enumerate(columns):
-                entry, x = by_key.get((method, column)), place + (number - (len(methods) - 1) / 2) * width
-                if entry is None or (metric == "relearning_epochs" and method == "Full"):
-                    continue
-                value = entry[metric]
-                ax.bar(
-                    x, 100 if value is None else value, width, color=COLOURS.get(method, "0.8"),
-                    hatch="//" if value is None else None, yerr=None if value is None else entry[f"{metric}_std"],
-                    label=method if place == 0 else None, error_kw={"lw": 0.8},
-                )  # fmt: skip
-                if paper and column in paper["columns"] and method in paper[metric]:
-                    figure_value = paper[metric][method][paper["columns"].index(column)]
-                    ax.plot(x, figure_value, "D", ms=4, mfc="white", mec="black", zorder=5)
-        ax.set_xticks(range(len(columns)), [f"{column}" for column in columns])
-        ax.set_xlabel("images per class")
-        ax.set_title(title, fontsize=10)
-        ax.set_ylim(0, None if metric == "relearning_epochs" else 105)
-    handles, labels = axes[0].get_legend_handles_labels()
-    if paper:
-        handles.append(plt.Line2D([], [], ls="", marker="D", ms=4, mfc="white", mec="black"))
-        labels.append(f"paper ({paper['name']})")
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
-    return figure
+def _probing(vocabulary: ClassVocabulary, rows: Sequence[Mapping], sizes: Sequence[int]) -> Section:
+    """Accuracy of a new head on frozen features, of the models that the rows name."""
+    lines = {(line.method, line.row["per_class"]): line for line in vocabulary.lines(rows)}
+    columns = vocabulary.columns(rows)[:3]
+    heads = [f"{side}, {size}" for size in sizes for side in ("D_r", "D_f", "hold-out of the class")]
+    body = []
+    for method in dict.fromkeys(method for method, _ in lines):
+        found = [lines.get((method, size)) for size in sizes]
+        body.append(
+            [method, *(MISSING if line is None else column.text(line.runs) for line in found for column in columns)]
+        )
+    return Section(
+        "Linear probing: accuracy of a new head on frozen features (%)",
+        "What the features still tell; the hold-out is that of the forgotten class. Columns are images per class.",
+        header=["features", *heads],
+        table=body,
+    )

@@ -24,6 +24,14 @@ def format_percent(value: float | None, digits: int = 1) -> str:
     return MISSING if value is None else f"{value:.{digits}f} %"
 
 
+def plus_minus(value: str, error: str | None) -> str:
+    """A number and its error, a unit of percent behind both: "84.1 ± 0.3 %"."""
+    if error is None:
+        return value
+    unit = " %" if value.endswith(" %") else ""
+    return f"{value.removesuffix(' %')} ± {error.removesuffix(' %')}{unit}"
+
+
 def format_value(value) -> str:
     """A setting in plain words: mappings in brackets, sequences with commas, floats without padding."""
     if isinstance(value, Mapping):

@@ -11,9 +11,10 @@ import torch
 
 from ..runtime.files import atomic_write, write_json, write_text
 from ..runtime.provenance import environment
-from .formats import MISSING, format_settings, format_value
 from .plots import kl_distribution, pareto
-from .vocabulary import results_of
+from .rendering import render
+from .tables import format_table, markdown_table, marked_column, table_cells
+from .vocabulary import vocabulary_of
 
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
@@ -42,41 +43,6 @@ class Section:
     @property
     def markdown_table(self) -> str:
         return markdown_table(self.header, self.table)
-
-
-def table_cells(rows: Sequence[Mapping], shown: Sequence[Mapping] | None = None) -> tuple[list[str], list[list[str]]]:
-    """Header and text of the table of `shown` (default: all `rows`); what was not measured is a dash."""
-    original = next((row for row in rows if row["method"] == "original"), None)
-    columns = results_of(rows).columns(rows)
-    header = ["method", *(column.head for column in columns), "time (s)", "peak memory (MB)"]
-    body = []
-    for row in rows if shown is None else shown:
-        seconds, memory = row.get("seconds"), row.get("peak_memory_mb")
-        body.append(
-            [
-                row["method"],
-                *(column.text(row, original) for column in columns),
-                MISSING if seconds is None else f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.1f}",
-                MISSING if memory is None else f"{memory:.0f}",
-            ]
-        )
-    return header, body
-
-
-def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in body])
-
-
-def format_table(rows: Sequence[Mapping]) -> str:
-    """The table of methods in Markdown, the mark of rows that reached the goal in bold, notes of rows below it."""
-    kind = results_of(rows)
-    header, body = table_cells(rows)
-    for row, cells in zip(rows, body, strict=True):
-        if kind.reached(row):
-            cells[1] = f"**{cells[1]}**"
-    notes = [f"- {row['method']}: {row['note']}" for row in rows if row.get("note")]
-    return "\n".join([markdown_table(header, body), *([""] + notes if notes else [])])
 
 
 def finite(row: Mapping) -> dict:
@@ -111,9 +77,9 @@ def write_report(
     """Write results.json, report.json, report.md, pareto.png, kl.png and report.html (one file, works offline).
 
     Args:
-        rows: one dict a method, all of one kind (`results.results_of`): method, what the kind measures, seconds,
-            peak_memory_mb, settings, and note where something needs saying; "original" among them. A value may be None:
-            not measured.
+        rows: one dict a method, size and seed, all of one kind (`vocabulary_of`): method, what the kind measures, seconds,
+            peak_memory_mb, settings, and note where something needs saying; the kind's references among them. A value may be
+            None: not measured. Rows that differ in their seed alone are one line of the table, mean ± standard deviation.
         candidates: the same for every setting that was tried.
         kl_samples: {method: KL of every token, nats}.
         sections: further parts of the report; their figures are written too.
@@ -124,11 +90,9 @@ def write_report(
     Returns:
         {file name: path}; kl.png only when there are KL samples.
     """
-    import jinja2
-
     folder = Path(output_dir)
     rows, candidates = [finite(row) for row in rows], [finite(row) for row in candidates]
-    kind = results_of(rows)
+    vocabulary = vocabulary_of(rows)
     samples = {method: sample for method, sample in (kl_samples or {}).items() if len(sample)}
     facts = environment()
     paths = {"results.json": write_json(folder / "results.json", rows)}
@@ -147,34 +111,28 @@ def write_report(
         ],
     }
     paths["report.json"] = write_json(folder / "report.json", report)
-    figures = {"pareto.png": pareto(rows, candidates, *kind.axes())}
+    figures = {"pareto.png": pareto(rows, candidates, vocabulary)}
     (folder / "kl.png").unlink(missing_ok=True)
     if samples:
-        figures["kl.png"] = kl_distribution(samples, [row["method"] for row in [*rows, *candidates]])
+        methods = [row["method"] for row in [*rows, *candidates]]
+        figures["kl.png"] = kl_distribution(samples, methods, vocabulary.references)
     figures |= {section.name: section.figure for section in sections if section.figure is not None}
     for name, figure in figures.items():
         paths[name] = atomic_write(folder / name, lambda path, figure=figure: figure.savefig(path, format="png"))
-    header, body = table_cells(rows)
+    header, lines = table_cells(rows)
     context = {
         **report,
         "sections": sections,
-        "captions": kind.captions,
+        "captions": vocabulary.captions,
+        "references": vocabulary.references,
         "header": header,
-        "table": list(zip(rows, body, strict=True)),
-        "candidate_table": list(zip(candidates, table_cells(rows, candidates)[1], strict=True)),
+        "marked": marked_column(rows),
+        "lines": lines,
+        "seeds": max(len(line.runs) for line, _ in lines),
+        "candidate_lines": table_cells(rows, candidates)[1],
         "images": {name: base64.b64encode(paths[name].read_bytes()).decode() for name in figures},
-        "markdown_table": format_table(rows),
+        "table": format_table(rows),
     }
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("hf_unlearn", "templates"),
-        autoescape=lambda name: name.endswith(".html"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    templates.filters |= {"settings": format_settings, "value": format_value}
-    templates.tests["reached"] = kind.reached
     for name in ("report.md", "report.html"):
-        paths[name] = write_text(folder / name, templates.get_template(name).render(context))
+        paths[name] = write_text(folder / name, render(name, context))
     return paths

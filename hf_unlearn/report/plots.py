@@ -1,26 +1,27 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The two pictures of a report: what forgetting cost, and where the cost fell."""
+"""Pictures of a report: what forgetting cost, where the cost fell, and what comes back."""
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from .vocabulary import Line, Vocabulary
 
 
 # Okabe and Ito's palette without yellow and black: told apart under every common colour blindness and on paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINES = ("-", "-.", ":")
 MARKERS = ("o", "^", "D", "v", "P", "X", "p", "h")
-REFERENCES = {"original": "s", "retrained": "*"}
-REACHED = 0.05
-LOST = 0.8
+REFERENCE_MARKERS = ("s", "*")
 SMALLEST_KL = 1e-7
+CONTROL = "original"  # the curve of an attack on the model before unlearning
 
 
-def styles(methods: Sequence[str]) -> dict[str, dict]:
-    """One colour and marker a method, in order; the two reference models are black."""
-    tried = [method for method in dict.fromkeys(methods) if method not in REFERENCES]
+def styles(methods: Sequence[str], references: Sequence[str] = ()) -> dict[str, dict]:
+    """One colour and marker a method, in order; the reference models are black."""
+    tried = [method for method in dict.fromkeys(methods) if method not in references]
     chosen = {
         method: {
             "color": COLOURS[i % len(COLOURS)],
@@ -31,18 +32,19 @@ def styles(methods: Sequence[str]) -> dict[str, dict]:
         for i, method in enumerate(tried)
     }
     return chosen | {
-        method: {"color": "black", "marker": marker, "line": "--"} for method, marker in REFERENCES.items()
+        method: {"color": "black", "marker": marker, "line": "--"}
+        for method, marker in zip(references, REFERENCE_MARKERS, strict=False)
     }
 
 
-def _figure(columns: int, height: float):
+def _figure(columns: int, height: float, sharey: bool = True):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # Without pyplot: no global state, no display, nothing for the caller to close.
     figure = Figure(figsize=(10 if columns < 3 else 14, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, columns, sharey=sharey, squeeze=False)[0]
     for ax in axes:
         ax.grid(True, color="0.9", linewidth=0.8)
         ax.set_axisbelow(True)
@@ -51,58 +53,51 @@ def _figure(columns: int, height: float):
     return figure, axes
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One axis of the frontier.
+def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], vocabulary: Vocabulary):
+    """What forgetting cost: how much was forgotten against each of the vocabulary's panels that was measured at all.
 
-    Args:
-        label: what it shows, and which direction is better.
-        value: (row, row of the original model or None) -> number, or None where it was not measured.
-        scale: (axes, values of all points) -> None; sets scale, limits and ticks.
-    """
-
-    label: str
-    value: Callable[[Mapping, Mapping | None], float | None]
-    scale: Callable[[object, Sequence[float]], None]
-
-
-def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], y: Axis, panels: Sequence[Axis]):
-    """What forgetting cost: the axis `y`, how much was forgotten, against each of `panels` that was measured at all.
-
-    Candidates are faint and joined in the order they were tried, the reported setting of each method is large.
+    Candidates are faint and joined in the order they were tried, the reported setting of each method is large, at the
+    mean of its seeds. Where lines have several sizes, the size stands beside the point.
     Returns a matplotlib figure; what lacks a value for a panel is not in it.
     """
-    original = next((row for row in rows if row["method"] == "original"), None)
-    everything = [*rows, *candidates]
-    measured = [axis for axis in panels if any(axis.value(row, original) is not None for row in everything)]
+    y, panels = vocabulary.axes()
+    lines = vocabulary.lines(rows)
+    tried = [vocabulary.line([row], rows) for row in candidates]
+    measured = [axis for axis in panels if any(axis.mean(line) is not None for line in [*lines, *tried])]
     panels = measured or panels[-1:]
+    several = len({line.row.get(vocabulary.size_key) for line in lines}) > 1
     figure, axes = _figure(len(panels), 5.2)
-    style = styles([row["method"] for row in everything])
+    style = styles([line.method for line in [*lines, *tried]], vocabulary.references)
     handles = {}
     for ax, x in zip(axes, panels, strict=True):
-        points = {"rows": [], "candidates": []}
-        for kind, group in (("rows", rows), ("candidates", candidates)):
-            for row in group:
-                place = x.value(row, original), y.value(row, original)
-                if None not in place:
-                    points[kind].append((row["method"], *place))
-        for method in dict.fromkeys(name for name, _, _ in points["candidates"]):
-            tried = zip(*[place for name, *place in points["candidates"] if name == method], strict=True)
+        place = lambda line, x=x: (x.mean(line), y.mean(line))
+        searches: dict[tuple, list] = {}
+        for line in tried:
+            if None not in place(line):
+                run = (line.method, line.row.get(vocabulary.size_key), line.row.get("seed"))
+                searches.setdefault(run, []).append(place(line))
+        for (method, *_), points in searches.items():
             look = style[method]
-            ax.plot(*tried, color=look["color"], marker=look["marker"], alpha=0.35, markersize=5, linewidth=1)
-        for method, *place in points["rows"]:
-            look = style[method]
-            handles[method] = ax.scatter(
-                *([value] for value in place),
-                s=340 if method == "retrained" else 150,
+            path = zip(*points, strict=True)
+            ax.plot(*path, color=look["color"], marker=look["marker"], alpha=0.35, markersize=5, linewidth=1)
+        reported = [(line, place(line)) for line in lines if None not in place(line)]
+        for line, point in reported:
+            look = style[line.method]
+            handles[line.method] = ax.scatter(
+                *([value] for value in point),
+                s=340 if line.method == vocabulary.references[1] else 150,
                 color=look["color"],
                 marker=look["marker"],
                 edgecolor="white",
                 linewidth=1.2,
                 zorder=5,
             )
-        y.scale(ax, [value for kind in points.values() for _, _, value in kind])
-        x.scale(ax, [value for row in everything if (value := x.value(row, original)) is not None])
+            if several:
+                size = f"{line.row[vocabulary.size_key]}"
+                ax.annotate(size, point, xytext=(7, 4), textcoords="offset points", fontsize=8, color="0.3")
+        points = [*itertools.chain(*searches.values()), *(point for _, point in reported)]
+        y.scale(ax, [value for _, value in points])
+        x.scale(ax, [value for line in [*lines, *tried] if (value := x.mean(line)) is not None])
         ax.set_xlabel(x.label, fontsize=11)
     axes[0].set_ylabel(y.label, fontsize=11)
     if handles:
@@ -117,87 +112,18 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], y: Axis, pane
     return figure
 
 
-def forget_quality_scale(ax, values: Sequence[float]):
-    """For log10 of p-values."""
-    # p runs from 1 to 1e-100: the square root of log10 p shows both ends, and keeps room around 0.05.
-    ax.set_yscale("function", functions=(lambda y: -np.sqrt(np.maximum(-y, 0)), lambda y: -np.square(y)))
-    lowest = min([*values, -2.5])
-    ticks = [y for y in (0, -1, -2, -4, -8, -16, -32, -64, -128, -256) if y >= lowest * 1.15]
-    ax.set_ylim(lowest * 1.15 - 0.2, 0)
-    ax.set_yticks(ticks, ["1" if y == 0 else "0.1" if y == -1 else "0.01" if y == -2 else f"1e{y}" for y in ticks])
-    ax.minorticks_off()
-    line = math.log10(REACHED)
-    ax.axhline(line, color="0.35", linestyle="--", linewidth=1)
-    ax.annotate(
-        "0.05: indistinguishable above",
-        (0.01, line),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -3),
-        textcoords="offset points",
-        va="top",
-        fontsize=9,
-        color="0.3",
-    )
-    # The best p is 1, at the top edge: markers there must not be cut in half.
-    for artist in [*ax.lines, *ax.collections]:
-        artist.set_clip_on(False)
-
-
-def plain_scale(ax, values: Sequence[float]):
-    """Linear, as matplotlib chooses it."""
-
-
-def kept_scale(ax, values: Sequence[float]):
-    """For percent of the original, where around 100 matters most."""
-    # Linear near 100 %, where good methods differ, logarithmic below, where bad ones collapse.
-    ax.set_xscale(
-        "function",
-        functions=(
-            lambda x: -np.sign(100 - x) * np.log1p(np.abs(100 - x) / 2),
-            lambda u: 100 + np.sign(u) * 2 * np.expm1(np.abs(u)),
-        ),
-    )
-    lowest, highest = min([*values, 98]), max([*values, 100])
-    ticks = [x for x in (0, 50, 80, 90, 95, 98, 100, 102, 105, 110, 120, 150) if lowest - 2 <= x <= highest + 1]
-    ax.set_xticks(ticks, [str(x) for x in ticks])
-    ax.set_xlim(lowest - 0.15 * (100 - lowest) - 0.3, highest + 0.15 * (highest - 100) + 0.5)
-    ax.minorticks_off()
-
-
-def kl_scale(ax, values: Sequence[float]):
-    """For divergences: logarithmic, with room for an exact 0."""
-    positive = [x for x in values if x > 0] or [1.0]
-    # The original's KL is 0: linear up to the smallest power of ten in use, logarithmic above.
-    smallest = 10.0 ** math.floor(math.log10(min(positive)))
-    ax.set_xscale("symlog", linthresh=smallest, linscale=0.4)
-    ax.set_xlim(-0.15 * smallest, max(positive) * 2)
-
-
-def lost_scale(ax, values: Sequence[float]):
-    """For percent of the distance to chance that was lost: 0 at the original, 100 at chance."""
-    ax.set_ylim(min([*values, 0]) - 4, max([*values, 100]) + 6)
-    for share, text in ((100 * LOST, f"{LOST:.0%} lost: the goal"), (100, "chance")):
-        ax.axhline(share, color="0.35", linestyle="--", linewidth=1)
-        ax.annotate(
-            text,
-            (0.01, share),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            fontsize=9,
-            color="0.3",
-        )
-
-
-def kl_distribution(kl_samples: Mapping[str, Sequence[float]], methods: Sequence[str] = ()):
+def kl_distribution(
+    kl_samples: Mapping[str, Sequence[float]], methods: Sequence[str] = (), references: Sequence[str] = ()
+):
     """Share of retained tokens whose KL divergence from the original lies below x, one curve a method.
 
     Args:
         kl_samples: {method: per-token KL in nats}. Values that rounding made zero or negative count as `SMALLEST_KL`.
         methods: all methods of the report, in its order, so that each has one colour in every picture.
+        references: `Vocabulary.references`, drawn in black.
     """
     figure, (ax,) = _figure(1, 4.6)
-    style = styles([*methods, *kl_samples])
+    style = styles([*methods, *kl_samples], references)
     lowest, highest = 1.0, SMALLEST_KL
     for method, sample in kl_samples.items():
         values = np.sort(np.asarray(sample, dtype=float))
@@ -221,7 +147,9 @@ def kl_distribution(kl_samples: Mapping[str, Sequence[float]], methods: Sequence
     return figure
 
 
-def kl_quantile_plot(results: Mapping[str, object], methods: Sequence[str] = (), *, seed: int = 0):
+def kl_quantile_plot(
+    results: Mapping[str, object], methods: Sequence[str] = (), references: Sequence[str] = (), *, seed: int = 0
+):
     """Figure 2 of the K-FADE paper: quantiles of KL(original || model) over completions, and over their tokens.
 
     The scale of x gives the upper tail as much room as the body: that is where a method's harm hides. Shaded: 95 %
@@ -230,9 +158,10 @@ def kl_quantile_plot(results: Mapping[str, object], methods: Sequence[str] = (),
     Args:
         results: {method: `KLResult`}.
         methods: all methods of the report, in its order, so that each has one colour in every picture.
+        references: `Vocabulary.references`, drawn in black.
     """
     figure, axes = _figure(2, 4.8)
-    style = styles([*methods, *results])
+    style = styles([*methods, *results], references)
     lowest, highest = math.inf, 0.0
     for ax, over, what in zip(axes, ("sequences", "tokens"), ("completions (mean of their tokens)", "single tokens")):
         last = 0.9
@@ -282,7 +211,7 @@ def relearn_plot(curves: Sequence[Mapping], metric: str | None = None, *, chance
     metric = metric or next(iter(curves[0]["scores"][0]))
     titles = list(dict.fromkeys((curve["attack"], curve["learning_rate"]) for curve in curves))
     figure, axes = _figure(len(titles), 4.6)
-    style = styles([curve["method"] for curve in curves])
+    style = styles([curve["method"] for curve in curves], [CONTROL])
     for ax, title in zip(axes, titles, strict=True):
         shown = [curve for curve in curves if (curve["attack"], curve["learning_rate"]) == title]
         # Side by side, for several of them may fall on one point.
@@ -297,7 +226,7 @@ def relearn_plot(curves: Sequence[Mapping], metric: str | None = None, *, chance
                 linestyle=look["line"],
                 marker=look["marker"],
                 markersize=5,
-                label="original (control)" if curve["method"] == "original" else curve["method"],
+                label=f"{CONTROL} (control)" if curve["method"] == CONTROL else curve["method"],
             )
             again = curve["with_update"].get(curve["method"])
             if again is not None:
@@ -322,4 +251,56 @@ def relearn_plot(curves: Sequence[Mapping], metric: str | None = None, *, chance
     axes[0].set_ylabel(f"{metric}\n(lower: still forgotten)", fontsize=11)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncol=min(5, len(labels)), frameon=False, fontsize=11)
+    return figure
+
+
+def class_bars(
+    lines: Sequence[Line], metrics: Mapping[str, str], references: Sequence[str], paper: Mapping | None = None
+):
+    """Class forgetting: one panel a metric, a group of bars for every number of images per class.
+
+    Args:
+        lines: of `ClassVocabulary`; error bars are standard deviations over seeds, hatched is what has no number because
+            relearning did not end in time.
+        metrics: {key: title of its panel}.
+        references: `ClassVocabulary.references`; the first relearns nothing.
+        paper (*optional*): the paper's figures, shown as diamonds.
+    """
+    from matplotlib.lines import Line2D
+
+    sizes = sorted({line.row["per_class"] for line in lines})
+    methods = list(dict.fromkeys(line.method for line in lines))
+    style = styles(methods, references)
+    style[references[0]]["color"] = "0.55"
+    figure, axes = _figure(len(metrics), 4.2, sharey=False)
+    width, handles = 0.8 / len(methods), {}
+    for ax, (metric, title) in zip(axes, metrics.items(), strict=True):
+        for line in lines:
+            if metric == "relearning_epochs" and line.method == references[0]:
+                continue
+            size, value = line.row["per_class"], line.row.get(metric)
+            x = sizes.index(size) + (methods.index(line.method) - (len(methods) - 1) / 2) * width
+            if value is None:
+                bar = ax.bar(x, 100, width, color=style[line.method]["color"], hatch="//", edgecolor="white")
+            else:
+                error = {"yerr": line.row.get(f"{metric}_std"), "error_kw": {"lw": 0.8, "ecolor": "0.3"}}
+                bar = ax.bar(x, value, width, color=style[line.method]["color"], **error)
+            handles.setdefault(line.method, bar)
+            if paper and size in paper["columns"] and line.method in paper[metric]:
+                figure_value = paper[metric][line.method][paper["columns"].index(size)]
+                ax.plot(x, figure_value, "D", ms=4, mfc="white", mec="black", zorder=5)
+        ax.set_xticks(range(len(sizes)), [f"{size}" for size in sizes])
+        ax.set_xlabel("images per class", fontsize=11)
+        ax.set_title(title, fontsize=11)
+        ax.set_ylim(0, None if metric == "relearning_epochs" else 105)
+    if paper:
+        handles[f"paper ({paper['name']})"] = Line2D([], [], ls="", marker="D", ms=4, mfc="white", mec="black")
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncol=min(6, len(handles)),
+        frameon=False,
+        fontsize=11,
+    )
     return figure

@@ -15,7 +15,6 @@ from hf_unlearn.errors import InputError
 from hf_unlearn.experiments.problems import class_forgetting
 from hf_unlearn.experiments.problems.class_forgetting import (
     Images,
-    aggregate,
     choose,
     read_protocol,
     run_class_forgetting,
@@ -23,7 +22,8 @@ from hf_unlearn.experiments.problems.class_forgetting import (
 )
 from hf_unlearn.methods.base import Counts
 from hf_unlearn.methods.first_order import FirstOrder
-from hf_unlearn.report.class_tables import METRICS, class_sections, paper_figures
+from hf_unlearn.report.aggregates import aggregate
+from hf_unlearn.report.class_tables import METRICS, paper_figures
 from tests.support.protocols import tiny_protocol
 
 
@@ -124,7 +124,7 @@ def test_the_unlearned_adapter_is_saved_with_delta_and_card(finished):
 
 def test_table_report_and_picture(finished, tmp_path):
     _, rows = finished
-    table = aggregate(rows)
+    table = aggregate(rows, "per_class")
     entry = next(entry for entry in table if entry["method"] == "Fast-NTK")
     values = [row["retain"] for row in rows if row["method"] == "Fast-NTK"]
     assert entry["retain"] == pytest.approx(np.mean(values)) and entry["retain_std"] == pytest.approx(np.std(values))
@@ -137,18 +137,6 @@ def test_table_report_and_picture(finished, tmp_path):
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["table"] == table and "torch" in json.dumps(record["environment"])
     assert (tmp_path / "report.md").read_text().startswith(f"# {config['title']}")
-    with pytest.raises(InputError, match="no figures of 'VGG'; there are MobileNetV2"):
-        paper_figures("VGG")
-    assert len(plot_tables(table).axes) == len(METRICS)
-
-
-def test_relearning_beyond_the_limit_is_shown_as_such():
-    rows = [
-        {"method": "Retrain", "per_class": 5, "seed": seed, "retain": 1.0, "forget": 0.0, "holdout": 1.0, "relearning_epochs": epochs}
-        for seed, epochs in ((0, 7), (1, None))
-    ]  # fmt: skip
-    assert "| Retrain | >100 |" in format_tables(aggregate(rows))
-    assert "| Retrain | 7.0 ± 0.0 |" in format_tables(aggregate(rows[:1]))
 
 
 def test_settings_that_do_not_exist(tmp_path):

@@ -16,7 +16,7 @@ from hf_unlearn.experiments import comparison
 from hf_unlearn.experiments import run as experiment
 from hf_unlearn.experiments.comparison import Entry
 from hf_unlearn.experiments.problems.tofu import TofuProblem, load_splits
-from hf_unlearn.report.vocabulary import TofuResults
+from hf_unlearn.report.vocabulary import TofuVocabulary
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def row(quality, kl):
 
 
 def test_choose_prefers_least_kl_among_those_that_forgot():
-    choose = TofuResults().choose
+    choose = TofuVocabulary().choose
     rows = [row(0.01, 0.001), row(0.06, 0.4), row(0.9, 0.5), row(0.2, 0.3)]
     assert choose(rows) == 3
     assert choose(rows[:1] + [row(0.04, 0.9)]) == 1  # nobody passes: the one that forgot most

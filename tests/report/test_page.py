@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from hf_unlearn.report.formats import format_number, format_p, format_settings
-from hf_unlearn.report.page import Section, format_table, write_report
+from hf_unlearn.report.page import Section, write_report
 from hf_unlearn.report.plots import kl_distribution, pareto, styles
-from hf_unlearn.report.vocabulary import TaskResults, TofuResults
+from hf_unlearn.report.tables import format_table
+from hf_unlearn.report.vocabulary import TaskVocabulary, TofuVocabulary
 
 
 def row(method, p, kept=0.9, kl=0.1, **more):
@@ -148,7 +149,7 @@ def test_diverged_method_is_told_and_json_stays_valid(tmp_path):
 def test_pareto_shows_every_setting_where_it_belongs():
     rows = [row("original", 1e-9, 0.8, 0.0), row("ekfac", 0.1, 0.76, 0.03), row("npo", 1e-4, 0.4, 0.3)]
     candidates = [row("ekfac", 1e-3, 0.78, 0.01), row("ekfac", 0.1, 0.76, 0.03)]
-    kept, kl, *others = pareto(rows, candidates, *TofuResults().axes()).axes
+    kept, kl, *others = pareto(rows, candidates, TofuVocabulary()).axes
     points = [tuple(collection.get_offsets()[0]) for collection in kept.collections]
     assert points == [pytest.approx(point) for point in ((100, -9), (95, -1), (50, -4))]
     points = [tuple(collection.get_offsets()[0]) for collection in kl.collections]
@@ -209,10 +210,10 @@ def test_rows_of_tasks_have_their_own_columns_goal_and_words(tmp_path):
     )
     assert lines[3] == "| kfade | **90 %** | 31.0 ± 3.0 | 93.0 ± 2.0 | 0.0200 | 0.0180 to 0.0220 | – | – |"
     assert "**" not in lines[5]  # at chance, but general knowledge is gone
-    summary = TaskResults().summarise(TASK_ROWS)
+    summary = TaskVocabulary().summarise(TASK_ROWS)
     assert "answers toxins 85.0%" in summary and "kfade reaches the goal" in summary and "-2.0 points" in summary
     assert "also reached by npo (KL 0.3000)" in summary and "not reached by ga (lost 100%, general -55.0" in summary
-    broken = {"method": "npo", "note": "diverged"} | dict.fromkeys(TaskResults.metrics)
+    broken = {"method": "npo", "note": "diverged"} | dict.fromkeys(TaskVocabulary.metrics)
     section = Section(
         "More", "Some words.", header=["a", "b"], table=[["1", "x|y"]], examples=[("first", "what <it> said")]
     )
@@ -227,7 +228,7 @@ def test_rows_of_tasks_have_their_own_columns_goal_and_words(tmp_path):
 def test_frontier_of_tasks_shows_the_domain_that_lost_least():
     rows = [task_row("original", 0.85, 0.95, 0.0), task_row("kfade", 0.31, 0.93, 0.02)]
     rows[1]["lost"]["intrusion"] = 0.7
-    general, kl = pareto(rows, [], *TaskResults().axes()).axes
+    general, kl = pareto(rows, [], TaskVocabulary()).axes
     points = [tuple(collection.get_offsets()[0]) for collection in general.collections]
     assert points == [pytest.approx(point) for point in ((0, 0), (-2, 70))]
     points = [tuple(collection.get_offsets()[0]) for collection in kl.collections]

@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import re
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +36,9 @@ from ...errors import InputError
 from ...evaluation.images import accuracy, linear_probe, relearning_epochs
 from ...methods.fast_ntk import FastNTK
 from ...methods.first_order import FirstOrder
-from ...report.class_tables import PROBE, format_tables, paper_figures, plot_tables
+from ...report.aggregates import aggregate
+from ...report.class_tables import class_sections, paper_figures
+from ...report.vocabulary import FORGOTTEN, PROBE, TOLERANCE
 from ...runtime.files import atomic_write, sha256_json, write_json, write_text
 from ...runtime.provenance import record_run
 from ...trainer.config import UnlearnConfig
@@ -47,7 +48,6 @@ from ..run import read_yaml
 from .image_models import QUIET, add_tuner, check_images, head_name, load_start, tune
 
 
-FORGOTTEN, TOLERANCE = 1.0, 3.0  # % of D_f, points of D_r: see `choose`
 SECTIONS = {"title", "seeds", "data", "model", "tuner", "tuning", "methods", "relearning", "probe", "paper"}
 
 
@@ -382,9 +382,11 @@ def publish(
 
     Returns the tables in Markdown.
     """
-    table, paper = aggregate(rows), paper_figures(config.get("paper"))
-    folder, tables = Path(output_dir), format_tables(table, paper)
-    figure = plot_tables(table, paper)
+    table, sections = aggregate(rows, "per_class"), class_sections(rows, paper_figures(config.get("paper")))
+    folder = Path(output_dir)
+    parts = [text for part in sections if part.table for text in (f"**{part.title}**", part.text, part.markdown_table)]
+    tables = "\n\n".join(filter(None, parts))
+    figure = next(part.figure for part in sections if part.figure is not None)
     atomic_write(folder / "table.png", lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
     write_json(folder / "results.json", {"rows": list(rows), "table": table})
     notes = (
@@ -399,25 +401,3 @@ def publish(
             {"seeds": config["seeds"], "config": dict(config) | {"data": data}, "table": table, "rows": list(rows)},
         )
     return tables
-
-
-def aggregate(
-    rows: Sequence[Mapping], keys=("retain", "forget", "holdout", "relearning_epochs", "seconds")
-) -> list[dict]:
-    """Mean and standard deviation (population, as papers print) over seeds for every (method, images per class).
-
-    Relearning epochs beyond the limit have no number: the mean is None when any seed has none.
-    """
-    groups: dict[tuple, list[Mapping]] = {}
-    for row in rows:
-        groups.setdefault((row["method"], row["per_class"]), []).append(row)
-    table = []
-    for (method, per_class), members in groups.items():
-        entry = {"method": method, "per_class": per_class, "seeds": len(members)}
-        for key in keys:
-            values = [member.get(key) for member in members]
-            whole = all(value is not None for value in values)
-            entry[key] = statistics.fmean(values) if whole else None
-            entry[f"{key}_std"] = statistics.pstdev(values) if whole else None
-        table.append(entry)
-    return table

@@ -15,7 +15,7 @@ from ...errors import InputError
 from ...evaluation import tofu
 from ...evaluation.specificity import TokenKL
 from ...miniature.authors import load_synthetic, scratch_models
-from ...report.vocabulary import TofuResults
+from ...report.vocabulary import TofuVocabulary
 from ...runtime.loading import load_model
 from ...runtime.processes import on_main_process
 from ..problem import REMEMBERED, Problem, Stage, StageSize, configured, load_original
@@ -55,7 +55,7 @@ class TofuProblem(Problem):
     batch_size: int = 32
     sweep_rows: int = 200
 
-    results = TofuResults()
+    results = TofuVocabulary()
     sections = {"template"}
 
     @classmethod

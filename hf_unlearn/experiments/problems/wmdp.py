@@ -21,7 +21,7 @@ from ...miniature.hazards import hazard_model
 from ...report.formats import format_number
 from ...report.page import Section
 from ...report.plots import kl_quantile_plot
-from ...report.vocabulary import LOST, POINTS, TaskResults, methods_of
+from ...report.vocabulary import LOST, POINTS, TaskVocabulary
 from ...runtime.cache import cached_json
 from ...runtime.loading import load_model, load_tokenizer
 from ..problem import REMEMBERED, Problem, Stage, configured, model_arguments
@@ -71,7 +71,7 @@ class WmdpProblem(Problem):
     given: bool = False
     batch_size: int = 16
 
-    results = TaskResults()
+    results = TaskVocabulary()
     sections = {"stages", "relearn"}
 
     @classmethod
@@ -240,8 +240,9 @@ class WmdpProblem(Problem):
         return notes if self.corpora.embedded is None else [*notes, EMBEDDED]
 
     def further(self, comparison, rows):
-        labels = [row["method"] for row in methods_of(rows)]
-        best = methods_of(rows)[self.results.choose(methods_of(rows))]["method"]
+        methods = self.results.methods(rows)
+        labels = [row["method"] for row in methods]
+        best = labels[self.results.choose(methods)]
         names = ("mean", "median", "q90", "q99", "q99.9", "max", "nll_change")
         tails = {label: comparison.kl[label].table_row() for label in labels}
         sections = [
@@ -253,7 +254,7 @@ class WmdpProblem(Problem):
                 header=["method", *names[:-1], "NLL change"],
                 table=[[label, *(format_number(tails[label][name], 4) for name in names)] for label in labels],
                 name="specificity.png",
-                figure=kl_quantile_plot(comparison.kl, labels),
+                figure=kl_quantile_plot(comparison.kl, labels, self.results.references),
                 alt="Quantiles of the KL divergence over completions and over tokens, one curve a method",
             )
         ]

@@ -1,0 +1,121 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Markdown tables: of a comparison, of benchmark scores, of fine-tuning attacks, and of any texts."""
+
+from collections.abc import Mapping, Sequence
+
+from .formats import MISSING, plus_minus
+from .vocabulary import Line, vocabulary_of
+
+
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], align: str = "") -> str:
+    """A table of texts; a `|` within a cell is escaped.
+
+    Args:
+        header: headings.
+        body: rows of cells, each as long as the header.
+        align (`str`, *optional*): one letter a column, "l" or "r"; columns without one are to the right, the first to the
+            left.
+    """
+    rule = ["---" if side == "l" else "---:" for side in (align or "l").ljust(len(header), "r")]
+    lines = [header, *body]
+    texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines]
+    return "\n".join([texts[0], f"|{'|'.join(rule)}|", *texts[1:]])
+
+
+def table_cells(
+    rows: Sequence[Mapping], candidates: Sequence[Mapping] | None = None
+) -> tuple[list[str], list[tuple[Line, list[str]]]]:
+    """Header and lines with their cells: of all `rows`, those of several seeds as mean ± standard deviation.
+
+    Args:
+        rows: of the table, the model before unlearning among them.
+        candidates (*optional*): show these instead, each as a line of its own. What was not measured is a dash.
+    """
+    vocabulary = vocabulary_of(rows)
+    columns = [*vocabulary.columns(rows), *vocabulary.costs()]
+    lines = vocabulary.lines(rows) if candidates is None else [vocabulary.line([row], rows) for row in candidates]
+    sized = vocabulary.size_key is not None
+    header = ["method", *([vocabulary.size_head] if sized else []), *(column.head for column in columns)]
+    size = lambda line: [f"{line.row[vocabulary.size_key]}"] if sized else []
+    return header, [
+        (line, [line.method, *size(line), *(column.text(line.runs) for column in columns)]) for line in lines
+    ]
+
+
+def marked_column(rows: Sequence[Mapping]) -> int:
+    """Place of the column that is emphasised in lines that reached the goal: the vocabulary's first."""
+    return 1 if vocabulary_of(rows).size_key is None else 2
+
+
+def format_table(rows: Sequence[Mapping]) -> str:
+    """The table of methods in Markdown, the mark of lines that reached the goal in bold, notes of lines below it."""
+    header, lines = table_cells(rows)
+    marked = marked_column(rows)
+    for line, cells in lines:
+        if line.reached:
+            cells[marked] = f"**{cells[marked]}**"
+    notes = [f"- {line.method}: {line.row['note']}" for line, _ in lines if line.row.get("note")]
+    return "\n".join([markdown_table(header, [cells for _, cells in lines]), *([""] + notes if notes else [])])
+
+
+def score_table(scores: Mapping[str, Mapping], tasks: Sequence[str]) -> str:
+    """Benchmark scores in Markdown: a row a task, accuracies in percent with standard errors.
+
+    Args:
+        scores: {label: {task: `evaluation.harness_scores.Score`}}; the last column is last label minus first.
+        tasks: what to show.
+    """
+    labels = list(scores)
+    header = ["task", "questions", "chance", *labels, *(["change"] if len(labels) > 1 else [])]
+    body = []
+    for task in tasks:
+        first, last = scores[labels[0]][task], scores[labels[-1]][task]
+        name = task if first.metric == "acc" else f"{task} ({first.metric})"
+        cells = [name, f"{first.n}", MISSING if first.chance is None else f"{100 * first.chance:.1f} %"]
+        cells += [_accuracy(scores[label][task]) for label in labels]
+        if len(labels) > 1:
+            known = None not in (last.accuracy, first.accuracy)
+            cells.append(_in_unit(first, last.accuracy - first.accuracy, "+") if known else MISSING)
+        body.append(cells)
+    return markdown_table(header, body)
+
+
+def _accuracy(score) -> str:
+    if score.accuracy is None:
+        return MISSING
+    return plus_minus(_in_unit(score, score.accuracy), None if score.stderr is None else _in_unit(score, score.stderr))
+
+
+def _in_unit(score, value: float, sign: str = "") -> str:
+    share = score.metric.startswith(("acc", "exact_match"))
+    return f"{100 * value:{sign}.1f} %" if share else f"{value:{sign}.4g}"
+
+
+def attack_text(rows: Sequence[Mapping], curves: Sequence[Mapping]) -> str:
+    """Fine-tuning attacks in Markdown, recoveries in brackets, and how to read them.
+
+    Args:
+        rows, curves: of `evaluation.relearn.AttackTable`.
+    """
+    header = ["method", "attack", "rate", "metric", "original", "unlearned", "attacked", "attacked, then update"]
+    header += ["original, attacked", "original, attacked, then update"]
+    number = lambda value: f"{value:.3f}"
+    back = lambda value, share: f"{number(value)} ({MISSING if share is None else f'{100 * share:.0f} %'})"
+    body = [
+        [
+            *(row["method"], row["attack"], f"{row['learning_rate']:g}", row["metric"]),
+            *(number(row["original"]), number(row["unlearned"])),
+            back(row["relearned"], row["recovery"]),
+            back(row["relearned_with_update"], row["recovery_with_update"]),
+            number(row["control"]),
+            back(row["control_with_update"], row["control_recovery_with_update"]),
+        ]
+        for row in rows
+    ]
+    settings = curves[0]["settings"]
+    reading = (
+        f"Attacks: {settings['steps']} steps of {settings['batch_size']} rows, {settings['optimizer']}; all weights. "
+        "In brackets: share of what was lost that is back."
+    )
+    notes = dict.fromkeys(f"- {row['method']}, {row['metric']}: {row['note']}" for row in rows if row["note"])
+    return "\n".join([markdown_table(header, body, "llrl"), "", reading, *notes])

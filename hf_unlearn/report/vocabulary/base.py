@@ -1,0 +1,194 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""The meaning of rows that every kind has: lines over seeds and sizes, columns, axes, when a line has reached its goal."""
+
+import abc
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from ..aggregates import group_rows, mean_and_deviation, mean_row
+from ..formats import MISSING, format_number, plus_minus
+
+
+class Run(NamedTuple):
+    """A row, and the row of the model before unlearning of the same size and seed (None: it is not in the table)."""
+
+    row: Mapping
+    original: Mapping | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: the runs of one method at one size, one for every seed, and whether all reached the goal."""
+
+    runs: Sequence[Run]
+    reached: bool
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].row["method"]
+
+    @functools.cached_property
+    def row(self) -> Mapping:
+        """The row itself, or with several seeds their `mean_row`."""
+        rows = [run.row for run in self.runs]
+        return rows[0] if len(rows) == 1 else {"method": self.method, **mean_row(rows)}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table.
+
+    Args:
+        head: its heading.
+        value: the number of a run, or None where there is none; any value where runs are not averaged.
+        show: the number as text.
+        spread (*optional*): the standard deviation over seeds as text, by default as the number.
+        suffix (*optional*): what stands behind the number, from a row.
+        error (*optional*): the text of one run's own error, from a row; with several seeds the spread stands there.
+        missing (*optional*): the text where a number is missing, from a row.
+    """
+
+    head: str
+    value: Callable[[Mapping, Mapping | None], object]
+    show: Callable[[object], str]
+    spread: Callable[[float], str] | None = None
+    suffix: Callable[[Mapping], str] = lambda row: ""
+    error: Callable[[Mapping], str | None] = lambda row: None
+    missing: Callable[[Mapping], str] = lambda row: MISSING
+
+    def text(self, runs: Sequence[Run]) -> str:
+        """The cell of a line."""
+        row, values = runs[0].row, [self.value(*run) for run in runs]
+        if any(value is None for value in values):
+            return self.missing(row)
+        if len(runs) == 1:
+            return plus_minus(self.show(values[0]), self.error(row)) + self.suffix(row)
+        mean, deviation = mean_and_deviation(values)
+        return plus_minus(self.show(mean), (self.spread or self.show)(deviation)) + self.suffix(row)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the frontier.
+
+    Args:
+        label: what it shows, and which direction is better.
+        value: (row, row of the original model or None) -> number, or None where it was not measured.
+        scale: (axes, values of all points) -> None; sets scale, limits and ticks.
+    """
+
+    label: str
+    value: Callable[[Mapping, Mapping | None], float | None]
+    scale: Callable[[object, Sequence[float]], None]
+
+    def mean(self, line: Line) -> float | None:
+        """Where a line lies: the mean of its runs."""
+        return mean_and_deviation([self.value(*run) for run in line.runs])[0]
+
+
+class Vocabulary(abc.ABC):
+    """What one kind of rows means. A row is a dict with `method`, `seed` and a size where there are several, and metrics.
+
+    Attributes:
+        key: a key that rows of this kind alone have.
+        references: methods that are no methods: the model before unlearning, and the one retrained without the rows.
+        size_key, size_head: the key that tells sizes of a line apart, and its heading; None where there is one size.
+        metrics: keys that every candidate has; None where one diverged.
+        cost_key: the key of a row's cost elsewhere, by which the best of those that reached the goal is chosen.
+        card_metrics: (key, name, decimals or None for a p-value, goal) of what a model card tells.
+        captions: texts of the report: "table" (below it), "bold" (what bold says), "pareto" (what the frontier shows),
+            "kl" (what the distribution shows).
+    """
+
+    key: ClassVar[str]
+    references: ClassVar[tuple[str, str]] = ("original", "retrained")
+    size_key: ClassVar[str | None] = None
+    size_head: ClassVar[str] = ""
+    metrics: ClassVar[tuple[str, ...]]
+    cost_key: ClassVar[str]
+    card_metrics: ClassVar[tuple[tuple, ...]]
+    captions: ClassVar[Mapping[str, str]]
+
+    @abc.abstractmethod
+    def columns(self, rows: Sequence[Mapping]) -> list[Column]:
+        """Between the method's name and its time and memory."""
+
+    @abc.abstractmethod
+    def axes(self) -> tuple[Axis, list[Axis]]:
+        """How much was forgotten (y), and the panels that it is drawn against."""
+
+    @abc.abstractmethod
+    def reached(self, row: Mapping, original: Mapping | None = None) -> bool:
+        """Whether the row reached the goal; `original` is the row of the model before, of the same size and seed."""
+
+    @abc.abstractmethod
+    def forgotten(self, row: Mapping) -> float | tuple[float, ...] | None:
+        """How much the row has forgotten, in an order where greater is better; None when it was not measured."""
+
+    @abc.abstractmethod
+    def summarise(self, rows: Sequence[Mapping]) -> str:
+        """What happened, in sentences, from the rows alone."""
+
+    def choose(self, rows: Sequence[Mapping]) -> int:
+        """Index of the row to show: least cost among those that reached the goal, else the one that forgot most."""
+        passing = [index for index, row in enumerate(rows) if self.reached(row)]
+        if passing:
+            return min(passing, key=lambda index: rows[index][self.cost_key])
+        finite = [index for index, row in enumerate(rows) if self.forgotten(row) is not None]
+        return max(finite, key=lambda index: self.forgotten(rows[index]), default=0)
+
+    def costs(self) -> list[Column]:
+        """The last columns."""
+        return [SECONDS, MEMORY]
+
+    def shown(self, row: Mapping) -> bool:
+        """Whether the row is a line of the table; other rows have a section of their own."""
+        return True
+
+    def methods(self, rows: Sequence[Mapping]) -> list[Mapping]:
+        """The rows of methods, without the references."""
+        return [row for row in rows if row["method"] not in self.references and self.shown(row)]
+
+    def original_of(self, row: Mapping, rows: Sequence[Mapping]) -> Mapping | None:
+        """The row of the model before unlearning that a row is compared with: of its size, and of its seed if there is."""
+        size = row.get(self.size_key)
+        found = [one for one in rows if one["method"] == self.references[0] and one.get(self.size_key) == size]
+        return next((one for one in found if one.get("seed") == row.get("seed")), found[0] if found else None)
+
+    def line(self, members: Sequence[Mapping], rows: Sequence[Mapping]) -> Line:
+        """Runs of one method and size as a line of the table `rows`."""
+        runs = [Run(row, self.original_of(row, rows)) for row in members]
+        return Line(runs, all(self.reached(*run) for run in runs))
+
+    def lines(self, rows: Sequence[Mapping]) -> list[Line]:
+        """The lines of the table of `rows`, runs that differ in their seed alone together."""
+        return [self.line(members, rows) for members in group_rows(list(filter(self.shown, rows)), self.size_key)]
+
+
+def number_column(head: str, key: str, show: Callable[[float], str] = format_number, **more) -> Column:
+    """A column of one key of the rows."""
+    return Column(head, lambda row, original: row.get(key), show, **more)
+
+
+def show_kl(value: float) -> str:
+    return format_number(value, 4 if value < 1 else 2)
+
+
+SECONDS = number_column("time (s)", "seconds", lambda value: f"{value:.0f}" if value >= 100 else f"{value:.1f}")
+MEMORY = number_column("peak memory (MB)", "peak_memory_mb", lambda value: f"{value:.0f}")
+
+
+def plain_scale(ax, values: Sequence[float]):
+    """Linear, as matplotlib chooses it."""
+
+
+def kl_scale(ax, values: Sequence[float]):
+    """For divergences: logarithmic, with room for an exact 0."""
+    positive = [x for x in values if x > 0] or [1.0]
+    # The original's KL is 0: linear up to the smallest power of ten in use, logarithmic above.
+    smallest = 10.0 ** math.floor(math.log10(min(positive)))
+    ax.set_xscale("symlog", linthresh=smallest, linscale=0.4)
+    ax.set_xlim(-0.15 * smallest, max(positive) * 2)
