@@ -1,17 +1,22 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""What a method decides; the loop, logs, checkpoints and files are the trainer's."""
+"""The seam of a method: all that a trainer, a comparison, a dry run, a card and a log may ask of it, and what it may ask of a run.
+
+Whoever uses a method asks what [`Method`] names, never which method it is.
+"""
 
 import abc
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-
-if TYPE_CHECKING:
-    from ..trainer.config import UnlearnConfig
-    from ..trainer.trainer import UnlearnTrainer
+from ..objectives import count_predictions, count_rows
 
 
 @dataclass
@@ -26,24 +31,90 @@ class Counts:
     retain_tokens: int = 0
     retain_rows: int = 0
 
+    @classmethod
+    def at_least_one(cls, numbers: Sequence[int]) -> "Counts":
+        return cls(*[max(int(number), 1) for number in numbers])
+
+    @staticmethod
+    def numbers(batches: Sequence[Mapping]) -> list[int]:
+        """Tokens and rows of each side of some batches, to be summed over processes."""
+        found = []
+        for side in ["forget", *(["retain"] if "retain" in batches[0] else [])]:
+            labels = [batch.get(side, batch)["labels"] for batch in batches]
+            found += [sum(map(count_predictions, labels)), sum(map(count_rows, labels))]
+        return found
+
+
+class StageSize(NamedTuple):
+    """What is known of a stage before it runs: its name, numbers of rows, and tokens of a retain row."""
+
+    name: str
+    forget_rows: int
+    retain_rows: int
+    length: int
+
+
+class Run(Protocol):
+    """What a method may use of the trainer that runs it.
+
+    Attributes:
+        model: as it is trained; `accelerator.unwrap_model(model)` for the model below wrappers.
+        args: the training arguments, after `Method.configure`.
+        accelerator: of the launch, also with one process.
+        state: transformers' `TrainerState`; `global_step` counts optimiser steps, or parts of the method's own run.
+        forget_dataset, retain_dataset: prepared rows; no retain rows where none were given.
+        single_collator: makes a batch of single rows.
+        base_weights: what could move, as it was before the first step: parameter name -> tensor on the CPU.
+        cost: seconds and memory by name, which the method may add to.
+        is_sharded: whether the model is spread over processes.
+    """
+
+    model: nn.Module
+    args: Any
+    accelerator: Any
+    state: Any
+    forget_dataset: Any
+    retain_dataset: Any
+    single_collator: Callable
+    base_weights: Mapping[str, Tensor]
+    cost: dict[str, float]
+    is_sharded: bool
+
+    def loader(self, dataset, batch_size: int) -> DataLoader:
+        """Batches of single rows, in order."""
+
+    def weights_of_base(self) -> contextlib.AbstractContextManager:
+        """The model with the weights it had before the first step."""
+
+    def train(self) -> Any:
+        """The whole run, for methods that search with it (`Method.sweep_search`)."""
+
 
 class Method(abc.ABC):
     """
-    A way to unlearn. Subclasses are dataclasses of the paper's settings; everything else has a default here.
+    A way to unlearn. Subclasses are dataclasses of the paper's settings, and define `loss` (the trainer's loop descends it) or
+    `run` (a closed form, or many small trainings). Everything else has a default here.
 
     Attributes:
         label: name for tables and cards.
         paper: title, id and BibTeX entry, for the card.
         paired: batches are `{"forget": ..., "retain": ...}` pairs instead of forget rows alone.
         needs_retain: a retain dataset must be given.
-        natural_gradient: its optimiser is `NaturalGradientAscent`, which accounts for the update and its KL itself.
+        even_batches: all processes get the same number of batches, for which rows may be repeated. False: no row counts
+            twice in a step.
+        own_update: `update` reports what was changed; else the trainer takes the difference of the weights.
+        searched: settings or training arguments of which a line of a comparison must set or search one.
+        own_steps: optimiser steps, or parts of its own run, of one training where the method decides that; None: epochs do.
     """
 
     label: ClassVar[str]
     paper: ClassVar[dict[str, str]] = {}
     paired: bool = False
     needs_retain: bool = True
-    natural_gradient: ClassVar[bool] = False
+    even_batches: ClassVar[bool] = True
+    own_update: ClassVar[bool] = False
+    searched: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    own_steps: int | None = None
 
     def settings(self) -> dict:
         """JSON-able settings, for logs, deltas and the identity of a run."""
@@ -54,32 +125,112 @@ class Method(abc.ABC):
             for field in dataclasses.fields(self)
         }
 
-    def configure(self, args: "UnlearnConfig", forget_rows: int) -> "UnlearnConfig":
-        """The training arguments that this method needs (a copy).
+    # ---- what the trainer asks -----------------------------------------------------------------------------------------
+    def configure(self, args, forget_rows: int):
+        """The training arguments (`UnlearnConfig`) that this method needs, as a copy.
 
         Raises:
             InputError: they do not fit the number of forget rows or of processes.
         """
         return args
 
-    def prepare(self, trainer: "UnlearnTrainer"):
+    def prepare(self, run: Run):
         """Called once when training begins, before the optimiser exists."""
 
-    def create_optimizer(self, trainer: "UnlearnTrainer") -> torch.optim.Optimizer | None:
+    def compared(self, run: Run) -> dict:
+        """What must be the same on all processes besides code, settings, rows and weights: words -> JSON-able value."""
+        return {}
+
+    def run(self, run: Run) -> Iterator[Mapping[str, float]] | None:
+        """None: the trainer's loop over batches of `loss`. Else the method's own work, in parts.
+
+        A generator changes the weights in place and yields after each part what there is to log: the trainer then counts
+        a step (`run.state.global_step`), logs, evaluates and writes a checkpoint. `configure` sets `max_steps` to the number
+        of parts. A run that is resumed has the weights of the checkpoint, and as many parts behind it as steps.
+        """
+        return None
+
+    def create_optimizer(self, run: Run) -> torch.optim.Optimizer | None:
         """The method's own optimiser; None for the one that the training arguments name."""
         return None
 
-    @abc.abstractmethod
-    def loss(self, model, inputs, counts: Counts) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """This micro-batch's share of the loss (shares add up over the step), and parts to log under the same rule."""
+    def begin(self, run: Run):
+        """Called before the first batch, when the model is wrapped and spread as it will be during the run."""
 
-    def finish(self, trainer: "UnlearnTrainer"):
+    def loss(self, model, inputs, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
+        """This micro-batch's share of the loss (shares add up over the step), and parts to log under the same rule."""
+        raise TypeError(f"{type(self).__name__} defines neither loss nor run")
+
+    def on_log(self, run: Run) -> dict[str, float]:
+        """Further numbers of the step that is logged."""
+        return {}
+
+    def on_load(self, run: Run):
+        """Called before the optimiser's state of a checkpoint is loaded into a model that is spread over processes."""
+
+    def update(self, run: Run) -> dict[str, Tensor] | None:
+        """With `own_update` what was changed so far, in fp32 as it was made: parameter name -> tensor."""
+        return None
+
+    def finish(self, run: Run):
         """Called when training ends, also after an error."""
+
+    # ---- what a card and a ledger ask ----------------------------------------------------------------------------------
+    def account(self) -> dict:
+        """JSON-able facts of the run that is done, beside settings and cost."""
+        return {}
+
+    # ---- what a comparison and a dry run ask ---------------------------------------------------------------------------
+    def check(self, stage: StageSize):
+        """Refuse a stage that the method could only fail on once it runs.
+
+        Raises:
+            InputError: for example fewer forget rows than the steps need.
+        """
+
+    def plan(self, model: nn.Module, stage: StageSize) -> list[str]:
+        """What a training on this stage will do and cost, a line each; the model may be on the meta device.
+
+        Raises:
+            InputError: settings that do not fit the model.
+        """
+        return []
+
+    def evaluations(self, epochs: int, arguments: Mapping) -> int:
+        """How many candidates one training shows: one after each epoch, or after every `eval_steps` steps."""
+        steps = arguments.get("max_steps") if self.own_steps is None else self.own_steps
+        return epochs if steps is None else steps // arguments.get("eval_steps", 1)
+
+    def schedule(self, epochs: int) -> dict:
+        """Training arguments that make a training show its candidates."""
+        if self.own_steps is None:
+            return {"num_train_epochs": epochs, "eval_strategy": "epoch"}
+        return {"eval_strategy": "steps", "eval_steps": 1}
+
+    def reached(self, state) -> dict:
+        """How far a training has come at a candidate, from its `TrainerState`."""
+        if self.own_steps is None:
+            return {"epochs": round(state.epoch or 0, 2)}
+        return {"steps": max(state.global_step, 1)}
+
+    def sharing(self, folder: Path) -> "Method":
+        """The same method, which may keep in a folder what the trainings of one search have in common."""
+        return self
+
+    def sweeps(self, search: Mapping[str, Sequence]) -> bool:
+        """Whether one training serves all values of a search (`sweep_search`)."""
+        return False
+
+    def sweep_search(
+        self, run: Run, search: Mapping[str, Sequence], evaluate: Callable, best: Callable[[list[dict]], int]
+    ):
+        """Train once and show every value of the search: `evaluate(model, values)` at each; the best one stays in the model."""
+        raise TypeError(f"{type(self).__name__} has no candidates that share a training")
 
 
 SETTING_TYPES = (str, int, float, bool, type(None), list, tuple, dict)
 
 
-def split_labels(batch: dict) -> tuple[dict, torch.Tensor]:
+def split_labels(batch: dict) -> tuple[dict, Tensor]:
     """A batch without its labels (so that the model computes no loss of its own), and the labels."""
     return {key: value for key, value in batch.items() if key != "labels"}, batch["labels"]

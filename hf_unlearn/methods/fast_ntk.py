@@ -2,28 +2,25 @@
 """Fast-NTK: one closed-form step over BatchNorm, prompt and head parameters (arXiv 2312.14923)."""
 
 import copy
+import dataclasses
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import objectives
 from ..errors import InputError, NumericalError
+from ..evaluation.images import mean_loss
 from ..ntk.jacobians import OUTPUTS
-from ..ntk.request import KERNELS, LINEARIZE, ClosedForm, solve_request
+from ..ntk.request import KERNELS, LINEARIZE, apply_update, solve_request
 from ..ntk.solvers import SOLVERS
-from ..runtime.modules import model_inputs
+from ..runtime.files import sha256_tensors
 from .base import Method
-
-
-if TYPE_CHECKING:
-    from ..trainer.trainer import UnlearnTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -101,6 +98,8 @@ class FastNTK(Method):
     chunk_size: int = 32
 
     label: ClassVar[str] = "Fast-NTK"
+    searched: ClassVar[tuple[str, ...]] = ()
+    own_steps: ClassVar[int] = 1
     paper: ClassVar[dict[str, str]] = {
         "title": "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models",
         "id": "arXiv:2312.14923",
@@ -146,15 +145,12 @@ class FastNTK(Method):
 
     def configure(self, args, forget_rows):
         args = copy.copy(args)
-        # One step; the loop's batch only shows the loss before it.
-        args.max_steps = args.gradient_accumulation_steps = 1
-        args.per_device_train_batch_size = min(args.per_device_train_batch_size, forget_rows)
-        args.max_grad_norm = args.weight_decay = 0.0
+        args.max_steps = self.own_steps
         return args
 
-    def prepare(self, trainer):
+    def prepare(self, run):
         self.report = {}
-        model = trainer.model
+        model = run.model
         self._tuned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         if not self._tuned:
             raise InputError(
@@ -177,31 +173,34 @@ class FastNTK(Method):
             )
         self._start = None if self.linearize == "tuned" else self._pretrained_values(model)
 
-    def create_optimizer(self, trainer):
-        return ClosedForm(self._tuned, lambda: self._update(trainer))
+    def compared(self, run):
+        return {} if self._start is None else {"pretrained values": sha256_tensors(self._start)}
 
-    def loss(self, model, inputs, counts):
-        labels = inputs["labels"]
-        with torch.no_grad():
-            model.eval()
-            nll = (
-                objectives.cross_entropy(model(**model_inputs(model, inputs)).logits, labels).sum()
-                / counts.forget_tokens
-            )
-        # The step is solved for, not descended to: the backward gives zeros.
-        return nll + sum(parameter.sum() * 0 for parameter in self._tuned.values()), {"forget_loss": nll}
-
-    def _update(self, trainer: "UnlearnTrainer") -> dict[str, torch.Tensor]:
-        model = trainer.accelerator.unwrap_model(trainer.model)
+    def run(self, run):
+        if run.state.global_step:
+            return  # resumed from the one checkpoint that there is
+        model = run.accelerator.unwrap_model(run.model)
+        before = mean_loss(model, run.forget_dataset, run.single_collator)
         update, self.report = solve_request(
-            model, list(self._tuned), self, trainer.retain_dataset, trainer.forget_dataset,
-            trainer.single_collator, start=self._start, accelerator=trainer.accelerator, seed=trainer.args.seed,
+            model, list(self._tuned), self, run.retain_dataset, run.forget_dataset,
+            run.single_collator, start=self._start, accelerator=run.accelerator, seed=run.args.seed,
         )  # fmt: skip
-        trainer.cost |= {key: self.report[key] for key in ("jacobian_seconds", "solve_seconds")}
+        run.cost |= {key: self.report[key] for key in ("jacobian_seconds", "solve_seconds")}
         logger.info(f"Fast-NTK: {self.report}")
         if not all(torch.isfinite(step).all() for step in update.values()):
             raise NumericalError("the Fast-NTK update is not finite: give a larger ridge")
-        return update
+        apply_update(self._tuned, update)
+        yield {"forget_loss": before}
+
+    def sharing(self, folder):
+        # The Gram of all rows is the same for every ridge and target scale.
+        whole = all(getattr(self, name) is None for name in ("gram_cache", "retain_samples", "forget_contrasts"))
+        if whole and self.kernel == "full" and self.solver in ("auto", "primal"):
+            return dataclasses.replace(self, gram_cache=str(folder / "grams"))
+        return self
+
+    def account(self):
+        return {key: self.report[key] for key in ("solve_seconds", "parameters") if key in self.report}
 
     def _pretrained_values(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """The tuned parameters as they were before tuning.

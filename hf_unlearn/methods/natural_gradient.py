@@ -1,61 +1,341 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""A curvature fitted on a trainer's retain rows: which rows, in which order, what it will cost, and where it is saved."""
+"""The machinery of natural-gradient methods: frozen weights, a curvature fitted on retain rows, steps, their KL, and sweeps.
 
+A method subclasses [`NaturalGradient`] and adds its paper's settings and the loss whose gradient is taken.
+"""
+
+import abc
+import contextlib
+import copy
+import logging
+import math
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..curvature import KINDS, plan
+import torch
+from torch import nn
+
+from ..curvature import KINDS, Curvature, plan, select_targets
+from ..data.packing import check_enough
 from ..data.rows import sample_rows
-from ..runtime.sharded import is_sharded
+from ..errors import InputError
+from ..evaluation.specificity import TokenKL
+from ..optim import NaturalGradientAscent
+from ..report.formats import format_value
+from ..report.tables import markdown_table
+from ..runtime.modules import trainable
+from ..runtime.sharded import is_sharded, reshard
+from .base import Method, Run, StageSize
 
 
-if TYPE_CHECKING:
-    from ..trainer.trainer import UnlearnTrainer
+logger = logging.getLogger(__name__)
 
 IN_PROGRESS = "curvature-in-progress"
+# The log-probabilities of the original on the KL rows are remembered on the CPU, up to so many bytes.
+KL_CACHE_BYTES = 2**33
+# A measured KL that is so many times the predicted one is worth a warning.
+KL_FACTOR = 10
 
 
-def fit_on_retain(trainer: "UnlearnTrainer", curvature, *, target_modules, fisher: str, rows: int | None, seed: int):
-    """See `UnlearnTrainer.fit_curvature`."""
-    args, lengths = trainer.args, []
-    dataset = sample_rows(trainer.retain_dataset, rows, args.seed)
+class NaturalGradient(Method):
+    """
+    A method whose steps are solved for under a curvature of the retain set and accounted for by `NaturalGradientAscent`.
+
+    Subclasses are dataclasses with these fields (`curvature`, `step_norm`, `damping`, `steps`, `refit`, `target_modules`, `fisher`,
+    `retain_samples`, `forget_batch_size`), the property `alpha`, and `loss`, an objective that must rise.
+    """
+
+    even_batches = False
+    own_update = True
+    searched = ("step_norm", "kl_budget")
+
+    def __post_init__(self):
+        self._chosen: dict[str, float | None] = {}
+        self._before_step: Callable[[NaturalGradientAscent], None] | None = None
+        self._frozen = contextlib.ExitStack()
+        self._meter: TokenKL | None = None
+
+    @property
+    def own_steps(self) -> int:
+        return self.steps
+
+    def settings(self):
+        return super().settings() | self._chosen  # what a sweep chose is what was done
+
+    def targets(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The weights that a request may change, by `state_dict` name."""
+        return {name: module.weight for name, module in select_targets(model, self.target_modules).items()}
+
+    # ---- the run -------------------------------------------------------------------------------------------------------
+    def configure(self, args, forget_rows):
+        args = copy.copy(args)
+        rows = forget_rows if self.forget_batch_size is None else self.forget_batch_size
+        if rows > forget_rows:
+            raise InputError(
+                f"forget_batch_size is {rows} but there are {forget_rows} forget rows: lower it, or give more rows"
+            )
+        if rows < args.world_size:
+            raise InputError(f"{args.world_size} processes share {rows} forget rows a step: start fewer processes")
+        if args.world_size > 1 and rows < forget_rows and (rows % args.world_size or forget_rows % rows):
+            # Otherwise processes would disagree on where an epoch ends.
+            raise InputError(
+                f"forget_batch_size={rows} with {args.world_size} processes: give a multiple of the processes that "
+                f"divides the {forget_rows} forget rows"
+            )
+        # Every process has a row, so that all take part in the step.
+        per_pass = min(args.per_device_train_batch_size, rows // args.world_size)
+        if rows < forget_rows:
+            # Whole micro-batches only, else the last one would draw rows beyond the batch.
+            per_pass = max(size for size in range(1, per_pass + 1) if rows % (size * args.world_size) == 0)
+        args.per_device_train_batch_size = per_pass
+        args.gradient_accumulation_steps = math.ceil(rows / (per_pass * args.world_size))
+        args.max_steps = self.steps
+        args.learning_rate = self.alpha
+        # The step has its own norm: clipping and decay would undo it. A schedule other than constant is the user's wish.
+        args.max_grad_norm = 0.0
+        args.weight_decay = 0.0
+        if args.lr_scheduler_type == "linear":
+            args.lr_scheduler_type = type(args.lr_scheduler_type)("constant")
+        return args
+
+    def prepare(self, run):
+        self._fitted_for, self._meter, self._chosen = None, None, {}
+        self._curvature, self._given = self.make_curvature(run)
+        self._frozen = contextlib.ExitStack()
+        self._frozen.enter_context(trainable(run.model, self.targets(run.model).values()))
+
+    @abc.abstractmethod
+    def make_curvature(self, run: Run) -> tuple[Curvature, bool]:
+        """The curvature of the run, and whether it is fitted already (then it is checked here against the model)."""
+
+    def finish(self, run):
+        self._frozen.close()
+
+    def create_optimizer(self, run):
+        self._optimizer = NaturalGradientAscent(
+            self.targets(run.model),
+            run.base_weights,
+            self._curvature,
+            step_norm=self.alpha,
+            damping=self.damping,
+            refit=lambda steps: self._fit(run, steps),
+        )
+
+        def before(optimizer, args, kwargs):
+            if self._before_step is not None:
+                optimizer.fit()
+                self._before_step(optimizer)
+
+        self._optimizer.register_step_pre_hook(before)
+        return self._optimizer
+
+    def begin(self, run):
+        with run.weights_of_base() if run.state.global_step else contextlib.nullcontext():
+            self._meter = kl_meter(run)
+
+    def on_log(self, run):
+        numbers = dict(self._optimizer.diagnostics)
+        if self._meter is not None:
+            numbers["measured_kl"] = self._meter(run.model).mean
+            if numbers["measured_kl"] > KL_FACTOR * numbers["predicted_kl"]:
+                logger.warning(
+                    f"measured KL {numbers['measured_kl']:.3g}, predicted {numbers['predicted_kl']:.3g} nats a token: the "
+                    "curvature misses directions that matter; use fisher='probe', more retain rows or more damping"
+                )
+        return numbers
+
+    def on_load(self, run):
+        self._optimizer.begin()
+
+    def update(self, run):
+        return self._optimizer.updates()
+
+    def _fit(self, run: Run, steps_taken: int):
+        """Fit G for the step to come, unless it is already the one to use.
+
+        Without refit G belongs to the weights before the first step, also when a resumed run fits it again.
+        """
+        wanted = steps_taken if self.refit else 0
+        if self._fitted_for == wanted:
+            return
+        with run.weights_of_base() if wanted != steps_taken else contextlib.nullcontext():
+            if wanted > 0 or not self._given:
+                fit_on_retain(
+                    run,
+                    self._curvature,
+                    target_modules=self.target_modules,
+                    fisher=self.fisher,
+                    rows=self.retain_samples,
+                    seed=run.args.seed + wanted,
+                )
+        self._fitted_for = wanted
+
+    # ---- the search ----------------------------------------------------------------------------------------------------
+    def check(self, stage):
+        if self.forget_batch_size is not None:
+            what = f"the forget set of stage {stage.name}"
+            check_enough(range(stage.forget_rows), self.steps, self.forget_batch_size, what)
+
+    def plan(self, model, stage: StageSize):
+        weights = self.targets(model).values()
+        rows = min(self.retain_samples or stage.retain_rows, stage.retain_rows)
+        fit = {"kind": self.curvature, "target_modules": self.target_modules}
+        return [
+            f"{self.steps} step{'s' * (self.steps > 1)} of {self.forget_batch_size or stage.forget_rows} rows",
+            f"targets: {len(weights)} weights, {sum(p.numel() for p in weights) / 1e6:,.1f} M parameters",
+            str(plan(model, **fit, sequences=rows, sequence_length=stage.length)),
+        ]
+
+    def sweeps(self, search):
+        # Candidates of one step share its fit and its gradient.
+        return self.steps == 1 and set(search) <= {"step_norm", "damping"} and "step_norm" in search
+
+    def sweep_search(self, run, search, evaluate, best):
+        return self.sweep(run, search["step_norm"], search.get("damping"), evaluate=evaluate, best=best)
+
+    def sweep(
+        self,
+        trainer: Run,
+        step_norms: Sequence[float],
+        dampings: Sequence[float] | None = None,
+        *,
+        evaluate: Callable[[torch.nn.Module, dict], dict],
+        best: Callable[[list[dict]], int],
+    ) -> "Sweep":
+        """One fit and one forget gradient, many candidates; the best one stays in the model.
+
+        Args:
+            trainer: the trainer whose method this is; it is trained by this call, for one step.
+            step_norms, dampings: the grid; `dampings` defaults to this method's own.
+            evaluate: called with the model at every candidate and the candidate (step_norm, damping, predicted_kl);
+                returns metrics for its row.
+            best: called with all rows; returns the index of the one to keep.
+
+        Returns:
+            [`Sweep`] with one row a candidate: step_norm, damping, predicted_kl, and what `evaluate` returned.
+
+        Raises:
+            InputError: `steps` is not 1 (evaluate while it runs instead), or an empty grid.
+        """
+        if self.steps != 1:
+            raise InputError(
+                "sweep searches one step: set steps=1, or use eval_strategy='steps' to choose among several steps"
+            )
+        if trainer.method is not self:
+            raise InputError("sweep needs the trainer that was made with this method: UnlearnTrainer(method=method)")
+        if not step_norms:
+            raise InputError("sweep needs at least one step_norm")
+        result = Sweep()
+
+        def search(optimizer: NaturalGradientAscent):
+            grid = list(dampings or [self.damping])
+            for damping, (vector, norm) in zip(grid, optimizer.directions(grid)):
+                for step_norm in step_norms:
+                    optimizer.apply(vector, step_norm / norm)
+                    row = {"step_norm": step_norm, "damping": damping, "predicted_kl": step_norm**2 / 2}
+                    result.rows.append(row | evaluate(trainer.model, row))
+                    reshard(trainer.model)  # a sharded model's outermost weights would stay those of this candidate
+                optimizer.apply(vector, 0.0)
+            result.best = best(result.rows)
+            chosen = result.rows[result.best]
+            optimizer.param_groups[0].update(lr=chosen["step_norm"], damping=chosen["damping"])
+            self._chosen = {"step_norm": chosen["step_norm"], "kl_budget": None, "damping": chosen["damping"]}
+
+        self._before_step = search
+        try:
+            trainer.train()
+        finally:
+            self._before_step = None
+        return result
+
+
+@dataclass
+class Sweep:
+    """Candidates of [`NaturalGradient.sweep`]: `rows`, and the index of the `best`."""
+
+    rows: list[dict] = field(default_factory=list)
+    best: int = -1
+
+    @property
+    def best_row(self) -> dict:
+        return self.rows[self.best]
+
+    def to_markdown(self) -> str:
+        """The candidates as a table, the chosen one marked."""
+        columns = list(self.rows[0])
+        cell = lambda value: f"{value:.4g}" if isinstance(value, float) else format_value(value)
+        body = [
+            ["*" if index == self.best else "", *(cell(row.get(column)) for column in columns)]
+            for index, row in enumerate(self.rows)
+        ]
+        return markdown_table(["kept", *columns], body)
+
+
+def kl_meter(run: Run) -> TokenKL | None:
+    """Measures KL(original || model) on `args.kl_rows` retain rows; None where there is nothing to measure."""
+    rows = run.retain_dataset
+    if rows is None or run.args.kl_rows < 1 or not isinstance(rows[0]["labels"], list):
+        return None
+    rows = sample_rows(rows, run.args.kl_rows, run.args.seed)
+    # The model is changed in place, so what it says now must be remembered.
+    meter = TokenKL(run.model, run.loader(rows, run.args.curvature_batch_size), cache_bytes=KL_CACHE_BYTES)
+    if meter.cached:
+        return meter
+    logger.warning(f"kl_rows={len(rows)} is too many to remember the original's answers: the KL will not be measured")
+    return None
+
+
+def fit_on_retain(
+    run: Run,
+    curvature: Curvature,
+    *,
+    target_modules: str | list[str] | None = None,
+    fisher: str = "sampled",
+    rows: int | None = None,
+    seed: int = 0,
+) -> Curvature:
+    """Fit `curvature` on (a seeded choice of `rows` of) the retain rows, longest first, at the weights as they are.
+
+    The plan is printed before the first fit. A fit that is killed goes on from `curvature-in-progress/` in the output
+    folder when the run is started again.
+    """
+    args, lengths = run.args, []
+    dataset = sample_rows(run.retain_dataset, rows, args.seed)
     if "input_ids" in dataset.column_names:
         # Rows of one length together: a third of the time went into padding. The longest come first, so that a batch
         # too large for the memory fails at once.
         lengths = [len(ids) for ids in dataset["input_ids"]]
         dataset = dataset.select(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
     started = time.perf_counter()
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = run.accelerator.unwrap_model(run.model)
     # One forward of two tokens tells what shares an input: a model that is sharded itself would need all processes for it.
-    shown = trainer.is_world_process_zero() and not args.disable_tqdm and not is_sharded(model)
-    if shown and lengths and curvature.kind in KINDS and "fit_seconds" not in trainer.cost:
+    shown = args.process_index == 0 and not args.disable_tqdm and not is_sharded(model)
+    if shown and lengths and curvature.kind in KINDS and "fit_seconds" not in run.cost:
         from tqdm.auto import tqdm
 
-        tqdm.write(
-            str(
-                plan(
-                    model,
-                    kind=curvature.kind,
-                    target_modules=target_modules,
-                    sequences=len(lengths),
-                    sequence_length=round(sum(lengths) / len(lengths)),
-                    num_processes=args.world_size,
-                    max_factor_memory=args.max_factor_memory,
-                )
-            )
+        cost = plan(
+            model,
+            kind=curvature.kind,
+            target_modules=target_modules,
+            sequences=len(lengths),
+            sequence_length=round(sum(lengths) / len(lengths)),
+            num_processes=args.world_size,
+            max_factor_memory=args.max_factor_memory,
         )
+        tqdm.write(str(cost))
     curvature.fit(
         model,
-        trainer._loader(dataset, args.curvature_batch_size),
+        run.loader(dataset, args.curvature_batch_size),
         target_modules=target_modules,
         fisher=fisher,
         seed=seed,
-        accelerator=trainer.accelerator,
+        accelerator=run.accelerator,
         progress=not args.disable_tqdm,
         max_factor_memory=args.max_factor_memory,
         checkpoint_dir=Path(args.output_dir) / IN_PROGRESS if args.curvature_save_steps else None,
         checkpoint_every=args.curvature_save_steps,
     )
-    trainer.cost["fit_seconds"] = trainer.cost.get("fit_seconds", 0.0) + time.perf_counter() - started
+    run.cost["fit_seconds"] = run.cost.get("fit_seconds", 0.0) + time.perf_counter() - started
     return curvature

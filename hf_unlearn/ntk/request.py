@@ -25,20 +25,12 @@ KERNELS = ("full", "classwise", "pseudo")
 LINEARIZE = ("midpoint", "pretrained", "tuned")
 
 
-class ClosedForm(torch.optim.Optimizer):
-    """An optimiser of one step: adds the update that `solve` gives, by parameter name, whatever the gradients are."""
-
-    def __init__(self, named_parameters: Mapping[str, nn.Parameter], solve: Callable[[], Mapping[str, Tensor]]):
-        self.named, self.solve = dict(named_parameters), solve
-        super().__init__(list(self.named.values()), {"lr": 1.0})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        loss = None if closure is None else torch.enable_grad()(closure)()
-        for name, update in self.solve().items():
-            parameter = self.named[name]
-            parameter.copy_((parameter.double() + update.to(parameter.device)).to(parameter.dtype))
-        return loss
+@torch.no_grad()
+def apply_update(named_parameters: Mapping[str, nn.Parameter], update: Mapping[str, Tensor]):
+    """Add the update, by parameter name, in place: the sum is formed in fp64 and rounded once."""
+    for name, step in update.items():
+        parameter = named_parameters[name]
+        parameter.copy_((parameter.double() + step.to(parameter.device)).to(parameter.dtype))
 
 
 def solve_request(

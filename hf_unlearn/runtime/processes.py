@@ -73,6 +73,23 @@ class Processes:
             torch.distributed.all_gather_object(found, value)
         return found
 
+    def agree(self, identity: Mapping):
+        """Refuse to go on where processes would not do the same. Collective.
+
+        Args:
+            identity: what is to be the same: words -> picklable value.
+
+        Raises:
+            InputError: something differs; the message, the same on all processes, says what and where.
+        """
+        first, *others = self.gather(dict(identity))
+        for rank, other in enumerate(others, 1):
+            if different := [key.replace("_", " ") for key in first if other.get(key) != first[key]]:
+                raise InputError(
+                    f"process {rank} has other {' and '.join(different)} than process 0: start all processes with the same "
+                    "package, settings, rows and model"
+                )
+
     def broadcast(self, tensor: Tensor, owner: int):
         """Overwrite the tensor with the owner's. Collective."""
         if self.size > 1:

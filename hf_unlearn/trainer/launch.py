@@ -1,8 +1,6 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """A trainer's model that is spread over processes (FSDP2): which launches give the right result, and rows for all."""
 
-from typing import TYPE_CHECKING
-
 from torch.utils.data import Dataset
 
 from ..errors import InputError
@@ -10,11 +8,7 @@ from ..objectives import IGNORE
 from ..runtime.processes import Processes
 
 
-if TYPE_CHECKING:
-    from .trainer import UnlearnTrainer
-
-
-def check_launch(trainer: "UnlearnTrainer"):
+def check_launch(trainer):
     """Refuse the launches that would give a wrong result, or none. Collective.
 
     Raises:

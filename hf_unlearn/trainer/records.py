@@ -1,8 +1,6 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """What is told of a finished request: to the card, and to the log of requests."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from ..data.rows import fingerprint_rows
@@ -11,11 +9,7 @@ from ..runtime.files import sha256_tensors
 from ..runtime.provenance import library_versions
 
 
-if TYPE_CHECKING:
-    from .trainer import UnlearnTrainer
-
-
-def card_context(trainer: "UnlearnTrainer", delta: UpdateDelta) -> dict:
+def card_context(trainer, delta: UpdateDelta) -> dict:
     """What `cards.render_card` is given of a run."""
     cost = trainer.cost
     return {
@@ -34,7 +28,7 @@ def card_context(trainer: "UnlearnTrainer", delta: UpdateDelta) -> dict:
     }
 
 
-def request_record(trainer: "UnlearnTrainer") -> dict:
+def request_record(trainer) -> dict:
     """What `unlearning_log.jsonl` says of a run: method, rows, model, the last value of every metric, cost."""
     history = trainer.state.log_history
     return {
@@ -46,4 +40,5 @@ def request_record(trainer: "UnlearnTrainer") -> dict:
         "forget_sha256": fingerprint_rows(trainer.forget_dataset),
         "metrics": {key: value for entry in history for key, value in entry.items() if key != "step"},
         "cost": trainer.cost,
+        **trainer.method.account(),
     }

@@ -17,6 +17,11 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "unlearn_run.json"
 COMPLETE_FILE = "complete"
+# Training arguments that change the result, and so belong to a run's identity.
+IDENTITY_ARGUMENTS = (
+    "seed data_seed per_device_train_batch_size gradient_accumulation_steps world_size max_steps num_train_epochs optim "
+    "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon bf16 fp16"
+)
 
 
 def claim_folder(folder: Path, identity: dict, write: bool):

@@ -4,13 +4,11 @@
 import contextlib
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -21,29 +19,25 @@ from ..data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_row
 from ..deltas import UpdateDelta, delta_config
 from ..errors import InputError, NumericalError
 from ..methods.base import Counts, Method
-from ..methods.natural_gradient import fit_on_retain
-from ..optim import NaturalGradientAscent
-from ..report.card import render_card
-from ..requests.ledger import LOG_FILE, append_log
+from ..requests.ledger import append_log
 from ..runtime.checkpoints import base_tensors, can_merge, merged_weights
 from ..runtime.cost import peak_memory_mb, reset_peak_memory
-from ..runtime.files import sha256_tensors, staged_folder, write_text, writing
-from ..runtime.hub import public_name, push_folder
+from ..runtime.files import sha256_tensors, writing
+from ..runtime.hub import public_name
 from ..runtime.loading import load_model
+from ..runtime.modules import is_peft
+from ..runtime.processes import Processes
+from ..runtime.provenance import code_sha256
 from ..runtime.sharded import is_sharded, temporary_weights, whole_on_cpu
 from .config import UnlearnConfig
 from .launch import check_launch, pad_rows
-from .records import card_context, request_record
-from .run_folder import checkpoint_to_resume, claim_folder, seal_checkpoint
+from .parts import run_parts
+from .publishing import push, save_whole, save_with_update
+from .records import request_record
+from .run_folder import IDENTITY_ARGUMENTS, checkpoint_to_resume, claim_folder, seal_checkpoint
 
 
 logger = logging.getLogger(__name__)
-
-# Training arguments that change the result, and so belong to a run's identity.
-IDENTITY_ARGUMENTS = (
-    "seed data_seed per_device_train_batch_size gradient_accumulation_steps world_size max_steps num_train_epochs optim "
-    "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon bf16 fp16"
-)
 
 
 class UnlearnTrainer(Trainer):
@@ -104,7 +98,6 @@ class UnlearnTrainer(Trainer):
             model = get_peft_model(model, peft_config)
         self.method = method
         self.evaluator = evaluator
-        self.before_step: Callable[[torch.optim.Optimizer], None] | None = None
         self.cost: dict[str, float] = {}
         # Scores, and plain words on what was removed, for the card (`cards.render_card`).
         self.card_extras: dict = {}
@@ -127,13 +120,12 @@ class UnlearnTrainer(Trainer):
             eval_dataset = {name: prepare(rows, f"{name} evaluation") for name, rows in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = prepare(eval_dataset, "evaluation")
-
         if data_collator is None and "input_ids" not in self.forget_dataset.column_names:
             raise InputError("rows without input_ids have no default padding: pass data_collator")
         self.single_collator = data_collator or default_collator(model, processing_class)
         self._parts: dict[str, torch.Tensor] = {}
         self._parts_since = 0
-        self._kl = None  # later a `TokenKL`, or False: nothing to measure
+        self._begun = False
         self.base_weights: dict[str, torch.Tensor] = {}
         super().__init__(
             model=model,
@@ -159,9 +151,7 @@ class UnlearnTrainer(Trainer):
 
     @property
     def is_peft(self) -> bool:
-        from peft import PeftModel
-
-        return isinstance(self.model, PeftModel)
+        return is_peft(self.model)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """Unlearn. With `resume_from_checkpoint=True` a killed run goes on from its last whole checkpoint.
@@ -187,7 +177,10 @@ class UnlearnTrainer(Trainer):
             folder = Path(self.args.output_dir)
             try:
                 self._merged_before = self._merged()
-                claim_folder(folder, self.run_identity(), write=self.is_world_process_zero())
+                identity = self.run_identity()
+                same = {"code": code_sha256(), **identity, **self.method.compared(self)}
+                Processes(self.accelerator, "the start of training").agree(same)
+                claim_folder(folder, identity, write=self.is_world_process_zero())
                 checkpoint = checkpoint_to_resume(folder, resume_from_checkpoint, clean=self.is_world_process_zero())
             except InputError:
                 self.base_weights = {}  # nothing has run yet
@@ -231,10 +224,9 @@ class UnlearnTrainer(Trainer):
         # Trainer tells the epoch to the loader once batches to skip are wrapped around it, where neither the sampler
         # of several processes nor our data set hears of it: a run resumed within an epoch would see other rows.
         kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
-        if self._kl is None:
-            # Here the model is as it will be when it is measured: spread over processes, in mixed precision.
-            with self.weights_of_base() if self.state.global_step else contextlib.nullcontext():
-                self._kl = self._kl_meter() or False
+        if not self._begun:
+            self._begun = True
+            self.method.begin(self)
         if isinstance(self.train_dataset, PairedRows):
             self.train_dataset.set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
@@ -242,40 +234,53 @@ class UnlearnTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         # accelerate repeats rows until all processes have as many batches; a step on the whole forget set must not
         # count a row twice. Other loops, and evaluation, need the same number of batches everywhere.
-        if self.method.natural_gradient and (self.is_fsdp_enabled or self.is_sharded):
+        if not self.method.even_batches and (self.is_fsdp_enabled or self.is_sharded):
             self.train_dataset = pad_rows(self.train_dataset, self._train_batch_size, self.args.world_size)
-        even, self.accelerator.even_batches = self.accelerator.even_batches, not self.method.natural_gradient
+        even, self.accelerator.even_batches = self.accelerator.even_batches, self.method.even_batches
         try:
             return super().get_train_dataloader()
         finally:
             self.accelerator.even_batches = even
 
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            self.optimizer = self.method.create_optimizer(self)
+        return super().create_optimizer(model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str):
+        if self.optimizer is not None:  # a method that runs itself has none
+            super()._save_optimizer_and_scheduler(output_dir)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
-        if checkpoint is not None and self.method.natural_gradient and self.is_sharded:
-            self._natural_gradient.begin()
+        if checkpoint is not None and self.is_sharded:
+            self.method.on_load(self)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self):
         super()._load_best_model()
-        if self.method.natural_gradient:
+        if self.method.own_update and self.optimizer is not None:
             # The update that is reported must be the one of the weights that were kept.
             self._load_optimizer_and_scheduler(self.state.best_model_checkpoint)
+
+    def _inner_training_loop(self, batch_size=None, args=None, resume_from_checkpoint=None, trial=None, **kwargs):
+        parts = self.method.run(self)
+        if parts is None:
+            return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, **kwargs)
+        if self.is_fsdp_enabled:
+            raise InputError(
+                f"{self.method.label} does its own work on the whole model: start it without FSDP (plain processes share it)"
+            )
+        return run_parts(self, parts, resume_from_checkpoint, trial)
 
     # ---- the loss ------------------------------------------------------------------------------------------------
     def _get_num_items_in_batch(self, batch_samples: list, device) -> Counts | None:
         """Counts over all micro-batches of a step and all processes. Replaces Trainer's, which sees only top-level labels."""
         if not batch_samples:
             return None
-        sides = [[batch.get("forget", batch) for batch in batch_samples]]
-        if "retain" in batch_samples[0]:
-            sides.append([batch["retain"] for batch in batch_samples])
-        numbers = []
-        for side in sides:
-            numbers += [sum(objectives.count_predictions(batch["labels"]) for batch in side)]
-            numbers += [sum(objectives.count_rows(batch["labels"]) for batch in side)]
+        numbers = Counts.numbers(batch_samples)
         if self.args.world_size > 1:
             numbers = self.accelerator.reduce(torch.tensor(numbers, device=device), "sum").tolist()
-        return Counts(*[max(number, 1) for number in numbers])
+        return Counts.at_least_one(numbers)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         counts = num_items_in_batch
@@ -307,15 +312,7 @@ class UnlearnTrainer(Trainer):
             steps = self.state.global_step - self._parts_since
             logs |= {name: value / steps for name, value in zip(names, values.tolist())}
             self._parts = {}
-            if self.method.natural_gradient:
-                logs |= self._natural_gradient.diagnostics
-                if self._kl:
-                    logs["measured_kl"] = self._kl(self.model).mean
-                    if logs["measured_kl"] > 10 * logs["predicted_kl"]:
-                        logger.warning(
-                            f"measured KL {logs['measured_kl']:.3g}, predicted {logs['predicted_kl']:.3g} nats a token: the "
-                            "curvature misses directions that matter; use fisher='probe', more retain rows or more damping"
-                        )
+            logs |= self.method.on_log(self)
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs):
@@ -349,10 +346,9 @@ class UnlearnTrainer(Trainer):
             "settings": self.method.settings(),
             "seed": self.args.seed,
         }
-        if self.method.natural_gradient:
-            return UpdateDelta(
-                base_tensors(self._natural_gradient.updates()), delta_config(base_tensors(self.base_weights), **about)
-            )
+        if self.method.own_update:
+            update = base_tensors(self.method.update(self))
+            return UpdateDelta(update, delta_config(base_tensors(self.base_weights), **about))
         if self._merged_before:
             return UpdateDelta.between(self._merged_before, self._merged(), **about)
         now = {name: weight for name, weight in self.model.named_parameters() if name in self.base_weights}
@@ -360,7 +356,7 @@ class UnlearnTrainer(Trainer):
 
     def _merged(self) -> dict[str, torch.Tensor]:
         """Empty where the parameters that move are told apart as they are: no adapter, or one that is no change of weights."""
-        merging = self.is_peft and not self.method.natural_gradient and can_merge(self.model)
+        merging = self.is_peft and not self.method.own_update and can_merge(self.model)
         return merged_weights(self.model) if merging else {}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
@@ -373,25 +369,14 @@ class UnlearnTrainer(Trainer):
         """
         output_dir = output_dir or self.args.output_dir
         if _internal_call:
-            return self._save_whole(output_dir)
-        delta = self.update_delta() if self.args.should_save or self.is_sharded else None
-        if not self.args.should_save:
-            return self._save_whole(output_dir)
-        if self.is_peft and self.method.natural_gradient:
-            logger.warning("the base weights have changed and a PEFT model saves none: apply delta/ to the base first")
-        with staged_folder(output_dir) as folder:
-            self._save_whole(str(folder))
-            delta.save_pretrained(folder / "delta")
-            write_text(folder / "README.md", render_card(card_context(self, delta) | self.card_extras))
-        if self.args.push_to_hub:
+            return save_whole(self, output_dir)
+        save_with_update(self, output_dir)
+        if self.args.push_to_hub and self.args.should_save:
             self.push_to_hub()
 
-    def _save_whole(self, folder: str):
-        # Trainer would write no weights when checkpoints are to be in parts (`fsdp_state_dict_type`).
-        if self.is_fsdp_enabled and self.is_sharded:
-            self._save(folder, state_dict=whole_on_cpu(self.model.state_dict(), keep=self.args.should_save))
-        else:
-            super().save_model(folder, _internal_call=True)
+    def save_plain(self, output_dir: str):
+        """Trainer's own saving of the model and its tokenizer, without update and card."""
+        super().save_model(output_dir, _internal_call=True)
 
     def push_to_hub(
         self,
@@ -404,81 +389,12 @@ class UnlearnTrainer(Trainer):
         """Push model, tokenizer, `delta/`, card and `unlearning_log.jsonl` to `hub_model_id` in one commit; returns its URL."""
         if not (self.is_world_process_zero() or self.is_sharded):
             return None
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            pushing, self.args.push_to_hub = self.args.push_to_hub, False
-            try:
-                self.save_model(temporary)
-            finally:
-                self.args.push_to_hub = pushing
-            if not self.is_world_process_zero():
-                return None
-            log = Path(self.args.output_dir) / LOG_FILE
-            if log.is_file():
-                shutil.copy(log, folder)
-            return push_folder(
-                self.args.hub_model_id or Path(self.args.output_dir).name,
-                folder,
-                private=self.args.hub_private_repo,
-                revision=revision or self.args.hub_revision,
-                commit_message=commit_message,
-                token=token or self.args.hub_token,
-            )
+        return push(self, commit_message, token, revision)
 
-    # ---- natural gradient ------------------------------------------------------------------------------------------
-    def create_optimizer(self, model=None):
-        if self.optimizer is None:
-            self.optimizer = self.method.create_optimizer(self)
-            if self.method.natural_gradient:
-                self._hook_step(self.optimizer)
-        return super().create_optimizer(model)
-
-    @property
-    def _natural_gradient(self) -> NaturalGradientAscent:
-        """The optimiser below accelerate's wrapper, which it gets when training begins."""
-        return self.optimizer.optimizer if isinstance(self.optimizer, AcceleratedOptimizer) else self.optimizer
-
-    def _hook_step(self, optimizer):
-        def before(optimizer, args, kwargs):
-            if self.before_step is not None:
-                optimizer.fit()
-                self.before_step(optimizer)
-
-        optimizer.register_step_pre_hook(before)
-
-    def fit_curvature(
-        self, curvature, *, target_modules=None, fisher="sampled", rows: int | None = None, seed: int = 0
-    ):
-        """Fit `curvature` on (a seeded choice of `rows` of) the retain rows, longest first, at the weights as they are.
-
-        The plan is printed before the first fit. A fit that is killed goes on from `curvature-in-progress/` in the output
-        folder when the run is started again.
-        """
-        return fit_on_retain(self, curvature, target_modules=target_modules, fisher=fisher, rows=rows, seed=seed)
-
-    def _loader(self, dataset, batch_size: int) -> DataLoader:
+    # ---- what a method may use (`methods.base.Run`) -------------------------------------------------------------------
+    def loader(self, dataset, batch_size: int) -> DataLoader:
+        """Batches of single rows, in order."""
         return DataLoader(dataset, batch_size=batch_size, shuffle=False, collate_fn=self.single_collator)
-
-    def _kl_meter(self):
-        """Measures KL(original || model) on some retain rows; None for methods that do not take such steps."""
-        tokens = isinstance(self.retain_dataset[0]["labels"], list) if self.retain_dataset is not None else False
-        if not self.method.natural_gradient or not tokens or self.args.kl_rows < 1:
-            return None
-        from ..evaluation.specificity import TokenKL
-
-        rows = min(self.args.kl_rows, len(self.retain_dataset))
-        order = torch.randperm(len(self.retain_dataset), generator=torch.Generator().manual_seed(self.args.seed))
-        loader = self._loader(
-            self.retain_dataset.select(sorted(order[:rows].tolist())), self.args.curvature_batch_size
-        )
-        # The model is changed in place, so what it says now must be remembered: on the CPU, up to 8 GiB.
-        meter = TokenKL(self.model, loader, cache_bytes=2**33)
-        if not meter.cached:
-            logger.warning(
-                f"kl_rows={rows} is too many to remember the original's answers: the KL will not be measured"
-            )
-            return None
-        return meter
 
     @contextlib.contextmanager
     def weights_of_base(self):

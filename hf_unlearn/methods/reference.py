@@ -1,0 +1,38 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""What the first-order methods share: the original model's answers during a run, and how a paper is cited."""
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime.modules import evaluation_mode
+from ..runtime.sharded import is_sharded, placed_like, reshard, temporary_weights
+
+
+class Reference:
+    """The model as it is now, adapters included, for later: a copy of what may move, parameters and buffers."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        moving = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        moving |= dict(model.named_buffers())
+        self.tensors = {name: tensor.detach().clone() for name, tensor in moving.items()}
+
+    def logits(self, inputs: dict) -> Tensor:
+        """What the model said then, in evaluation mode and without a graph. Collective for a sharded model."""
+        if not is_sharded(self.model):
+            with evaluation_mode(self.model):
+                return torch.func.functional_call(self.model, self.tensors, kwargs=inputs).logits
+        # FSDP puts the gathered weights where a functional call puts its tensors, and the current ones would answer.
+        reshard(self.model)
+        named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        # Taken whole before the model was spread; each process needs its part alone.
+        self.tensors.update({name: placed_like(tensor, named[name]) for name, tensor in self.tensors.items()})
+        with temporary_weights(self.model, self.tensors), evaluation_mode(self.model):
+            return self.model(**inputs).logits
+
+
+def arxiv_paper(key: str, title: str, arxiv: str, authors: str, year: int) -> dict[str, str]:
+    """`Method.paper` of a paper on arXiv."""
+    lines = [("title", title), ("author", authors), ("journal", f"arXiv preprint arXiv:{arxiv}"), ("year", year)]
+    entry = ",\n".join(f"  {name} = {{{value}}}" for name, value in lines)
+    return {"title": title, "id": f"arXiv:{arxiv}", "bibtex": f"@article{{{key}{year},\n{entry}\n}}"}

@@ -1,0 +1,60 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Publishing of a finished run: the model with its update and card, as a folder or as one commit."""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+from ..report.card import render_card
+from ..requests.ledger import LOG_FILE
+from ..runtime.files import staged_folder, write_text
+from ..runtime.hub import push_folder
+from ..runtime.sharded import whole_on_cpu
+from .records import card_context
+
+
+logger = logging.getLogger(__name__)
+
+
+def save_whole(trainer, folder: str):
+    """The model as Trainer saves it; one that is spread over processes whole, in one piece. Collective for such a one."""
+    # Trainer would write no weights when checkpoints are to be in parts (`fsdp_state_dict_type`).
+    if trainer.is_fsdp_enabled and trainer.is_sharded:
+        trainer._save(folder, state_dict=whole_on_cpu(trainer.model.state_dict(), keep=trainer.args.should_save))
+    else:
+        trainer.save_plain(folder)
+
+
+def save_with_update(trainer, output_dir: str):
+    """The model, `delta/` and a card, moved to their places together."""
+    saving = trainer.args.should_save
+    delta = trainer.update_delta() if saving or trainer.is_sharded else None
+    if not saving:
+        return save_whole(trainer, output_dir)
+    if trainer.is_peft and trainer.method.own_update:
+        logger.warning("the base weights have changed and a PEFT model saves none: apply delta/ to the base first")
+    with staged_folder(output_dir) as folder:
+        save_whole(trainer, str(folder))
+        delta.save_pretrained(folder / "delta")
+        write_text(folder / "README.md", render_card(card_context(trainer, delta) | trainer.card_extras))
+
+
+def push(trainer, commit_message: str, token: str | None, revision: str | None) -> str | None:
+    """See `UnlearnTrainer.push_to_hub`; None on all processes but the main one."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save_with_update(trainer, temporary)
+        if not trainer.is_world_process_zero():
+            return None
+        log = Path(trainer.args.output_dir) / LOG_FILE
+        if log.is_file():
+            shutil.copy(log, folder)
+        return push_folder(
+            trainer.args.hub_model_id or Path(trainer.args.output_dir).name,
+            folder,
+            private=trainer.args.hub_private_repo,
+            revision=revision or trainer.args.hub_revision,
+            commit_message=commit_message,
+            token=token or trainer.args.hub_token,
+        )
