@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Adapter types of this package, made known to PEFT.
 
-`peft.PeftType` is a closed enumeration and `register_peft_method` takes no name outside it, so a type is first appended
-to the enumeration. A plain string would do for PEFT, but transformers' own `load_adapter` reads `peft_type.value`.
-tests/test_peft_types.py names every private attribute relied on.
+`peft.PeftType` is a closed enumeration and `register_peft_method` takes no name outside it, so a type is first
+appended to the enumeration. A plain string would do for PEFT, but transformers' own `load_adapter` reads
+`peft_type.value`. tests/test_peft_types.py names every private attribute relied on.
 """
 
 import importlib
@@ -18,9 +18,9 @@ def add_peft_type(name: str, config_class: type, model_class: type):
     """Make PEFT read and write adapters of a type; nothing happens when it already does.
 
     Args:
-        name: the type in lower case; upper case in adapter_config.json.
-        config_class: the `PeftConfig`.
-        model_class: the `BaseTuner`, whose `prefix` is `name + "_"`.
+        name (`str`): the type in lower case; upper case in adapter_config.json.
+        config_class (`type`): the `PeftConfig`.
+        model_class (`type`): the `BaseTuner`, whose `prefix` is `name + "_"`.
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils import PeftType, register_peft_method

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""What papers measure of an unlearned image classifier: accuracy, epochs to relearn, what a linear probe still finds."""
+"""Measures of an unlearned image classifier: accuracy, epochs to relearn, what a linear probe still finds."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -35,10 +35,23 @@ def relearning_epochs(
     batch_size: int = 32,
     seed: int = 0,
 ) -> int | None:
-    """Epochs of training on the forget rows until their mean cross-entropy is below `threshold` (Fast-NTK, section IV).
+    """Epochs of training on the forget rows until their mean cross-entropy is below `threshold`.
 
-    AdamW on a copy of the model, on the parameters that require a gradient; the loss is measured after each epoch on all
-    rows. None when `max_epochs` were not enough (the paper's ">100"), 0 when the rows are known already.
+    Section IV of Fast-NTK. AdamW on a copy of the model, on the parameters that require a gradient; the loss is
+    measured after each epoch on all rows.
+
+    Args:
+        model (`nn.Module`): image classifier; unchanged.
+        rows (`Dataset`): forget rows.
+        collator (`Callable`): rows -> batches.
+        threshold (`float`, defaults to 0.05): in nats.
+        max_epochs (`int`, defaults to 100): where it gives up.
+        learning_rate (`float`, defaults to 1e-3): of AdamW, without weight decay.
+        batch_size (`int`, defaults to 32): of training.
+        seed (`int`, defaults to 0): of the order of rows.
+
+    Returns:
+        `int` or `None`: 0 when the rows are known already, None when `max_epochs` did not do (the paper's ">100").
 
     Raises:
         InputError: no parameter requires a gradient.
@@ -84,8 +97,16 @@ def linear_probe(
 ) -> list[float]:
     """Accuracies of a new linear head, trained on the frozen features of `train`, on each of the other sets.
 
-    The features are what enters the module `head`: its old weights play no part. Logistic regression (scikit-learn, L-BFGS) on
-    standardised features (Fast-NTK, Table III, says "fine-tuning of the classification head").
+    The features are what enters the module `head`: its old weights play no part. Logistic regression (scikit-learn,
+    L-BFGS) on standardised features (Fast-NTK, Table III, says "fine-tuning of the classification head").
+
+    Args:
+        model (`nn.Module`): image classifier.
+        train (`Dataset`): rows that the new head is trained on.
+        evaluated (`Sequence[Dataset]`): rows that it is scored on.
+        collator (`Callable`): rows -> batches.
+        head (`str`): name of the module, or the end of it.
+        seed (`int`, defaults to 0): of the regression.
 
     Raises:
         InputError: the model has no such module.

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The ResNets of the CIFAR experiments (He et al. 2016, section 4.2): 20, 32, 44, 56 or 110 layers on 32 x 32 images."""
+"""ResNets of the CIFAR experiments (He et al. 2016, section 4.2): 20, 32, 44, 56 or 110 layers on 32 x 32 images."""
 
 from pathlib import Path
 

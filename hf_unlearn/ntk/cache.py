@@ -24,9 +24,11 @@ class GramCache:
     The first process writes, all read; the number of processes makes no difference.
 
     Args:
-        folder: where the files lie; made when absent.
-        loader: rows -> batches as the model takes them.
-        contrasts: of each sample, as `measure_gram` takes them.
+        folder (`str` or `Path`): where the files lie; made when absent.
+        jacobians (`Jacobians`): of the request.
+        loader (`Callable`): rows -> batches as the model takes them.
+        processes (`Processes`): of the request.
+        contrasts (`int`, *optional*): of each sample, as `measure_gram` takes them.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class GramCache:
         }
 
     def get(self, parts: Sequence[Dataset], measure: Callable[[], Gram]) -> Gram:
-        """The Gram of the rows of all parts, whatever their order; `measure()` makes it when it is not there. Collective.
+        """The Gram of the rows of all parts, in any order; `measure()` makes it when it is not there. Collective.
 
         Raises:
             OSError: the file could not be written.

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""What the closed-form step needs to know of a data set, streamed: memory is p x p, whatever the number of samples."""
+"""Sums over a dataset that the closed-form step needs, streamed: memory is p x p for any number of samples."""
 
 import functools
 import zlib
@@ -30,9 +30,12 @@ class Gram:
     s y + shift - f, so scale, shift and ridge change without another look at the data.
 
     Attributes:
-        matrix: J^T J (p, p). target: J^T y (p,). output: J^T f (p,), f at the origin of the linear model.
-        classes: (p, C), column k the sum over samples of row k of their Jacobians: what a target common to all meets.
-        rows: number of samples.
+        matrix (`Tensor`): J^T J (p, p).
+        target (`Tensor`): J^T y (p,).
+        output (`Tensor`): J^T f (p,), f at the origin of the linear model.
+        classes (`Tensor`):
+            (p, C), column k the sum over samples of row k of their Jacobians: what a target common to all meets.
+        rows (`int`): number of samples.
     """
 
     matrix: Tensor
@@ -72,11 +75,14 @@ class Gram:
 def measure_gram(
     jacobians: Jacobians, batches: Iterable[Mapping], processes: Processes | None = None, count: int | None = None
 ) -> Gram:
-    """Sum over a data set; with several processes each takes every n-th batch, and the sums are added. Collective.
+    """Sum over a dataset; with several processes each takes every n-th batch, and the sums are added. Collective.
 
     Args:
-        batches: dicts with `labels` (B,) and what the model takes; in the same order on every process.
-        count: contrasts to draw for each sample, see `contrast_basis`; all by default, and then the sums are exact.
+        jacobians (`Jacobians`): of the model.
+        batches (`Iterable`): dicts with `labels` (B,) and what the model takes; in the same order on every process.
+        processes (`Processes`, *optional*): those that share the work.
+        count (`int`, *optional*):
+            Contrasts to draw for each sample, see `contrast_basis`; all by default, and then the sums are exact.
 
     Raises:
         InputError: labels out of range; on all processes, whichever met them.
@@ -150,8 +156,9 @@ def _checksums(batch: Mapping) -> list[int]:
 
 
 def contrast_chunks(jacobians: Jacobians, batch: Mapping, count: int | None = None):
-    """(Jacobian (n, m, p), outputs (n, m), unit targets (n, m), basis ([n,] m, C)) of every chunk, in `contrast_basis`.
+    """(Jacobian (n, m, p), outputs (n, m), unit targets (n, m), basis ([n,] m, C)) of every chunk.
 
+    The first three are written in `contrast_basis`.
     Sums over classes of products of centred vectors are those over contrasts, and one backward fewer is taken. The
     Jacobian is fp32 (fp64 of an fp64 model), outputs and targets are fp64.
     """

@@ -31,12 +31,16 @@ class Jacobians:
     on batch statistics samples would mix.
 
     Args:
-        model: takes `pixel_values` or `input_ids` ... and gives `.logits` (B, C), or a tensor.
-        names: parameters, by `named_parameters()` name, in the order of the columns.
-        at: values at which Jacobians are taken, by name; the model's own where left out. The model is not changed.
-        origin: values at which outputs are taken; `at` when None. The linear model is f(w) = f(origin) + J(at) (w - origin).
-        outputs: "logits" or "probabilities" (softmax of them).
-        chunk_size: samples at a time; memory is about chunk_size times one sample's activations and C * p numbers.
+        model (`nn.Module`): takes `pixel_values` or `input_ids` ... and gives `.logits` (B, C), or a tensor.
+        names (`Sequence[str]`): parameters, by `named_parameters()` name, in the order of the columns.
+        at (`Mapping[str, Tensor]`, *optional*):
+            Values at which Jacobians are taken; the model's own where left out. The model is not changed.
+        origin (`Mapping[str, Tensor]`, *optional*):
+            Values at which outputs are taken; `at` by default. The linear model is
+            f(w) = f(origin) + J(at) (w - origin).
+        outputs (`str`, defaults to `"logits"`): `"logits"` or `"probabilities"` (softmax of them).
+        chunk_size (`int`, defaults to 16):
+            Samples at a time; memory is about chunk_size times one sample's activations and C * p numbers.
 
     Raises:
         InputError: no such parameter, or one whose module cannot take a batch of values.
@@ -85,8 +89,9 @@ class Jacobians:
         """(outputs (n, C), Jacobian (n, m, p)) of every chunk of a batch of N samples, in order; fp32 (or fp64).
 
         Args:
-            basis: given which samples of the batch, and C: the combinations of outputs whose Jacobian rows are wanted,
-                one backward each; (m, C) for all of them, or (n, m, C).
+            basis (`Callable`, *optional*):
+                Given which samples of the batch, and C: the combinations of outputs whose Jacobian rows are wanted,
+                one backward each; (m, C) for all of them, or (n, m, C). The C outputs themselves by default.
         """
         start = 0
         for leaves, outputs, base in self._forward(inputs):
@@ -104,7 +109,7 @@ class Jacobians:
         """(outputs (n, C), rows (n, p)) of every chunk: sum over k of weights[:, k] * Jacobian[:, k], one backward.
 
         Args:
-            weights: given the outputs (n, C), the cotangents (n, C).
+            weights (`Callable`): given the outputs (n, C), the cotangents (n, C).
         """
         for leaves, outputs, base in self._forward(inputs):
             rows = outputs.new_empty(len(outputs), self.size)

@@ -48,9 +48,15 @@ def solve_request(
     """The update of the parameters `names`, and a report: solver, rows, parameters, scale, ridge, seconds.
 
     Args:
-        settings: a `FastNTK`.
-        start: the values before tuning, by name; needed unless `settings.linearize` is "tuned".
-        seed: of the choice of `settings.retain_samples` rows.
+        model (`nn.Module`): the tuned one; unchanged.
+        names (`Sequence[str]`): of the tuned parameters.
+        settings (`FastNTK`): solver, ridge, targets.
+        retain, forget (`Dataset`): rows.
+        collator (`Callable`): rows -> a batch with `labels`.
+        start (`Mapping[str, Tensor]`, *optional*):
+            The values before tuning; needed unless `settings.linearize` is `"tuned"`.
+        accelerator (`Accelerator`, *optional*): of the processes that share the work.
+        seed (`int`, defaults to 0): of the choice of `settings.retain_samples` rows.
     """
     began = time.perf_counter()
     processes = Processes(accelerator, "the Fast-NTK request")
@@ -106,8 +112,8 @@ def _primal(jacobians, settings, targets, retain, forget, loader, processes, wei
         part = measure("forget")
         whole = weight * measure("retain") + part
     else:
-        # Another request on the same model divides the same rows in another way: their Gram is known, and only the rows
-        # to be forgotten are new.
+        # Another request on the same model divides the same rows in another way: their Gram is known, and only the
+        # rows to be forgotten are new.
         cache = GramCache(settings.gram_cache, jacobians, loader, processes, settings.contrasts)
         part = cache.get([forget], lambda: measure("forget"))
         whole = cache.get([retain, forget], lambda: measure("retain") + part)
@@ -147,7 +153,7 @@ def _dual(jacobians, settings, targets, retain, forget, loader, processes):
 
 
 def _pseudo(jacobians, settings, targets, retain, forget, loader, processes):
-    """Kernel of the summed logit over sqrt(C) (Mohamadi et al. 2023), the same for every class; two backwards a sample."""
+    """Kernel of the summed logit over sqrt(C) (Mohamadi et al. 2023), the same for all classes; two backwards a sample."""
 
     def chunks_of(rows: Dataset) -> list[tuple[Tensor, Tensor, Tensor]]:
         chunks = []
@@ -181,7 +187,7 @@ def _pseudo(jacobians, settings, targets, retain, forget, loader, processes):
 
 
 def _matrix_free(jacobians, settings, targets, retain, forget, loader, processes):
-    """Conjugate gradients with J v and J^T u recomputed from the data at every step: O(p) memory beside the residuals."""
+    """Conjugate gradients; J v and J^T u are recomputed from the data at every step: O(p) memory beside the residuals."""
     sides = own(processes, lambda: [list(share_of(loader(rows), processes)) for rows in (retain, forget)])
 
     def residuals(batch) -> tuple[Tensor, Tensor]:

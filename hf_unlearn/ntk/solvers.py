@@ -3,8 +3,8 @@
 
 With e = y - f(x) at the linearisation point w0, rows J of the Jacobian and a ridge r, ridge regression gives
 w(D) = w0 + J^T (J J^T + r I)^-1 e = w0 + (J^T J + r I)^-1 J^T e, and the update is w(D_r) - w(D). Equation (1) of the
-paper (arXiv 2312.14923) states the same for r = 0 but for two misprints: Theta(D_f, D_f)^-1 stands where the shapes want
-Theta(D_r, D_r)^-1, and V has the wrong sign.
+paper (arXiv 2312.14923) states the same for r = 0 but for two misprints: Theta(D_f, D_f)^-1 stands where the shapes
+want Theta(D_r, D_r)^-1, and V has the wrong sign.
 """
 
 import warnings
@@ -36,12 +36,17 @@ def ntk_update(
     """w(D_r) - w(D) of the model linearised at w0, (p,) fp64.
 
     Args:
-        jacobian_forget, jacobian_retain: (n, C, p) or (n * C, p), any floating type; Grams are fp64.
-        residual_forget, residual_retain: target - output at the linearisation point, (n, C) or (n * C,).
-        ridge: added to the diagonal of the kernel, in its units. At 0 the minimum-norm solution is taken.
-        solver: "dual" (kernel, n C x n C), "primal" (Gram, p x p), "cg" (matrix-free, O(p) beside the Jacobians), or
-            "auto": the cheaper of the first two, "cg" when neither fits `memory` bytes.
-        tolerance, max_iterations: of "cg": relative residual, and steps (default 10 p + 1000).
+        jacobian_forget, jacobian_retain (`Tensor`): (n, C, p) or (n * C, p), any floating type; Grams are fp64.
+        residual_forget, residual_retain (`Tensor`):
+            Target - output at the linearisation point, (n, C) or (n * C,).
+        ridge (`float`, defaults to 0):
+            Added to the diagonal of the kernel, in its units. At 0 the minimum-norm solution is taken.
+        solver (`str`, defaults to `"auto"`):
+            `"dual"` (kernel, n C x n C), `"primal"` (Gram, p x p), `"cg"` (matrix-free, O(p) beside the Jacobians), or
+            the cheaper of the first two, `"cg"` when neither fits `memory`.
+        memory (`float`, defaults to 8e9): bytes that `"auto"` may plan with.
+        tolerance (`float`, defaults to 1e-12): relative residual at which `"cg"` stops.
+        max_iterations (`int`, *optional*): steps of `"cg"`; 10 p + 1000 by default.
 
     Raises:
         InputError: shapes that do not fit, a negative ridge, an unknown solver, an empty retain or forget set.
@@ -98,7 +103,9 @@ def dual_coefficients(kernel: Tensor, e: Tensor, e_r: Tensor, ridge: float) -> T
     factorisation serves both solutions.
 
     Args:
-        kernel: (rows, rows). e: (rows, m), residuals of training on all rows. e_r: (retain rows, m), those of retraining.
+        kernel (`Tensor`): (rows, rows).
+        e (`Tensor`): (rows, m), residuals of training on all rows.
+        e_r (`Tensor`): (retain rows, m), residuals of retraining.
     """
     coefficients, retain = torch.zeros_like(e), len(e_r)
     factor = _cholesky(kernel, ridge)
@@ -133,14 +140,19 @@ def cgls(
     max_iterations: int = 10000,
     reduce: Callable[[Tensor], Tensor] = lambda number: number,
 ) -> Tensor:
-    """argmin |J w - e|^2 + ridge |w|^2 by conjugate gradients on the normal equations, never formed (Hestenes & Stiefel).
+    """argmin |J w - e|^2 + ridge |w|^2 by conjugate gradients on the normal equations, which are never formed.
+
+    Hestenes and Stiefel (1952). Started at 0 it tends to the minimum-norm solution when ridge is 0.
 
     Args:
-        product, transposed: v (p,) -> J v, and u -> J^T u. With rows spread over processes the first gives those of
-            this process, and the second the sum over all.
-        reduce: sums a number over the processes that hold rows.
-
-    Started at 0 it tends to the minimum-norm solution when ridge is 0.
+        product, transposed (`Callable`):
+            v (p,) -> J v, and u -> J^T u. With rows spread over processes the first gives those of this process, and
+            the second the sum over all.
+        e (`Tensor`): residuals of this process's rows.
+        ridge (`float`): in the units of J^T J.
+        tolerance (`float`, defaults to 1e-12): relative residual of the normal equations at which it stops.
+        max_iterations (`int`, defaults to 10000): steps.
+        reduce (`Callable`, *optional*): sums a number over the processes that hold rows.
 
     Raises:
         NumericalError: the relative residual is still above `tolerance` after `max_iterations`.
@@ -211,8 +223,8 @@ def _minimum_norm(matrix: Tensor, b: Tensor, ridge: float) -> Tensor:
     kept = values > 10 * EPSILON * len(values) * values.max()
     if ridge == 0 and not kept.all():
         warnings.warn(
-            f"the system is singular without a ridge (rank {int(kept.sum())} of {len(values)}): the minimum-norm solution is "
-            "taken; give a ridge above 0 for a stable update",
+            f"the system is singular without a ridge (rank {int(kept.sum())} of {len(values)}): the minimum-norm "
+            "solution is taken; give a ridge above 0 for a stable update",
             stacklevel=4,
         )
     inverse = torch.where(kept, 1 / (values + ridge).clamp_min(torch.finfo(values.dtype).tiny), 0)

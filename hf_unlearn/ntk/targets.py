@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""What the linear model is trained to: targets that look like the outputs that cross-entropy makes."""
+"""Targets of the linear model, made to look like the outputs that cross-entropy makes."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +18,9 @@ from .grams import check_labels
 
 logger = logging.getLogger(__name__)
 
-# In logits. How far training takes an absent class down depends on its optimiser and steps; chosen between ResNet-20 with 100 and ResNet-32
-# with 500 CIFAR-10 images a class, whose class is then relearned sooner and later than after retraining.
+# In logits. How far training takes an absent class down depends on its optimiser and steps. Chosen on CIFAR-10 between
+# ResNet-20 with 100 images a class, which then relearns the class sooner than after retraining, and ResNet-32 with
+# 500, which relearns it later.
 ABSENT_MARGIN = 2.8
 # Share of retain rows classified rightly, below which margins of all signs make the mean of them small.
 FITTED = 0.9
@@ -35,8 +36,8 @@ class Targets:
     such a class down on every row and never up.
 
     Attributes:
-        scale: distance of the right class from the mean of the others.
-        everything, retained: (C,) fp64, the shifts of training on all rows and of retraining, centred.
+        scale (`float`): distance of the right class from the mean of the others.
+        everything, retained (`Tensor`): (C,) fp64, the shifts of training on all rows and of retraining, centred.
     """
 
     scale: float
@@ -47,7 +48,8 @@ class Targets:
         """Residuals (n, C) of training on all rows, and those of the first `retained` (all by default) in retraining.
 
         Args:
-            unit, outputs: (n, C), centred: one-hot - 1/C, and the outputs at the origin.
+            unit, outputs (`Tensor`): (n, C), centred: one-hot - 1/C, and the outputs at the origin.
+            retained (`int`, *optional*): rows that stay, which come first.
         """
         plain = self.scale * unit - outputs
         return plain + self.everything, plain[:retained] + self.retained
@@ -64,10 +66,12 @@ def make_targets(
     """From the tuned model and the labels; and what a report says of them.
 
     Args:
-        settings: a `FastNTK`.
-        loader: rows -> batches.
-        sets: all retain rows, those of them that are taken, forget rows.
-        seed: of the choice of rows whose margin is measured.
+        settings (`FastNTK`): scale, margin of absent classes, outputs.
+        model (`nn.Module`): the tuned one.
+        loader (`Callable`): rows -> batches.
+        sets (`tuple`): all retain rows, those of them that are taken, forget rows.
+        processes (`Processes`): of the request.
+        seed (`int`, defaults to 0): of the choice of rows whose margin is measured.
 
     Raises:
         InputError: labels out of range, or a model that was never tuned on the rows.
@@ -80,8 +84,9 @@ def make_targets(
         scale = 1.0
     elif right < FITTED and processes.rank == 0:
         logger.warning(
-            f"the tuned model classifies {100 * right:.0f} % of the retain rows rightly: its mean margin, {scale:.3g}, says "
-            "little of how far its logits may be off; try larger values of target_scale on training rows"
+            f"the tuned model classifies {100 * right:.0f} % of the retain rows rightly: its mean margin, "
+            f"{scale:.3g}, says little of how far its logits may be off; try larger values of target_scale on training "
+            "rows"
         )
     margin = settings.absent_margin
     if margin == "auto":
@@ -108,7 +113,7 @@ def centred(z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mean_margin(model: nn.Module, batches: Iterable[Mapping], processes: Processes) -> tuple[int, float, float]:
-    """(C, mean over samples of z_y - mean of the other logits, share with z_y the largest) of the model as it is tuned.
+    """(C, mean over samples of z_y - mean of the other logits, share with z_y the largest) of the tuned model.
 
     Raises:
         InputError: the margin is not above 0, or labels are out of range.

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""What the tuners share: targets found by type, layers wrapped and unwrapped."""
+"""Base classes of the tuners: targets found by type, layers wrapped and unwrapped."""
 
 import re
 from abc import abstractmethod
@@ -16,7 +16,7 @@ from ..errors import InputError
 
 @dataclass
 class PromptConfig(PeftConfig):
-    """What the settings of prompts have in common: how they are drawn, and the modules meant."""
+    """Settings that all prompts have: how they are drawn, and the modules meant."""
 
     init_std: float = 0.0
     init_seed: int = 0
@@ -92,8 +92,8 @@ class TypedTuner(BaseTuner):
         matched = [n for n in names if check_target_module_exists(peft_config, n) and not n.startswith(wrapped)]
         if not matched:
             raise InputError(
-                f"target_modules, exclude_modules and modules_to_save leave no module of {kind}: name {self.targets} such "
-                f"as {next(iter(candidates))}"
+                f"target_modules, exclude_modules and modules_to_save leave no module of {kind}: name {self.targets} "
+                f"such as {next(iter(candidates))}"
             )
         for name in matched:
             if name not in candidates:

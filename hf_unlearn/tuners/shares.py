@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""How many parameters an adapter tunes, and what they are in the pretrained model."""
+"""Counts of the parameters that an adapter tunes, and their values in the pretrained model."""
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
@@ -12,8 +12,8 @@ from .base import TypedTunerLayer
 def parameter_share(model: nn.Module) -> tuple[int, int, float]:
     """(parameters that train, parameters of the model without adapters, the former as a percentage of the latter).
 
-    The "#Params ratio" of Fast-NTK's tables: BatchNorm and head of ResNet-110 are 8,746 of 1,727,962, 0.51 %. Copies that
-    adapters keep of a module are no part of the total.
+    The "#Params ratio" of Fast-NTK's tables: BatchNorm and head of ResNet-110 are 8,746 of 1,727,962, 0.51 %. Copies
+    that adapters keep of a module are no part of the total.
     """
     parameters = {id(parameter): parameter for parameter in model.parameters()}
     tuned = sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)

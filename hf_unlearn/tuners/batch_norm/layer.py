@@ -18,9 +18,10 @@ class BatchNormTuningLayer(nn.Module, TypedTunerLayer):
     """Runs the active adapter's copy of a batch normalisation; the copy keeps statistics of its own.
 
     Args:
-        base_layer: the pretrained layer, never changed; in evaluation mode while it is wrapped, so that a disabled
-            adapter gives the base model in training mode too.
-        name: where it is in the model, for messages.
+        base_layer (`_BatchNorm`):
+            The pretrained layer, never changed; in evaluation mode while it is wrapped, so that a disabled adapter
+            gives the base model in training mode too.
+        name (`str`): where it is in the model, for messages.
     """
 
     adapter_layer_names = ("batch_norm_tuning_layers",)

@@ -31,7 +31,8 @@ class BatchNormTuningModel(TypedTuner):
             raise InputError(f"{name} has no weight and bias to tune (affine=False): put it into exclude_modules")
         if module.running_mean is None:
             raise InputError(
-                f"{name} keeps no running statistics, so its outputs depend on the whole batch: put it into exclude_modules"
+                f"{name} keeps no running statistics, so its outputs depend on the whole batch: put it into "
+                "exclude_modules"
             )
 
     @classmethod
@@ -50,8 +51,13 @@ class BatchNormTuningModel(TypedTuner):
 def export_as_ln_tuning(model: PeftModel, folder: str | Path, adapter_name: str = "default") -> Path:
     """Save a BatchNorm adapter as PEFT's own LN_TUNING, which copies layers whole: PEFT alone loads it.
 
-    The outputs are the same to the bit. What is lost is the training rule: PEFT's layer moves its running statistics in
-    training mode.
+    The outputs are the same to the bit. What is lost is the training rule: PEFT's layer moves its running statistics
+    in training mode.
+
+    Args:
+        model (`PeftModel`): with the adapter.
+        folder (`str` or `Path`): made when absent; the adapter's files alone are written.
+        adapter_name (`str`, defaults to `"default"`): the adapter.
 
     Raises:
         InputError: no such adapter, one of another type, or a merged one.

@@ -17,14 +17,18 @@ class BorderPromptConfig(PromptConfig):
     what is done here (a prompt of zeros is the pretrained model).
 
     Args:
-        border: width in pixels, the paper's 30 (of 224).
-        image_size: height and width of the images as the model gets them; one number for square ones. The model's
+        border (`int`, defaults to 30): Width in pixels, the paper's (of 224).
+        image_size (`int` or `list[int]`, *optional*):
+            Height and width of the images as the model gets them; one number for square ones. The model's
             `config.image_size` when left out.
-        init_std: standard deviation of the normal that the border is drawn from; 0 starts at the pretrained model.
-        init_seed: seed of the draw.
-        target_modules: name of the convolution that sees the image; the model's first when left out.
-        exclude_modules: names or a pattern of modules to leave alone.
-        modules_to_save: modules trained and saved beside it, the head as a rule: `["classifier"]`.
+        init_std (`float`, defaults to 0.0):
+            Standard deviation of the normal that the border is drawn from; 0 starts at the pretrained model.
+        init_seed (`int`, defaults to 0): Seed of the draw.
+        target_modules (`list[str]` or `str`, *optional*):
+            Name of the convolution that sees the image; the model's first when left out.
+        exclude_modules (`list[str]` or `str`, *optional*): Names or a pattern of modules to leave alone.
+        modules_to_save (`list[str]`, *optional*):
+            Modules trained and saved beside it, the head as a rule: `["classifier"]`.
 
     Raises:
         InputError: a border that leaves no image, or a negative standard deviation.

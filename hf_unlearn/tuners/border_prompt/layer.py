@@ -17,15 +17,15 @@ class BorderPromptLayer(nn.Module, UnmergeableLayer):
     passes untouched.
 
     Args:
-        base_layer: the first convolution of the model.
-        name: where it is in the model, for messages.
+        base_layer (`nn.Conv2d`): the first convolution of the model.
+        name (`str`): where it is in the model, for messages.
     """
 
     adapter_layer_names = ("border_prompt_pixels",)
     other_param_names = ("border_prompt_places", "image_size")
     cannot_merge = (
-        "a border prompt changes the image, not the weights, and cannot be merged: keep the adapter, or unload() to get the "
-        "base model"
+        "a border prompt changes the image, not the weights, and cannot be merged: keep the adapter, or unload() to "
+        "get the base model"
     )
 
     def __init__(self, base_layer: nn.Conv2d, name: str):

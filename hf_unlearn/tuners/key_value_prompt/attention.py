@@ -21,9 +21,11 @@ class Prompts:
     """What a layer hands to the attention function through its module's keyword arguments.
 
     Args:
-        keys, values: (heads, length, head size), or with a leading axis of samples.
-        implementation: the model's own attention, "sdpa" or "eager", which sees the longer keys and values.
-        used: set by the attention function; a module that drops its keyword arguments would drop the prompts in silence.
+        keys, values (`Tensor`): (heads, length, head size), or with a leading axis of samples.
+        implementation (`str`):
+            The model's own attention, `"sdpa"` or `"eager"`, which sees the longer keys and values.
+        used (`bool`, defaults to `False`):
+            Set by the attention function: a module that drops its keywords would drop the prompts in silence.
     """
 
     keys: Tensor
@@ -53,12 +55,16 @@ def prompted_attention(
 ):
     """Attention over [keys; p_K] and [values; p_V], every query seeing every prompt.
 
-    Prompts come after the module has written keys and values to its cache, so they never enter it, and carry no position.
+    Prompts come after the module has written keys and values to its cache, so they never enter it, and carry no
+    position.
 
     Args:
-        query: (B, heads, Q, D).
-        key, value: (B, key/value heads, K, D).
-        attention_mask: True or 0 where a query sees a key, broadcasting to (B, heads, Q, K); None as in transformers.
+        module (`nn.Module`): the attention module.
+        query (`Tensor`): (B, heads, Q, D).
+        key, value (`Tensor`): (B, key/value heads, K, D).
+        attention_mask (`Tensor`, *optional*):
+            True or 0 where a query sees a key, broadcasting to (B, heads, Q, K); None as in transformers.
+        key_value_prompts (`Prompts`): what is appended.
     """
     prompts = key_value_prompts
     prompts.used = True
@@ -88,8 +94,8 @@ def prompted_attention(
 def _append(states: Tensor, prompts: Tensor, module: nn.Module) -> Tensor:
     if (prompts.shape[-3], prompts.shape[-1]) != (states.shape[1], states.shape[3]):
         raise InputError(
-            f"{type(module).__name__} has {states.shape[1]} key/value heads of size {states.shape[3]}, prompts are for "
-            f"{prompts.shape[-3]} of size {prompts.shape[-1]}: put it into exclude_modules"
+            f"{type(module).__name__} has {states.shape[1]} key/value heads of size {states.shape[3]}, prompts are "
+            f"for {prompts.shape[-3]} of size {prompts.shape[-1]}: put it into exclude_modules"
         )
     if prompts.dim() == 4:
         # Attention over windows has several rows a sample, one sample after the other.

@@ -14,13 +14,14 @@ class KeyValuePromptConfig(PromptConfig):
     """Append learned keys p_K and values p_V in every attention block (Fast-NTK, arXiv:2312.14923, figure 1, right).
 
     Args:
-        num_prompts: length of p_K and p_V, the paper's 10.
-        init_std: standard deviation of the normal that they are drawn from.
-        init_seed: seed of the draw, which also depends on the name of the block.
-        target_modules: names or a pattern of the attention modules; every one on transformers' attention interface when
-            left out.
-        exclude_modules: names or a pattern of modules to leave alone.
-        modules_to_save: modules trained and saved beside them, the head as a rule: `["classifier"]`.
+        num_prompts (`int`, defaults to 10): Length of p_K and p_V, the paper's.
+        init_std (`float`, defaults to 0.02): Standard deviation of the normal that they are drawn from.
+        init_seed (`int`, defaults to 0): Seed of the draw, which also depends on the name of the block.
+        target_modules (`list[str]` or `str`, *optional*):
+            Names or a pattern of the attention modules; every one on transformers' attention interface when left out.
+        exclude_modules (`list[str]` or `str`, *optional*): Names or a pattern of modules to leave alone.
+        modules_to_save (`list[str]`, *optional*):
+            Modules trained and saved beside them, the head as a rule: `["classifier"]`.
 
     Raises:
         InputError: no prompts, or a negative standard deviation.

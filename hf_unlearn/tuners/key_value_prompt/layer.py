@@ -21,15 +21,15 @@ class KeyValuePromptLayer(nn.Module, UnmergeableLayer):
     config, so the model's config, other models that share it and `set_attn_implementation` go on as before.
 
     Args:
-        base_layer: the attention module.
-        name: where it is in the model, for messages and the draw of initial prompts.
+        base_layer (`nn.Module`): the attention module.
+        name (`str`): where it is in the model, for messages and the draw of initial prompts.
     """
 
     adapter_layer_names = ("key_value_prompt_keys", "key_value_prompt_values")
     other_param_names = ("key_value_prompt_initial_keys", "key_value_prompt_initial_values")
     cannot_merge = (
-        "key/value prompts are inputs of attention, not a change of weights, and cannot be merged: keep the adapter, or "
-        "unload() to get the base model"
+        "key/value prompts are inputs of attention, not a change of weights, and cannot be merged: keep the adapter, "
+        "or unload() to get the base model"
     )
 
     def __init__(self, base_layer: nn.Module, name: str):
@@ -79,8 +79,8 @@ class KeyValuePromptLayer(nn.Module, UnmergeableLayer):
         output = self.base_layer(*args, key_value_prompts=prompts, **kwargs)
         if not prompts.used:
             raise InputError(
-                f"{self.name} ({type(self.base_layer).__name__}) does not hand its keywords to the attention interface, so "
-                "prompts have no effect: put it into exclude_modules"
+                f"{self.name} ({type(self.base_layer).__name__}) does not hand its keywords to the attention "
+                "interface, so prompts have no effect: put it into exclude_modules"
             )
         return output
 
