@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Rows to padded batches."""
+"""Collators that make padded batches of rows."""
 
 from dataclasses import dataclass
 
@@ -15,6 +15,13 @@ class CausalCollator:
 
     The attention mask comes from the lengths, never from comparing ids with the padding id: where padding and
     end-of-sequence are one token, that would hide the end-of-sequence from the model. Padded labels are -100.
+
+    Args:
+        pad_token_id (`int`): fills `input_ids` (see `runtime.loading.padding_id`).
+        padding_side (`str`, *optional*, defaults to `"right"`): "left" or "right".
+
+    Raises:
+        InputError: another side, or no id.
     """
 
     pad_token_id: int

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Labelled images: from the Hub, files or scikit-learn, split into retain and forget sets, and batched as models take them."""
+"""Labelled images from the Hub, files or scikit-learn, split into retain and forget sets, and batched for models."""
 
 import io
 from collections.abc import Sequence
@@ -25,11 +25,12 @@ def load_images(source: str | Path, split: str = "train", *, label_column: str |
     """Rows of `image` (encoded, decoded when read) and `labels` (ClassLabel).
 
     Args:
-        source: "digits" (scikit-learn's 1797 handwritten digits of 8 x 8, no file needed; every fifth is the test
-            set); a Hub id; a parquet file; a folder with `<split>*.parquet`; or a folder with one folder of images a
-            class, with or without split folders above (the layout of ImageNet-R).
-        split: "train", "test", "validation".
-        label_column: for data with several kinds of labels.
+        source (`str` or `Path`): "digits" (scikit-learn's 1797 handwritten digits of 8 x 8, no file needed; every
+            fifth is the test set); a Hub id; a parquet file; a folder with `<split>*.parquet`; or a folder with one
+            folder of images a class, with or without split folders above (the layout of ImageNet-R).
+        split (`str`, *optional*, defaults to `"train"`): "train", "test" or "validation".
+        label_column (`str`, *optional*): for data with several kinds of labels; by default the first there is of
+            `LABEL_COLUMNS`.
 
     Raises:
         InputError: no such data or split, no column of images or labels, a label that is no class.
@@ -45,15 +46,15 @@ def load_images(source: str | Path, split: str = "train", *, label_column: str |
             rows = datasets.load_dataset(str(source), split=split)
         except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
             raise InputError(
-                f"no images at {source!r}, split {split!r} ({str(error).splitlines()[0]}): give a Hub id, a parquet file, "
-                "or a folder with one folder a class"
+                f"no images at {source!r}, split {split!r} ({str(error).splitlines()[0]}): give a Hub id, a parquet "
+                "file, or a folder with one folder a class"
             ) from error
     image = next((name for name in IMAGE_COLUMNS if name in rows.column_names), None)
     label = label_column or next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
     if image is None or label not in rows.column_names:
         raise InputError(
-            f"{source} has the columns {', '.join(rows.column_names)}: it needs an image ({', '.join(IMAGE_COLUMNS)}) and "
-            f"a label ({label or ', '.join(LABEL_COLUMNS)})"
+            f"{source} has the columns {', '.join(rows.column_names)}: it needs an image "
+            f"({', '.join(IMAGE_COLUMNS)}) and a label ({label or ', '.join(LABEL_COLUMNS)})"
         )
     rows = rows.select_columns([image, label])
     rows = rows.rename_columns({old: new for old, new in ((image, "image"), (label, "labels")) if old != new})
@@ -65,13 +66,14 @@ def load_images(source: str | Path, split: str = "train", *, label_column: str |
     ]:
         row, label = wrong[0]
         raise InputError(
-            f"{source}: row {row} has the label {label}, and there are {classes} classes, 0 to {classes - 1}: leave out rows "
-            "without a class"
+            f"{source}: row {row} has the label {label}, and there are {classes} classes, 0 to {classes - 1}: leave "
+            "out rows without a class"
         )
     return rows
 
 
 def class_names(rows: Dataset) -> list[str]:
+    """Names of the classes, in the order of their numbers."""
     return rows.features["labels"].names
 
 
@@ -93,7 +95,13 @@ def find_class(rows: Dataset, name: int | str) -> int:
 def select_per_class(
     rows: Dataset, count: int | None = None, seed: int = 0, classes: Sequence[int] | None = None
 ) -> Dataset:
-    """`count` rows of every class (a seeded choice; None: all), in the data's order.
+    """Equally many rows of every class, in the data's order.
+
+    Args:
+        rows (`Dataset`): with `labels`.
+        count (`int`, *optional*): rows of each class, drawn without replacement; all by default.
+        seed (`int`, *optional*, defaults to 0): of the choice.
+        classes (`Sequence[int]`, *optional*): the classes to keep; all by default.
 
     Raises:
         InputError: a class has fewer.
@@ -150,9 +158,11 @@ class ImageCollator:
     """Rows of `image` and `labels` to `pixel_values` (B, 3, H, W) fp32, normalised, and `labels` (B,).
 
     Args:
-        mean, std: of each channel, for pixels in [0, 1].
-        image_size: side to which images are resized (bilinear); None keeps them, and they must all be of one size.
-        augment: random horizontal flips and shifts by up to an eighth of the side, drawn from torch's generator.
+        mean, std (`tuple[float, ...]`, *optional*, default to ImageNet's): of each channel, for pixels in [0, 1].
+        image_size (`int`, *optional*): side to which images are resized (bilinear); by default they are kept, and must
+            all be of one size.
+        augment (`bool`, *optional*, defaults to `False`): random horizontal flips and shifts by up to an eighth of the
+            side, drawn from torch's generator.
 
     Raises:
         InputError: images of different sizes without `image_size`.

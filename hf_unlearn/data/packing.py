@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Long texts as token sequences: packed, counted, and checked against the model."""
+"""Sequences of tokens that long texts are cut into: packed, counted, and checked against the model."""
 
 import logging
 from collections.abc import Iterable
@@ -9,21 +9,23 @@ from ..errors import InputError
 
 logger = logging.getLogger(__name__)
 
-
 TOKENISED_TOGETHER = 256  # documents
 
 
 def pack(texts, tokenizer, length: int = 512, *, min_tokens: int | None = None):
     """Token sequences of at most `length`, as a `datasets.Dataset` with `input_ids` and `labels` (the same ids).
 
-    A document is tokenised with the special tokens that the tokenizer adds (a BOS stands at the document's beginning, not
-    at every sequence's) and cut into pieces of `length` tokens. No sequence holds tokens of two documents. By default the
-    last piece of a cut document is dropped when it is shorter than half of `length`, and a document that is shorter than
-    `length` is kept whole. What was dropped is counted in the result's `info.description` and logged.
+    A document is tokenised with the special tokens that the tokenizer adds (a BOS stands at the document's beginning,
+    not at every sequence's) and cut into pieces of `length` tokens. No sequence holds tokens of two documents. By
+    default the last piece of a cut document is dropped when it is shorter than half of `length`, and a document that
+    is shorter than `length` is kept whole. What was dropped is counted in the result's `info.description` and logged.
 
     Args:
-        texts: a dataset with the column `text`, or strings.
-        min_tokens: drop every piece that is shorter, of whole documents too: `length` keeps full sequences alone.
+        texts (`Dataset` or `list[str]`): a dataset with the column `text`, or strings.
+        tokenizer: called on lists of texts.
+        length (`int`, *optional*, defaults to 512): most tokens of a sequence.
+        min_tokens (`int`, *optional*): drop every piece that is shorter, of whole documents too: `length` keeps full
+            sequences alone.
 
     Raises:
         InputError: `length` below 2, `min_tokens` outside 1..`length`, no `text` column, or no sequence is left.
@@ -32,7 +34,8 @@ def pack(texts, tokenizer, length: int = 512, *, min_tokens: int | None = None):
 
     if length < 2 or not 1 <= (1 if min_tokens is None else min_tokens) <= length:
         raise InputError(
-            f"length={length}, min_tokens={min_tokens}: sequences have at least 2 tokens, and min_tokens is from 1 to length"
+            f"length={length}, min_tokens={min_tokens}: sequences have at least 2 tokens, and min_tokens is from 1 "
+            "to length"
         )
     if not isinstance(texts, list | tuple):
         if "text" not in texts.column_names:
@@ -56,7 +59,8 @@ def pack(texts, tokenizer, length: int = 512, *, min_tokens: int | None = None):
             parts.append(Dataset.from_dict({"input_ids": sequences, "labels": sequences}))
     if not parts:
         raise InputError(
-            f"none of {documents} documents has {max(min_tokens or 2, 2)} tokens: give longer texts, or lower min_tokens"
+            f"none of {documents} documents has {max(min_tokens or 2, 2)} tokens: give longer texts, or lower "
+            "min_tokens"
         )
     packed = concatenate_datasets(parts)
     packed.info.description = (
@@ -77,12 +81,14 @@ def check_tokenizer(tokenizer, model) -> None:
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise InputError(
-            f"the tokenizer has ids up to {largest} but the model's embedding has {rows} rows: use the model's own tokenizer"
+            f"the tokenizer has ids up to {largest} but the model's embedding has {rows} rows: use the model's own "
+            "tokenizer"
         )
     ours, theirs = tokenizer.bos_token_id, model.config.bos_token_id
     if ours is not None and isinstance(theirs, int) and ours != theirs:
         logger.warning(
-            f"the tokenizer begins texts with id {ours} and the model's config says {theirs}: is it the model's own tokenizer?"
+            f"the tokenizer begins texts with id {ours} and the model's config says {theirs}: is it the model's own "
+            "tokenizer?"
         )
 
 
@@ -94,6 +100,6 @@ def check_enough(rows: Iterable, steps: int, batch: int, what: str) -> None:
     """
     if len(rows) < steps * batch:
         raise InputError(
-            f"{what} has {len(rows)} sequences but {steps} steps of {batch} need {steps * batch}: give it more text, or "
-            "lower the steps or the batch"
+            f"{what} has {len(rows)} sequences but {steps} steps of {batch} need {steps * batch}: give it more "
+            "text, or lower the steps or the batch"
         )

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Prompts and answers as tokens: templates, and the seam between the two."""
+"""Prompts and answers as tokens: templates, and the seam between prompt and answer."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -15,7 +15,13 @@ class QATemplate:
     Spaces at the end of the prompt belong to the first word of the answer ("Answer:" + " Paris"), as byte-pair
     tokenizers expect; they are taken off the prompt and put in front of the answer.
 
-    `date_string` is given to the chat template, because Llama-3 templates insert today's date otherwise.
+    Args:
+        question_start, question_end, answer_start (`str`, *optional*, default to `"Question: "`, a new line and
+            `"Answer: "`): the text around the question.
+        answer_end (`str`, *optional*, defaults to nothing): text behind the answer, before the end-of-sequence token.
+        chat (`bool`, *optional*, defaults to `False`): use the tokenizer's chat template instead.
+        date_string (`str`, *optional*, defaults to `"10 Apr 2025"`): given to the chat template, because Llama-3
+            templates insert today's date otherwise.
     """
 
     question_start: str = "Question: "
@@ -65,7 +71,7 @@ def encode_qa(tokenizer, question: str, answer: str, template: QATemplate, max_l
     token is appended and labelled. What exceeds `max_length` tokens is cut off the end of the answer.
 
     Raises:
-        InputError: the tokenizer has no end-of-sequence token, or the prompt alone fills `max_length`.
+        InputError: the tokenizer has no end-of-sequence token, or the prompt alone fills `max_length` tokens.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(
@@ -121,8 +127,6 @@ def tokenize_qa(dataset, tokenizer, template: QATemplate | None = None, max_leng
 
 # The two prompts of Stanford Alpaca (Taori et al. 2023), without and with an input.
 _ALPACA = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
-
-
 ALPACA, ALPACA_INPUT = (
     QATemplate(f"{_ALPACA.format(middle)}\n\n### Instruction:\n", "\n\n### Response:", "")
     for middle in ("", ", paired with an input that provides further context")
@@ -130,6 +134,7 @@ ALPACA, ALPACA_INPUT = (
 
 
 def check_columns(rows: Iterable, columns: tuple[str, ...], where: str) -> None:
+    """Refuse rows without one of `columns`, and no rows at all; `where` names them in the message."""
     if len(rows) == 0:
         raise InputError(f"{where} has no rows")
     present = list(rows[0])

@@ -17,17 +17,18 @@ MODEL_COLUMNS = ("input_ids", "attention_mask", "labels", "pixel_values", "image
 
 
 def prepare_rows(rows: Dataset | None, what: str, tokenizer, max_length: int) -> Dataset:
-    """Rows as a model takes them: `input_ids`, `attention_mask` and `labels`, or `pixel_values` or `image` and `labels`.
+    """Rows as a model takes them: `labels` with `input_ids` and `attention_mask`, with `pixel_values` or with `image`.
 
     Args:
-        rows: a dataset with these columns, or with `question` and `answer` (labels on the answer and its EOS), or with
-            `text` (labels on every token).
-        what: the set's name for messages: "forget", "retain" ...
-        tokenizer: needed for rows of text.
-        max_length: rows of text are cut to this many tokens.
+        rows (`Dataset` or `None`): with these columns, or with `question` and `answer` (labels on the answer and its
+            EOS), or with `text` (labels on every token).
+        what (`str`): the set's name for messages: "forget", "retain" ...
+        tokenizer: needed for rows of text; may be None for others.
+        max_length (`int`): rows of text are cut to this many tokens.
 
     Raises:
-        InputError: no dataset, no rows, no usable columns, text without a tokenizer, or no label that a model predicts.
+        InputError: no dataset, no rows, no usable columns, text without a tokenizer, or no label that a model
+        predicts.
     """
     if rows is None:
         raise InputError(f"no {what} dataset was given: pass {what}_dataset")
@@ -75,7 +76,9 @@ def prepare_rows(rows: Dataset | None, what: str, tokenizer, max_length: int) ->
 
 
 def sample_rows(rows: Dataset, count: int | None, seed: int = 0) -> Dataset:
-    """At most `count` rows: a choice without replacement that depends on the seed alone, in their order; None: all.
+    """At most `count` rows: a choice without replacement that depends on the seed and the number of rows alone.
+
+    The rows chosen stay in their order; `count` None takes all.
 
     Raises:
         InputError: `count` is below 1.

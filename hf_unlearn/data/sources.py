@@ -202,8 +202,8 @@ def _read_hub(source: str, data_dir: str | Path | None, split: str) -> Iterator[
         if name == GATED:
             raise InputError(
                 f"{name} is gated and could not be loaded ({reason}): ask for access with the form on its dataset "
-                f"page and log in with `hf auth login`, or put the file you were sent into data_dir as bio_forget.jsonl"
-                f"{_near(source, data_dir)}"
+                f"page and log in with `hf auth login`, or put the file you were sent into data_dir as "
+                f"bio_forget.jsonl{_near(source, data_dir)}"
             ) from error
         cure = "check the name and the connection"
         if "gated" in reason:

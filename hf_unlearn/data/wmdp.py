@@ -1,7 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Corpora, questions and instructions of a WMDP experiment (Li et al. 2024), from the Hub or from local files.
 
-`docs/wmdp.md` says where each comes from. All functions take the same `source` and `data_dir`: see `sources.read_rows`.
+`docs/wmdp.md` says where each comes from. All functions take the same `source` and `data_dir`: see
+`sources.read_rows`.
 """
 
 import logging
@@ -24,12 +25,14 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def load_texts(source: str | Path, *, data_dir: str | Path | None = None, limit: int | None = None, seed: int = 0):
     """The documents of a corpus as a `datasets.Dataset` with the column `text`, in their order.
 
-    A row is an object with `text`, or a text itself; a text file is one document. Wikitext comes in lines: they are joined
-    to articles, begun by ` = Title = ` headings, with one line a paragraph. Documents without a letter or digit are left out.
+    A row is an object with `text`, or a text itself; a text file is one document. Wikitext comes in lines: they are
+    joined to articles, begun by ` = Title = ` headings, with one line a paragraph. Documents without a letter or digit
+    are left out.
 
     Args:
         source, data_dir: see `sources.read_rows`; on the Hub the split is train unless the source names another.
-        limit: a seeded choice of at most this many documents; all by default.
+        limit (`int`, *optional*): a seeded choice of at most this many documents; all by default.
+        seed (`int`, *optional*, defaults to 0): of that choice.
 
     Raises:
         InputError: as `read_rows`; a row without text, no document at all, or `limit` below 1.
@@ -80,13 +83,14 @@ def wikitext_articles(text: str) -> list[str]:
 
 # ---- questions and instructions -------------------------------------------------------------------------------------
 def load_questions(source: str | Path, *, data_dir: str | Path | None = None, limit: int | None = None) -> list[dict]:
-    """Multiple-choice questions: `question`, `choices` (two or more), `answer` (an index from 0), and `subject` if given.
+    """Multiple-choice questions: `question`, `choices` (two or more), `answer` (an index from 0), and `subject` if
+    given.
 
     An answer may also be written as a letter, A for the first choice.
 
     Args:
         source, data_dir: see `sources.read_rows`; on the Hub the split is test unless the source names another.
-        limit: the first so many, as lm-eval counts them; all are checked nevertheless.
+        limit (`int`, *optional*): the first so many, as lm-eval counts them; all are checked nevertheless.
 
     Raises:
         InputError: as `read_rows`; a malformed row, named by file and line; no question.
@@ -126,7 +130,7 @@ def load_instructions(source: str | Path, *, data_dir: str | Path | None = None,
 
     Args:
         source, data_dir: see `sources.read_rows`; on the Hub the split is train unless the source names another.
-        limit: the first so many; all by default.
+        limit (`int`, *optional*): the first so many; all by default.
 
     Raises:
         InputError: as `read_rows`; a row without an instruction (named by file and line), or no row.
@@ -149,6 +153,3 @@ def load_instructions(source: str | Path, *, data_dir: str | Path | None = None,
     if not rows:
         raise InputError(f"{source} holds no instruction: give rows with instruction, input and output")
     return Dataset.from_list(rows)
-
-
-# ---- what does not fit together -------------------------------------------------------------------------------------

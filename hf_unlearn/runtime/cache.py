@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""What is made once under the hash of all that it depends on: a folder in the user's cache, or a JSON file beside a run."""
+"""Folders in the user's cache, and JSON files beside a run, made once under the hash of all that they depend on."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -20,16 +20,19 @@ def cache_folder() -> Path:
 
 
 def cached_folder(key: dict, build: Callable[[Path], None]) -> Path:
-    """The folder that `build(folder)` fills, made once for every `key` (a JSON-able dict of all that matters).
+    """The folder that `build(folder)` fills, made once for every `key`.
 
-    The folder is filled under a temporary name and renamed when complete, so it is whole or absent. Two processes may
-    build at once; the first to finish wins. What a killed build left is removed by the next one. The key is kept beside the result as key.json.
+    The folder is filled under a temporary name and renamed when complete, so it is whole or absent. Two runs may build
+    at once; the first to finish wins. What a killed build left is removed by the next one.
+
+    Args:
+        key (`dict`): all that the content depends on, as JSON; kept beside the result as key.json.
+        build (`Callable`): fills the empty folder that it is given. In a run of several processes one builds.
     """
-    from accelerate import PartialState
-
     key = {"format": CACHE_FORMAT, **key}
     target = cache_folder() / sha256_json(key)
-    # Of the processes of one run the first builds, the others find its result; transformers too writes weights on one alone.
+    # Of the processes of one run the first builds, the others find its result; transformers too writes weights on one
+    # alone.
     with PartialState().main_process_first():
         if target.is_dir():
             return target

@@ -48,7 +48,7 @@ def test_seam_that_would_merge_is_cut():
 
 @pytest.mark.parametrize("folder", ["tokenizers/gpt2", "weights/stories260k"])
 def test_real_tokenizers_agree_with_joint_tokenisation(shared_data, folder):
-    """Oracle: the whole text at once, as open-unlearning tokenises it (BPE, and SentencePiece with its dummy prefix)."""
+    """Oracle: the whole text at once, as open-unlearning tokenises it (BPE; SentencePiece with its dummy prefix)."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(shared_data / folder)

@@ -83,7 +83,11 @@ def test_the_hub_is_asked_for_name_config_and_split(source, call, hub, tmp_path)
 @pytest.mark.parametrize(
     "error, source, messages",
     [
-        (GATED, "cais/wmdp-bio-forget-corpus", ["is gated", "form on its dataset page", "hf auth login", "bio_forget.jsonl"]),
+        (
+            GATED,
+            "cais/wmdp-bio-forget-corpus",
+            ["is gated", "form on its dataset page", "hf auth login", "bio_forget.jsonl"],
+        ),
         (DatasetNotFoundError("Dataset 'lab/x' is a gated dataset"), "lab/x", ["ask for access", "hf auth login"]),
         (ConnectionError("Couldn't reach 'lab/x' (OfflineModeIsEnabled)"), "lab/x", ["go online", "data_dir"]),
         (DatasetNotFoundError("Dataset 'lab/x' doesn't exist"), "lab/x", ["doesn't exist", "check the name"]),
@@ -93,7 +97,7 @@ def test_the_hub_is_asked_for_name_config_and_split(source, call, hub, tmp_path)
             ["Available: ['bio-retain-corpus']", "did you mean cais/wmdp-corpora:bio-retain-corpus"],
         ),
     ],
-)  # fmt: skip
+)
 def test_the_hub_refuses(error, source, messages, hub):
     hub(error)
     with pytest.raises(InputError) as caught:

@@ -37,7 +37,10 @@ def test_limit_is_a_seeded_choice_in_order(tmp_path, no_hub):
 
 
 # ---- Wikitext -------------------------------------------------------------------------------------------------------
-WIKI = " \n = First = \n \n One .\n = 2 and x = \n Two .\n \n = = Part = = \n \n Three .\n \n = Second title = \n \n Four .\n"
+WIKI = (
+    " \n = First = \n \n One .\n = 2 and x = \n Two .\n \n = = Part = = \n \n Three .\n "
+    "\n = Second title = \n \n Four .\n"
+)
 ARTICLES = ["= First =\nOne .\n= 2 and x =\nTwo .\n= = Part = =\nThree .", "= Second title =\nFour ."]
 
 
@@ -116,8 +119,10 @@ def test_questions_keep_what_they_say(tmp_path):
     ]
     questions = load_questions(write_lines(tmp_path / "q.jsonl", rows))
     assert questions == [
-        QUESTION, {**QUESTION, "answer": 1, "subject": "law"}, {"question": "Which?", "choices": ["x", "y"], "answer": 0}
-    ]  # fmt: skip
+        QUESTION,
+        {**QUESTION, "answer": 1, "subject": "law"},
+        {"question": "Which?", "choices": ["x", "y"], "answer": 0},
+    ]
     assert load_questions(tmp_path / "q.jsonl", limit=1) == [QUESTION]
 
 

@@ -58,7 +58,7 @@ def test_no_row_twice_and_nothing_forgotten_is_retained(splits):
 
 
 def test_paraphrases_and_wrong_answers_differ_in_the_value_only(splits):
-    """Every evaluation answer is one of the sentences of its kind, and a paraphrase's sentence is no training answer."""
+    """Every evaluation answer is a sentence of its kind, and a paraphrase's sentence is no training answer."""
     patterns = [
         re.compile(re.sub(r"\\{\w+\\}", "(.+)", re.escape(answer)) + "$")
         for fact in WORDS["facts"].values()
