@@ -1,22 +1,27 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Put measured tables and pictures into README.md: `python benchmarks/update_readme.py` after what makes them.
+"""Measured tables and pictures of README.md: `python benchmarks/update_readme.py` after what makes them.
 
-Reads outputs/demo, outputs/kfade_wmdp and the files in benchmarks/results; writes between the markers of README.md and copies
-pictures to docs/images/. What is not there stays as it is. Nothing in those places is typed by hand.
+Reads the files in benchmarks/results and writes between the markers of README.md; the picture of a recorded run is copied to
+docs/images/ while its output folder is there. With `--check` nothing is written: exit code 1 when a section is not what its
+file says. Nothing in those places is typed by hand.
 """
 
+import argparse
 import json
 import re
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from hf_unlearn.report.class_tables import PROBE, cell
-from hf_unlearn.report.formats import MISSING
-from hf_unlearn.report.page import format_table
-from hf_unlearn.report.vocabulary import results_of
+from hf_unlearn.report.tables import format_table, markdown_table, table_cells
+from hf_unlearn.report.vocabulary import vocabulary_of
 
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
+# Record: the output folder of its run, and what its frontier is called in docs/images.
+PICTURES = {"demo": ("demo", "demo_pareto.png"), "wmdp_miniature": ("kfade_wmdp", "wmdp_pareto.png")}
 
 
 def fill(text: str, name: str, content: str) -> str:
@@ -28,29 +33,34 @@ def fill(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text)
 
 
-def demo_section(folder: Path) -> str:
-    rows = json.loads((folder / "results.json").read_text())
-    shutil.copy(folder / "pareto.png", ROOT / "docs/images/demo_pareto.png")
-    return f"{results_of(rows).summarise(rows)}\n\n![forget quality against what is kept](docs/images/demo_pareto.png)\n\n{format_table(rows)}"
+def read(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def table_section(path: Path) -> str:
-    record = json.loads(path.read_text())
-    return f"`{record['command']}`\n\n{results_of(record['rows']).summarise(record['rows'])}\n\n{format_table(record['rows'])}"
+def demo_section() -> str:
+    rows = read("demo")["rows"]
+    picture = "![forget quality against what is kept](docs/images/demo_pareto.png)"
+    return f"{vocabulary_of(rows).summarise(rows)}\n\n{picture}\n\n{format_table(rows)}"
 
 
-def wmdp_section(path: Path) -> str:
-    shutil.copy(ROOT / "outputs/kfade_wmdp/pareto.png", ROOT / "docs/images/wmdp_pareto.png")
-    return f"{table_section(path)}\n\n![domain accuracy against what is kept](docs/images/wmdp_pareto.png)"
+def table_section(name: str) -> str:
+    record = read(name)
+    rows = record["rows"]
+    return f"`{record['command']}`\n\n{vocabulary_of(rows).summarise(rows)}\n\n{format_table(rows)}"
 
 
-def sharding_section(path: Path) -> str:
-    record = json.loads(path.read_text())
+def wmdp_section() -> str:
+    picture = "![domain accuracy against what is kept](docs/images/wmdp_pareto.png)"
+    return f"{table_section('wmdp_miniature')}\n\n{picture}"
+
+
+def sharding_section() -> str:
+    record = read("sharding")
     times = [f"{kind} {row['ratio_of_minima']:.2f}x" for kind, row in record["time"].items()]
     memory = [f"{kind} {row['peak_factor_bytes']['largest_over_share']:.2f}" for kind, row in record["memory"].items()]
     return (
-        f"`{record['command']}`: a fit by two processes of one thread takes {', '.join(times)} the time of one; with four, the "
-        f"fullest process holds {', '.join(memory)} times a quarter of the factors."
+        f"`{record['command']}`: a fit by two processes of one thread takes {', '.join(times)} the time of one; with "
+        f"four, the fullest process holds {', '.join(memory)} times a quarter of the factors."
     )
 
 
@@ -62,34 +72,29 @@ NETWORKS = {
 }
 
 
-def forgetting_section(results: Path) -> str | None:
+def forgetting_section() -> str:
     """One line a network, method and number of images: mean and standard deviation over seeds."""
-    lines = ["| network | images per class | method | D_r (%) | D_f (%) | hold-out (%) | epochs to relearn D_f |"]
-    lines.append("|---|---:|---|---:|---:|---:|---:|")
-    commands = []
+    header, body, commands = [], [], []
     for name, network in NETWORKS.items():
-        if not (path := results / f"{name}.json").is_file():
-            continue
-        record = json.loads(path.read_text())
+        record = read(name)
         commands.append(f"`{record['command']}`")
-        for entry in record["table"]:
-            if entry["method"].startswith(PROBE):
-                continue
-            numbers = [cell(entry, metric) for metric in ("retain", "forget", "holdout", "relearning_epochs")]
-            if entry["method"] == "Full":
-                numbers[-1] = MISSING
-            first = [network, str(entry["per_class"])] if entry["method"] == "Full" else ["", ""]
-            lines.append(f"| {' | '.join([*first, entry['method'], *numbers])} |")
-    return "\n\n".join([", ".join(commands), "\n".join(lines)]) if commands else None
+        heads, lines = table_cells(record["rows"])
+        # Time differs with the machine and stands in the record alone.
+        method, size, *metrics = heads[:-1]
+        header = ["network", size, method, *metrics]
+        for line, (method, size, *cells) in lines:
+            first = [network, size] if line.method == "Full" else ["", ""]
+            body.append([*first, method, *cells[:-1]])
+    return f"{', '.join(commands)}\n\n{markdown_table(header, body, 'lrl')}"
 
 
-def ntk_section(path: Path) -> str:
-    record = json.loads(path.read_text())
+def ntk_section() -> str:
+    record = read("ntk")
     found, sentences = record["summary"], []
     if "jacobian_time" in found:
         sentences.append(
-            f"Per-sample Jacobians take {found['jacobian_time']:.2f}x the time and {found['jacobian_memory']:.2f}x the memory of "
-            "`vmap(jacrev)` (64 images)."
+            f"Per-sample Jacobians take {found['jacobian_time']:.2f}x the time and {found['jacobian_memory']:.2f}x "
+            "the memory of `vmap(jacrev)` (64 images)."
         )
     if rows := record.get("scale"):
         counts = [f"{row['images']:,}" for row in rows]
@@ -97,32 +102,33 @@ def ntk_section(path: Path) -> str:
         memory = [f"{value:.0f}" for value in found["peak_megabytes"]]
         dual = next((row for row in rows if row["dual_kernel_bytes"] > 15e9), rows[-1])
         sentences.append(
-            f"Over {', '.join(counts)} images the primal Gram takes {', '.join(seconds)} CPU seconds a thousand and {', '.join(memory)} MB; the "
-            f"dual kernel of {dual['images']:,} images would have {dual['dual_kernel_bytes'] / 1e9:.0f} GB."
+            f"Over {', '.join(counts)} images the primal Gram takes {', '.join(seconds)} CPU seconds a thousand and "
+            f"{', '.join(memory)} MB; the dual kernel of {dual['images']:,} images would have {dual['dual_kernel_bytes'] / 1e9:.0f} GB."
         )
     if row := record.get("request"):
         first = row["first_request"]
         percent = lambda share: f"{100 * share:.1f} %"
         scores = lambda row: f"(D_r {percent(row['accuracy']['retain'])}, D_f {percent(row['accuracy']['forget'])})"
         sampled = [
-            f"{some['over_retraining']:.2f}x with `retain_samples={some['retain_samples']}, forget_contrasts={some['forget_contrasts']}` {scores(some)}"
+            f"{some['over_retraining']:.2f}x with `retain_samples={some['retain_samples']}, "
+            f"forget_contrasts={some['forget_contrasts']}` {scores(some)}"
             for some in row["sampled"]
         ]
         sentences.append(
-            f"A request on {row['images']:,} images, {first['forget_rows']} of them to forget, costs {found['request_over_retraining']:.2f}x retraining to the same accuracy "
-            f"{'; '.join([scores(first), *sampled])}. The solve is "
-            f"{percent(found['solve_share'])} of it. A second request on the same model costs {found['second_request_over_first']:.2f}x the first."
+            f"A request on {row['images']:,} images, {first['forget_rows']} of them to forget, costs "
+            f"{found['request_over_retraining']:.2f}x retraining to the same accuracy "
+            f"{'; '.join([scores(first), *sampled])}. The solve is {percent(found['solve_share'])} of it. A second request "
+            f"on the same model costs {found['second_request_over_first']:.2f}x the first."
         )
     commands = dict.fromkeys(run["command"] for run in record["runs"].values())
     return f"{', '.join(f'`{command}`' for command in commands)}: " + " ".join(sentences)
 
 
-def bench_section(path: Path) -> str:
-    record = json.loads(path.read_text())
-    lines = [
-        "| random Llama, one thread | K-FAC / kronfluence | K-FAC / curvlinops | EK-FAC correction / kronfluence | peak memory |"
-    ]
-    lines.append("|---|---|---|---|---|")
+def bench_section() -> str:
+    record = read("curvature")
+    header = ["random Llama, one thread", "K-FAC / kronfluence", "K-FAC / curvlinops"]
+    header += ["EK-FAC correction / kronfluence", "peak memory"]
+    body = []
     for case in record["cases"].values():
         ratios, size = case["ratios"], case["settings"]
         pairs = (
@@ -132,30 +138,47 @@ def bench_section(path: Path) -> str:
         )
         times = [f"{ratios[f'hf_unlearn {pair}']['time_median']:.2f}x" for pair in pairs]
         peak = max(ratios[f"hf_unlearn {pair}"]["peak"] for pair in pairs)
-        lines.append(f"| vocabulary {size['vocab_size']} | {' | '.join(times)} | at most {peak:.2f}x |")
+        body.append([f"vocabulary {size['vocab_size']}", *times, f"at most {peak:.2f}x"])
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return "\n".join([f"Time per token of a curvature fit (`{record['command']}`; {versions}):", "", *lines])
+    table = markdown_table(header, body, "lllll")
+    return f"Time per token of a curvature fit (`{record['command']}`; {versions}):\n\n{table}"
 
 
-def main():
-    readme, results = ROOT / "README.md", ROOT / "benchmarks/results"
-    text = readme.read_text()
-    if (demo := ROOT / "outputs/demo").is_dir():
-        text = fill(text, "demo", demo_section(demo))
-    sections = {
-        "tofu": ("tofu_tiny.json", table_section),
-        "wmdp": ("wmdp_miniature.json", wmdp_section),
-        "bench": ("curvature.json", bench_section),
-        "sharding": ("sharding.json", sharding_section),
-        "ntk_bench": ("ntk.json", ntk_section),
-    }
-    for name, (file, section) in sections.items():
-        if (results / file).is_file():
-            text = fill(text, name, section(results / file))
-    if forgetting := forgetting_section(results):
-        text = fill(text, "ntk", forgetting)
-    readme.write_text(text)
+SECTIONS: dict[str, Callable[[], str]] = {
+    "demo": demo_section,
+    "tofu": lambda: table_section("tofu_tiny"),
+    "wmdp": wmdp_section,
+    "bench": bench_section,
+    "sharding": sharding_section,
+    "ntk_bench": ntk_section,
+    "ntk": forgetting_section,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Write the measured sections of README.md from benchmarks/results.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a section differs")
+    options = parser.parse_args(arguments)
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    filled = {name: fill(text, name, section()) for name, section in SECTIONS.items()}
+    stale = [name for name, changed in filled.items() if changed != text]
+    if options.check:
+        for name in stale:
+            print(f"README.md, {name}: not what benchmarks/results says; run python benchmarks/update_readme.py")
+        return 1 if stale else 0
+    for name in stale:
+        text = fill(text, name, SECTIONS[name]())
+    readme.write_text(text, encoding="utf-8")
+    for record, (folder, picture) in PICTURES.items():
+        output = ROOT / "outputs" / folder
+        # The folder may hold a later run: a picture belongs to the numbers beside it.
+        if (output / "results.json").is_file() and json.loads((output / "results.json").read_text()) == read(record)[
+            "rows"
+        ]:
+            shutil.copy(output / "pareto.png", ROOT / "docs/images" / picture)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

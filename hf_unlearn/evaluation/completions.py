@@ -6,16 +6,12 @@ KL(original || unlearned) at every completion token, its quantiles (Figure 2), a
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
-from ..data.collators import CausalCollator
 from ..data.prompts import ALPACA, ALPACA_INPUT, QATemplate, encode_qa
-from ..deltas import UpdateDelta
 from ..errors import InputError
-from ..runtime.loading import padding_id
 from .scoring import generate_ids, prompt_ids
-from .specificity import KLResult, TokenKL
+from .specificity import KLResult
 
 
 def generate_completions(
@@ -175,95 +171,3 @@ def _marked(pieces: Sequence[str], kl: Sequence[float], threshold: float) -> str
     show = lambda text: text or "…"
     hot = lambda value: value >= threshold > 0
     return "".join(f"[[{show(text)} {value:.2f}]]" if hot(value) else text for text, value in zip(pieces, kl)).strip()
-
-
-@dataclass(frozen=True)
-class SpecificityReport:
-    """What `specificity_report` measured.
-
-    Attributes:
-        rows: one JSON-able dict a model: model, the columns of `KLResult.table_row`, and completions_sha256, the hash of
-            the measured tokens: only rows of one hash can be compared.
-        results: {label: `KLResult`}, in the order of `completions`.
-        completions: the rows as they were measured, longest first.
-    """
-
-    rows: list[dict]
-    results: dict[str, KLResult]
-    completions: object
-
-    def worst(self, label: str, tokenizer, k: int = 10, by: Literal["mean", "sum", "max"] = "mean") -> list[dict]:
-        """`worst_completions` of one model."""
-        return worst_completions(self.results[label], self.completions, tokenizer, k, by)
-
-    def to_markdown(self) -> str:
-        """A table in nats per token, and below it what was approximated."""
-        names = ("mean", "median", "q90", "q99", "q99.9", "max", "nll_change")
-        lines = ["| model | mean (95 %) | " + " | ".join([*names[1:-1], "NLL change"]) + " |", "|---|" + "---:|" * 7]
-        for row in self.rows:
-            low, high = row["mean_interval"]
-            cells = [f"{row['mean']:.3g} ({low:.3g} to {high:.3g})", *(f"{row[name]:.3g}" for name in names[1:])]
-            lines.append("| " + " | ".join([row["model"].replace("|", "\\|"), *cells]) + " |")
-        first = self.rows[0]
-        lines += ["", f"KL(original \\|\\| model), {first['completions']} completions, {first['tokens']} tokens."]
-        for label, result in self.results.items():
-            if result.approximation is not None:
-                lines.append(f"- {label}: {result.approximation}")
-        return "\n".join(lines)
-
-
-def specificity_report(
-    original,
-    models: Mapping[str, object],
-    completions,
-    tokenizer,
-    *,
-    batch_size: int = 16,
-    cache_bytes: int = 2**32,
-    top_k: int | Literal["auto"] | None = None,
-    seed: int = 0,
-    progress: bool = False,
-) -> SpecificityReport:
-    """KL(original || model) on completions, for every model, with intervals, quantiles and what was approximated.
-
-    Exact when the original's log-probabilities fit `cache_bytes` of the CPU's memory, or when all `models` are models:
-    then the original runs beside each. An update is put into the original and taken out to the bit, so one copy of the
-    model is enough; where the log-probabilities do not fit, its top k stand in for them (`TokenKL`) and the rows say
-    how far that may be off.
-
-    Args:
-        models: {label: model, or `UpdateDelta` of `original`}.
-        completions: rows of `generate_completions`, or any with input_ids and labels.
-        top_k: force an approximation, or none of the above.
-        seed: of the bootstrap.
-
-    Raises:
-        InputError: no models, an update that does not fit the original, or as `TokenKL` says.
-    """
-    from torch.utils.data import DataLoader
-
-    from ..data.rows import fingerprint_rows
-
-    if not models:
-        raise InputError("no model to compare with the original: pass {label: model or UpdateDelta}")
-    if top_k is None and any(isinstance(model, UpdateDelta) for model in models.values()):
-        top_k = "auto"
-    lengths = [len(ids) for ids in completions["input_ids"]]
-    # Rows of one length together; the longest come first, so that a batch too large for the memory fails at once.
-    completions = completions.select(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
-    loader = DataLoader(
-        completions.select_columns(["input_ids", "labels"]),
-        batch_size=batch_size,
-        collate_fn=CausalCollator(padding_id(tokenizer)),
-    )
-    measure = TokenKL(original, loader, cache_bytes, top_k=top_k, seed=seed, progress=progress)
-    results = {}
-    for label, model in models.items():
-        if isinstance(model, UpdateDelta):
-            with model.applied_to(original):
-                results[label] = measure(original, seed=seed)
-        else:
-            results[label] = measure(model, seed=seed)
-    data = {"completions_sha256": fingerprint_rows(completions)}
-    rows = [{"model": label, **result.table_row(seed=seed), **data} for label, result in results.items()]
-    return SpecificityReport(rows, results, completions)

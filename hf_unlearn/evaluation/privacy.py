@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..runtime.modules import evaluation_mode
+from ..runtime.modules import evaluation_mode, trainable
 from .memorization import EPSILON
 from .scoring import predicted_logits
 
@@ -57,20 +57,13 @@ def gradient_norm(model, input_ids: Sequence[int], predicted: Sequence[bool]) ->
     if not any(predicted):
         return None
     weights = [weight for weight in model.parameters() if weight.is_floating_point()]
-    frozen = [weight for weight in weights if not weight.requires_grad]
     device = model.get_input_embeddings().weight.device
     ids = torch.tensor([input_ids], device=device)
     mask = torch.tensor([predicted], device=device)
-    try:
-        for weight in frozen:
-            weight.requires_grad_(True)
-        with evaluation_mode(model, grad=True):
-            logits = predicted_logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, mask)
-            loss = torch.nn.functional.cross_entropy(logits, ids[mask].to(logits.device))
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-    finally:
-        for weight in frozen:
-            weight.requires_grad_(False)
+    with evaluation_mode(model, grad=True), trainable(model, weights):
+        logits = predicted_logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, mask)
+        loss = torch.nn.functional.cross_entropy(logits, ids[mask].to(logits.device))
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
     return float(np.mean([gradient.float().norm().item() for gradient in gradients if gradient is not None]))
 
 

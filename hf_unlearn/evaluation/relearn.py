@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..data.collators import default_collator
 from ..deltas import UpdateDelta
 from ..errors import InputError, NumericalError
-from ..runtime.modules import evaluation_mode, model_device
+from ..runtime.modules import evaluation_mode, model_device, trainable
 
 
 Scores = dict[str, float]
@@ -167,14 +167,12 @@ def _all_weights_trained(model, gradient_checkpointing: bool):
             f"the model holds weights of type {fixed[0]}, which cannot be fine-tuned: load it unquantised"
         )
     kept = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in [*parameters, *model.buffers()]]
-    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    with evaluation_mode(model, grad=True):
+    with evaluation_mode(model, grad=True), trainable(model, parameters):
         try:
             for tensor, _ in kept:
                 if tensor.dtype in (torch.float16, torch.bfloat16):
                     tensor.data = tensor.data.float()
             for parameter in parameters:
-                parameter.requires_grad_(True)
                 parameter.grad = None
             if gradient_checkpointing:
                 model.gradient_checkpointing_enable()
@@ -186,8 +184,6 @@ def _all_weights_trained(model, gradient_checkpointing: bool):
             model.eval()
             for parameter in parameters:
                 parameter.grad = None
-            for parameter in frozen:
-                parameter.requires_grad_(False)
             for tensor, before in kept:
                 if tensor.dtype == before.dtype:
                     tensor.data.copy_(before)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Completions against `model.generate`, the report against TokenKL, and the worst completions against sorting by hand."""
+"""Completions against `model.generate`, and the worst completions against sorting by hand."""
 
 import copy
 import gzip
@@ -14,10 +14,10 @@ from hf_unlearn import UpdateDelta
 from hf_unlearn.data.collators import CausalCollator
 from hf_unlearn.data.prompts import QATemplate
 from hf_unlearn.errors import InputError
-from hf_unlearn.evaluation.completions import generate_completions, specificity_report, worst_completions
-from hf_unlearn.evaluation.specificity import KLResult, TokenKL
+from hf_unlearn.evaluation.completions import generate_completions, worst_completions
+from hf_unlearn.evaluation.specificity import TokenKL
 from hf_unlearn.miniature.training import train_tokenizer
-from hf_unlearn.report.plots import kl_quantile_plot
+from tests.support.divergence import changed, result_of
 from tests.support.models import make_llama
 
 
@@ -43,15 +43,6 @@ def talkative(seed=3):
     with torch.no_grad():
         model.lm_head.weight.mul_(30)
         model.lm_head.weight[2] *= 2
-    return model
-
-
-def moved(model, scale, seed=1):
-    model = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator) * scale * weight.abs().mean())
     return model
 
 
@@ -159,13 +150,6 @@ def test_bad_instructions(tokenizer):
 
 
 # ---- the worst completions ------------------------------------------------------------------------------------------
-def result_of(per_sequence):
-    lengths = torch.tensor([len(kl) for kl in per_sequence])
-    flat = torch.tensor([value for kl in per_sequence for value in kl])
-    means = torch.tensor([sum(kl) / len(kl) for kl in per_sequence])
-    return KLResult(float(flat.mean()), len(flat), (0.0, 1.0), 1.0, 1.0, flat, means, lengths)
-
-
 def test_worst_completions(tokenizer):
     texts = ["the cat", "a dog", "an owl", "oh"]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -208,71 +192,44 @@ def test_characters_of_several_tokens_belong_to_the_last(tokenizer):
     assert [text for text, _ in found["pieces"]].count("") >= 3  # two bytes of the dash, one of è, EOS
 
 
-# ---- the report -----------------------------------------------------------------------------------------------------
-def test_report_of_models_and_updates(tokenizer, completions):
+# ---- KL on completions ----------------------------------------------------------------------------------------------
+def batch(rows):
+    return CausalCollator(0)(rows.select_columns(["input_ids", "labels"]).to_list())
+
+
+def test_an_update_put_into_the_original_moves_completions_as_its_model_does(tokenizer, completions):
     original = talkative()
-    model = moved(original, 0.05)
+    model = changed(original, 0.05)
     delta = UpdateDelta.between(original, model)
     bits = {name: tensor.clone() for name, tensor in original.state_dict().items()}
-    report = specificity_report(
-        original, {"itself": original, "model": model, "update": delta}, completions, tokenizer, batch_size=2
-    )
-    loader = [CausalCollator(0)(completions.select_columns(["input_ids", "labels"]).to_list())]
-    expected = TokenKL(original, loader)(model)
+    measure = TokenKL(original, [batch(completions)])
+    expected = measure(model)
     assert expected.mean > 0.01
-    for label in ("model", "update"):
-        assert report.results[label].mean == pytest.approx(expected.mean, rel=1e-4)
-        assert sorted(report.results[label].per_sequence.tolist()) == pytest.approx(
-            sorted(expected.per_sequence.tolist()), rel=1e-3, abs=1e-6
-        )
-    assert report.results["itself"].mean == 0
+    with delta.applied_to(original):
+        found = measure(original)
+    assert found.mean == pytest.approx(expected.mean, rel=1e-4)
+    assert found.per_sequence.tolist() == pytest.approx(expected.per_sequence.tolist(), rel=1e-3, abs=1e-6)
+    assert measure(original).mean == 0
     assert all(torch.equal(tensor, bits[name]) for name, tensor in original.state_dict().items())
-    assert [row["model"] for row in report.rows] == ["itself", "model", "update"]
-    assert json.loads(json.dumps(report.rows)) == report.rows
-    assert len({row["completions_sha256"] for row in report.rows}) == 1
-    other = specificity_report(original, {"itself": original}, completions.select(range(4)), tokenizer)
-    assert other.rows[0]["completions_sha256"] != report.rows[0]["completions_sha256"]
-    worst = report.worst("model", tokenizer, k=1)[0]
+    worst = worst_completions(found, completions, tokenizer, k=1)[0]
     at = int(expected.per_sequence.argmax())
     assert worst["completion"] == completions[at]["completion"]
     assert worst["kl"] == pytest.approx(float(expected.per_sequence[at]), rel=1e-3)
-    table = report.to_markdown()
-    assert table.count("\n") == 6 and f"| {report.rows[1]['median']:.3g} |" in table and "lower bound" not in table
 
 
-def test_report_says_what_it_approximated(tokenizer, completions):
+def test_an_approximation_on_completions_says_so(completions):
     original = talkative()
-    model = moved(original, 0.05)
-    exact = specificity_report(original, {"m": model}, completions, tokenizer, cache_bytes=0).results["m"]
+    model = changed(original, 0.05)
+    exact = TokenKL(original, [batch(completions)], cache_bytes=0)(model)
     assert exact.approximation is None  # both models run side by side
-    delta = UpdateDelta.between(original, model)
-    report = specificity_report(original, {"m": delta}, completions, tokenizer, cache_bytes=exact.tokens * 120)
-    about = report.results["m"].approximation
-    assert about.k == 13 and report.results["m"].mean <= exact.mean <= about.upper
-    assert "13 most likely of 300" in report.to_markdown()
-    assert report.rows[0]["approximation"]["k"] == 13
-    with pytest.raises(InputError, match="no model to compare"):
-        specificity_report(original, {}, completions, tokenizer)
-    with pytest.raises(InputError, match="in the model and"):
-        wrong = UpdateDelta({"lm_head.weight": torch.zeros(3, 3)})
-        specificity_report(original, {"wrong": wrong}, completions, tokenizer)
-
-
-def test_quantile_plot():
-    generator = np.random.default_rng(0)
-    results = {
-        name: result_of([(scale * generator.exponential(size=9)).tolist() for _ in range(60)])
-        for name, scale in (("kfade", 0.01), ("rmu", 0.2), ("unchanged", 0.0))
-    }
-    axes = kl_quantile_plot(results, ["npo", "kfade", "rmu", "unchanged"]).axes
-    assert [line.get_label() for line in axes[0].lines] == list(results)
-    for ax, values in zip(axes, (results["rmu"].per_sequence, results["rmu"].per_token)):
-        x, y = ax.lines[1].get_data()
-        np.testing.assert_allclose(y, np.quantile(values, x), rtol=1e-5)
-        band = ax.collections[1].get_paths()[0].vertices[:, 1]
-        assert band.min() < y[0] and ax.get_yscale() == "log" and ax.get_xscale() == "logit"
-        # A method that changed nothing does not stretch the axis.
-        assert 1e-6 < ax.get_ylim()[0] < y[0] < y[-1] < ax.get_ylim()[1]
+    measure = TokenKL(original, [batch(completions)], exact.tokens * 120, top_k="auto")
+    with UpdateDelta.between(original, model).applied_to(original):
+        found = measure(original)
+    about = found.approximation
+    assert about.k == 13 and found.mean <= exact.mean <= about.upper
+    assert "13 most likely of 300" in str(about)
+    row = found.table_row()
+    assert row["approximation"]["k"] == 13 and json.loads(json.dumps(row)) == row
 
 
 def test_real_instructions_and_a_trained_model(shared_data):
@@ -288,15 +245,14 @@ def test_real_instructions_and_a_trained_model(shared_data):
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("▁she")] *= -1
-    report = specificity_report(model, {"broken": broken}, rows, tokenizer)
-    assert report.rows[0]["tokens"] == 12 * 40
-    worst = report.worst("broken", tokenizer, k=12)
+    exact = TokenKL(model, [batch(rows)])(broken)
+    assert exact.tokens == 12 * 40
+    worst = worst_completions(exact, rows, tokenizer, k=12)
     she = [kl for found in worst for text, kl in found["pieces"] if text == " she"]
     rest = [kl for found in worst for text, kl in found["pieces"] if text != " she"]
     assert len(she) >= 5 and np.median(she) > 5 > 0.1 > np.median(rest)
     assert "[[ she " in worst[0]["marked"]
-    # The original's 32 most likely tokens are enough to say the same, and the report says how well.
-    kept = specificity_report(model, {"broken": broken}, rows, tokenizer, top_k=32).results["broken"]
-    exact = report.results["broken"].mean
-    assert kept.mean <= exact <= kept.approximation.upper < 1.2 * exact
-    assert kept.approximation.estimate == pytest.approx(exact, rel=0.01) and kept.approximation.covered > 0.99
+    # The original's 32 most likely tokens are enough to say the same, and the result says how well.
+    kept = TokenKL(model, [batch(rows)], top_k=32)(broken)
+    assert kept.mean <= exact.mean <= kept.approximation.upper < 1.2 * exact.mean
+    assert kept.approximation.estimate == pytest.approx(exact.mean, rel=0.01) and kept.approximation.covered > 0.99

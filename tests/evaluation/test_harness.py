@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.evaluation.harness import count_questions, evaluate_tasks, model_hash
-from hf_unlearn.evaluation.harness_scores import Score, format_scores, make_score
+from hf_unlearn.evaluation.harness_scores import make_score
 from hf_unlearn.miniature.training import train_tokenizer
 from tests.support.models import make_llama
 
@@ -204,15 +204,7 @@ def test_before_and_after():
     assert json.loads(json.dumps(both.to_dict()))["scores"]["after"]["b"]["n"] == 4
 
 
-def test_table():
-    before = {"wmdp": Score(0.5, 0.01, 100, 0.25, "acc"), "words": Score(12.5, None, 7, None, "word_perplexity")}
-    after = {"wmdp": Score(0.25, 0.02, 100, 0.25, "acc"), "words": Score(None, None, 7, None, "word_perplexity")}
-    assert format_scores({"before": before, "after": after}, ["wmdp", "words"]).splitlines() == [
-        "| task | questions | chance | before | after | change |",
-        "|---|---:|---:|---:|---:|---:|",
-        "| wmdp | 100 | 25.0 % | 50.0 ± 1.0 % | 25.0 ± 2.0 % | -25.0 % |",
-        "| words (word_perplexity) | 7 | – | 12.5 | – | – |",
-    ]
+def test_the_main_metric_of_a_task():
     # lm-eval's main metric of a task that has several, and of one without accuracy.
     both = make_score({"sample_len": 3, "f1,none": 0.1, "acc,none": 0.2, "acc_stderr,none": "N/A"}, None)
     assert (both.metric, both.accuracy, both.stderr) == ("acc", 0.2, None)

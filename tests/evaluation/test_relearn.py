@@ -12,7 +12,6 @@ from datasets import Dataset
 from hf_unlearn import UpdateDelta
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.evaluation.relearn import attack_table, recovery, relearn
-from hf_unlearn.report.plots import relearn_plot
 from tests.support.models import make_llama
 from tests.support.trainers import make_rows
 
@@ -230,31 +229,6 @@ def test_attack_table(table):
     none = [row for row in table.rows if row["method"] == "none"]
     assert all(row["recovery"] is None and "agree" in row["note"] for row in none)
     assert all(row["relearned"] == row["control"] for row in none)
-
-
-def test_attack_table_in_markdown(table):
-    lines = table[-1].to_markdown().splitlines()
-    row = table[-1].rows[0]
-    assert lines[0].count("|") == 11 and len(lines) == 2 + 16 + 2 + 2
-    assert lines[2].startswith(f"| kfade | benign | 0.001 | bio | {row['original']:.3f} | {row['unlearned']:.3f} |")
-    assert f"{row['relearned']:.3f} ({100 * row['recovery']:.0f} %)" in lines[2]
-    assert "(–)" in next(line for line in lines if line.startswith("| none"))
-    assert "6 steps of 3 rows, AdamW" in lines[-3] and lines[-1].startswith("- none, general: the original")
-
-
-def test_plot(table):
-    curves = table[-1].curves
-    axes = relearn_plot(curves, "general", chance=0.25).axes
-    assert [ax.get_title() for ax in axes] == [
-        f"{attack}, learning rate {rate}" for attack in ("benign", "forget") for rate in ("0.001", "0.01")
-    ]
-    curve = next(c for c in curves if (c["method"], c["attack"], c["learning_rate"]) == ("kfade", "forget", 1e-2))
-    line = next(line for line in axes[3].lines if line.get_label() == "kfade")
-    assert line.get_xdata().tolist() == [0, 3, 6]
-    assert line.get_ydata().tolist() == [scores["general"] for scores in curve["scores"]]
-    ends = [line.get_ydata()[0] for line in axes[3].lines if len(line.get_xdata()) == 1]
-    assert ends == [curve["with_update"]["kfade"]["general"], curves[-1]["with_update"]["none"]["general"]]
-    assert relearn_plot(curves).axes[0].get_ylabel().startswith("bio")
 
 
 def test_bad_input():
