@@ -98,6 +98,12 @@ def scratch_models(
     (`runtime.cache.cached_folder`); `model.name_or_path` is the folder that holds the model and the tokenizer. One
     tokenizer, made from all rows, serves both, as a pretrained tokenizer knows every word too. Rows are cut to 512
     tokens.
+
+    Args:
+        splits (`TofuSplits`): the rows; the answers to real_authors and world_facts are learned by both models.
+        vocab_size (`int`, *optional*, defaults to 1200): of the tokenizer.
+        hidden_size, intermediate_size, layers, heads (`int`, *optional*): as in `training.llama_config`.
+        seed, epochs, learning_rate, batch_size, progress (*optional*): as in `training.train_from_scratch`.
     """
     from transformers import LlamaForCausalLM
 

@@ -179,6 +179,12 @@ def hazard_model(
 
     fp32, eval mode. Trained on the CPU unless the model is in the cache already (`runtime.cache.cached_folder`);
     `model.name_or_path` is the folder that holds the model and the tokenizer.
+
+    Args:
+        hazards (`Hazards`): the texts.
+        vocab_size (`int`, *optional*, defaults to 1500): of the tokenizer.
+        hidden_size, intermediate_size, layers, heads (`int`, *optional*): as in `training.llama_config`.
+        seed, epochs, learning_rate, batch_size, progress (*optional*): as in `training.train_from_scratch`.
     """
     from transformers import LlamaForCausalLM
 

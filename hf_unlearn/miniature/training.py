@@ -82,11 +82,19 @@ def train_from_scratch(
     bits.
 
     Args:
-        rows: `datasets.Dataset` (or list) with input_ids and labels, lists of int.
-        config: a `LlamaConfig` whose pad_token_id is set.
+        rows (`Dataset` or `list[dict]`): with input_ids and labels, lists of int.
+        config (`LlamaConfig`): its pad_token_id must be set.
+        epochs (`int`, *optional*, defaults to 30): passes over the rows, in batches of rows of similar length.
+        learning_rate (`float`, *optional*, defaults to 3e-3): the highest, after the warmup.
+        batch_size (`int`, *optional*, defaults to 32): rows a step.
+        weight_decay (`float`, *optional*, defaults to 0.0): of AdamW.
+        warmup (`float`, *optional*, defaults to 0.1): share of the steps.
+        seed (`int`, *optional*, defaults to 0): of the initial weights and the order of the batches.
+        progress (`bool`, *optional*, defaults to `True`): show a bar.
 
     Raises:
-        InputError: no rows, or no labelled token. NumericalError: the loss is not finite.
+        InputError: no rows, or no labelled token.
+        NumericalError: the loss is not finite.
     """
     from tqdm.auto import tqdm
     from transformers import LlamaForCausalLM
