@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Measured tables and pictures of README.md: `python benchmarks/update_readme.py` after what makes them.
 
-Reads the files in benchmarks/results and writes between the markers of README.md; the picture of a recorded run is copied to
-docs/images/ while its output folder is there. With `--check` nothing is written: exit code 1 when a section is not what its
-file says. Nothing in those places is typed by hand.
+Reads the files in benchmarks/results and writes between the markers of README.md; the picture of a recorded run is
+copied to docs/images/ while its output folder is there. With `--check` nothing is written: exit code 1 when a section
+is not what its file says. Nothing in those places is typed by hand.
 """
 
 import argparse
@@ -103,7 +103,8 @@ def ntk_section() -> str:
         dual = next((row for row in rows if row["dual_kernel_bytes"] > 15e9), rows[-1])
         sentences.append(
             f"Over {', '.join(counts)} images the primal Gram takes {', '.join(seconds)} CPU seconds a thousand and "
-            f"{', '.join(memory)} MB; the dual kernel of {dual['images']:,} images would have {dual['dual_kernel_bytes'] / 1e9:.0f} GB."
+            f"{', '.join(memory)} MB; the dual kernel of {dual['images']:,} images would have "
+            f"{dual['dual_kernel_bytes'] / 1e9:.0f} GB."
         )
     if row := record.get("request"):
         first = row["first_request"]
@@ -117,8 +118,8 @@ def ntk_section() -> str:
         sentences.append(
             f"A request on {row['images']:,} images, {first['forget_rows']} of them to forget, costs "
             f"{found['request_over_retraining']:.2f}x retraining to the same accuracy "
-            f"{'; '.join([scores(first), *sampled])}. The solve is {percent(found['solve_share'])} of it. A second request "
-            f"on the same model costs {found['second_request_over_first']:.2f}x the first."
+            f"{'; '.join([scores(first), *sampled])}. The solve is {percent(found['solve_share'])} of it. A "
+            f"second request on the same model costs {found['second_request_over_first']:.2f}x the first."
         )
     commands = dict.fromkeys(run["command"] for run in record["runs"].values())
     return f"{', '.join(f'`{command}`' for command in commands)}: " + " ".join(sentences)

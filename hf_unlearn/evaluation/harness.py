@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Accuracy on the tasks of lm-eval, of models in memory: before and after in one call, cached, on any number of processes."""
+"""Accuracy of models in memory on lm-eval's tasks: before and after in one call, cached, on one process or many."""
 
 import contextlib
 import copy
@@ -59,7 +59,8 @@ def evaluate_tasks(
         tasks: names: `wmdp`, `wmdp_bio`, `mmlu`, `mmlu_virology`, `hellaswag` ... Those outside WMDP and MMLU take ten
             seconds more, as lm-eval then reads all of its names.
         questions: {task name: [{"question", "choices", "answer": index}]}, all of which are tasks too. The prompt is
-            `Question: ...\\nAnswer:`, the choices follow after a space, and the likeliest (summed log-probability) is taken.
+            `Question: ...\\nAnswer:`, the choices follow after a space, and the likeliest (summed log-probability) is
+            taken.
         data_dir: folder with local copies of WMDP and MMLU (`wmdp/bio_test.jsonl.gz`, `mmlu/test.jsonl` with a column
             `subject`, `mmlu/dev.jsonl` for examples; also flat: see `data.sources.LOCAL_NAMES`); otherwise the Hub.
         include_path: folder with your own lm-eval task files; their names win over the built-in ones.
@@ -202,7 +203,7 @@ def count_questions(loaded: Mapping, limit: int | None = None) -> dict[str, int]
 
 
 def model_hash(model) -> str:
-    """SHA-256 of the weights and buffers of a model (sharded ones are put together, by all processes) and its settings."""
+    """SHA-256 of a model's weights and buffers (sharded ones are put together, by all processes) and settings."""
     digests = {}
     for name, tensor in model.state_dict().items():
         tensor = tensor.full_tensor() if isinstance(tensor, torch.distributed.tensor.DTensor) else tensor
@@ -252,7 +253,8 @@ def _agreed(key: dict, folder: Path, cache: bool, accelerator) -> dict | None:
         shares = processes.gather((key, found))
         if different := [name for name in key if any(other[name] != key[name] for other, _ in shares)]:
             raise InputError(
-                f"the processes do not evaluate the same thing (different {', '.join(different)}); give all of them the same"
+                f"the processes do not evaluate the same thing (different {', '.join(different)}); give all of them the "
+                "same"
             )
         found = shares[0][1]
     return found

@@ -19,8 +19,8 @@ SEED = 1234
 class SpreadLM(HFLM):
     """`HFLM` of a model in memory, of which every process has a copy (or its shards) and answers every n-th batch.
 
-    lm-eval itself spreads documents over processes only for models that it loads by name. Requests are put into the same
-    batches here however many processes there are, each batch is answered by HFLM's own code, and all processes get all
+    lm-eval itself spreads documents over processes only for models that it loads by name. Requests are put into the
+    same batches here however many processes there are, each batch is answered by HFLM's own code, and all processes get all
     answers: so the answers of one process and of many are the same bits on like machines.
 
     Args:
@@ -70,8 +70,8 @@ class SpreadLM(HFLM):
             NumericalError: a log-likelihood is NaN (on every process).
         """
         (rank, size), batches = share, make_batches(inputs, int(self.batch_size))
-        # Every process asks the model equally often, since a sharded one needs all of them in each forward pass. Who has
-        # no batch left asks the last one too.
+        # Every process asks the model equally often, since a sharded one needs all of them in each forward pass. Who
+        # has no batch left asks the last one too.
         rounds = math.ceil(len(batches) / size)
         mine = [min(number * size + rank, len(batches) - 1) for number in range(rounds)]
         answered = {}  # number of a batch -> its answers

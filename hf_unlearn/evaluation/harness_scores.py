@@ -34,9 +34,10 @@ class HarnessResult:
     Attributes:
         scores: {label: {task or group: Score}}, groups before their tasks.
         tasks: the tasks and groups that were asked for and the direct members of these groups: the rows of the table.
-        settings: what the numbers depend on besides model and data (limit, batch_size, max_length, lm-eval's version ...).
+        settings: what the numbers depend on besides model and data (limit, batch_size, max_length, lm-eval's version).
         models: {label: {"sha256" of the weights, "cached": whether the scores were read from the cache}}.
-        samples: {label: {task: one dict a question}} with `log_samples`: prompt, continuations, responses, target, metrics.
+        samples: {label: {task: one dict a question}} with `log_samples`: prompt, continuations, responses, target,
+            metrics.
     """
 
     scores: dict[str, dict[str, Score]]

@@ -73,8 +73,8 @@ def relearn(
     """Fine-tune all weights on `rows`, watch what comes back, and put every weight back to the bit.
 
     A half-precision model is trained as fp32 weights (on an accelerator with bf16 arithmetic, autocast), and evaluated
-    so at step 0 too: in bf16 a weight of 0.02 cannot move by 1e-5. Memory: 16 bytes a weight (fp32 weight and gradient,
-    two moments) where the model lies, and a copy of the weights on the CPU.
+    so at step 0 too: in bf16 a weight of 0.02 cannot move by 1e-5. Memory: 16 bytes a weight (fp32 weight and
+    gradient, two moments) where the model lies, and a copy of the weights on the CPU.
 
     Args:
         model: any causal LM with floating-point weights; it stays where it lies.
@@ -159,7 +159,7 @@ def _order(rows: int, seed: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _all_weights_trained(model, gradient_checkpointing: bool):
-    """The model in training mode with every weight trainable and none below fp32; as it was, to the bit, afterwards."""
+    """The model in training mode, every weight trainable and none below fp32; as it was, to the bit, afterwards."""
     parameters = list(model.parameters())
     fixed = [p.dtype for p in parameters if not p.is_floating_point() or p.dtype.itemsize < 2]
     if fixed:
@@ -225,7 +225,7 @@ def attack_table(
     Args:
         original: the model before unlearning, from which the updates were taken.
         updates: {method: its update}; `UpdateDelta.between(original, unlearned)` makes one of two models.
-        attacks: {name: rows}, for example benign (Wikitext), related (the domain's harmless texts), and a few forget rows.
+        attacks: {name: rows}, for example benign (Wikitext), related (the domain's harmless texts), a few forget rows.
         evaluate: as for `relearn`, of what was to be forgotten.
         learning_rates: each attack runs at each. Small models move too little at the paper's 1e-5.
         settings: further arguments of `relearn`.

@@ -41,14 +41,14 @@ class Approximation:
     def __str__(self) -> str:
         return (
             f"from the original's {self.k} most likely of {self.vocabulary} tokens ({100 * self.covered:.2f} % of its "
-            f"probability), the rest as one: a lower bound; estimate {self.estimate:.3g} +- {self.estimate_error:.1g}, "
-            f"upper bound {self.upper:.3g}"
+            f"probability), the rest as one: a lower bound; estimate {self.estimate:.3g} +- {self.estimate_error:.1g}"
+            f", upper bound {self.upper:.3g}"
         )
 
 
 @dataclass(frozen=True)
 class KLResult:
-    """KL(original || model) over the predicted tokens of a data set, in nats per token.
+    """KL(original || model) over the predicted tokens of a dataset, in nats per token.
 
     Attributes:
         mean: over tokens.
@@ -183,8 +183,8 @@ class TokenKL:
             top_k = most_that_fit(cache_bytes, self.tokens, width)
             if top_k < 1:
                 raise InputError(
-                    f"cache_bytes={cache_bytes} holds no token of the original at {self.tokens} positions: give at least "
-                    f"{self.tokens * bytes_per_token(64, width)} (top 64), or fewer rows"
+                    f"cache_bytes={cache_bytes} holds no token of the original at {self.tokens} positions: give at "
+                    f"least {self.tokens * bytes_per_token(64, width)} (top 64), or fewer rows"
                 )
         if not isinstance(top_k, int) or top_k < 1:
             raise InputError(f"top_k={top_k!r}: give a number of tokens from 1 on, or 'auto'")

@@ -34,7 +34,7 @@ def group_rows(rows: Sequence[Mapping], size_key: str | None = None) -> list[lis
 def mean_row(rows: Sequence[Mapping]) -> dict:
     """The mean of every metric over the runs of one line, and beside it `<metric>_std` (population, as papers print).
 
-    Mappings of numbers (`accuracy`, `lost`) are averaged key by key. Where one run has no number, neither has the mean.
+    Mappings of numbers (`accuracy`, `lost`) are averaged key by key. Where a run has no number, neither has the mean.
     Settings that differ are a list in the order of the runs; texts other than notes and lists of numbers are left out.
     """
     metrics = {}

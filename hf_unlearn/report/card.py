@@ -15,8 +15,8 @@ from .vocabulary import KINDS
 # What an evaluation would have to show before a reader may believe it; a card drops the lines of what was tested.
 NOT_SHOWN = {
     "relearning": "Relearning was not tested: fine-tuning, even on a few examples, may bring back what was removed.",
-    "attacks": "Prompts made to extract the knowledge (paraphrases, other languages, jailbreaks, prefilled answers) were "
-    "not tried.",
+    "attacks": "Prompts made to extract the knowledge (paraphrases, other languages, jailbreaks, prefilled answers) "
+    "were not tried.",
     "quantization": "The effect of quantising the model was not measured; rounding can undo small updates.",
     "privacy": "Membership inference was not measured.",
     "seeds": "The numbers are of one seed.",
@@ -58,8 +58,8 @@ def render_card(context: Mapping) -> str:
         context: `method` (its name) and, all optional:
 
             - model_name, repo_id, license, language, datasets, pipeline_tag: of the model that is published;
-            - base_model, base_revision: Hub id that unlearning started from (of anything else only that it is not on the Hub
-              is told);
+            - base_model, base_revision: Hub id that unlearning started from (of anything else only that it is not on
+              the Hub is told);
             - settings, seed, paper ({"title", "id", "bibtex"}): of the method;
             - forget, retain: what was removed and what was to be kept, in plain words; forget_rows, forget_sha256;
             - original, unlearned, retrained: rows as in `report.page.write_report`;

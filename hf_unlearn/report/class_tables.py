@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Sections on class forgetting: a table a metric in the layout of Fast-NTK's tables, beside the paper's own figures."""
+"""Sections on class forgetting: a table a metric as in the Fast-NTK paper, beside the paper's own figures."""
 
 import importlib.resources
 import json

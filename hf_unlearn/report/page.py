@@ -77,9 +77,10 @@ def write_report(
     """Write results.json, report.json, report.md, pareto.png, kl.png and report.html (one file, works offline).
 
     Args:
-        rows: one dict a method, size and seed, all of one kind (`vocabulary_of`): method, what the kind measures, seconds,
-            peak_memory_mb, settings, and note where something needs saying; the kind's references among them. A value may be
-            None: not measured. Rows that differ in their seed alone are one line of the table, mean ± standard deviation.
+        rows: one dict a method, size and seed, all of one kind (`vocabulary_of`): method, what the kind measures,
+            seconds, peak_memory_mb, settings, and note where something needs saying; the kind's references among them.
+            A value may be None: not measured. Rows that differ in their seed alone are one line of the table, mean ±
+            standard deviation.
         candidates: the same for every setting that was tried.
         kl_samples: {method: KL of every token, nats}.
         sections: further parts of the report; their figures are written too.

@@ -260,7 +260,7 @@ def class_bars(
     """Class forgetting: one panel a metric, a group of bars for every number of images per class.
 
     Args:
-        lines: of `ClassVocabulary`; error bars are standard deviations over seeds, hatched is what has no number because
+        lines: of `ClassVocabulary`; error bars are standard deviations over seeds, hatched is what has no number as
             relearning did not end in time.
         metrics: {key: title of its panel}.
         references: `ClassVocabulary.references`; the first relearns nothing.

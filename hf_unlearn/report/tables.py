@@ -13,8 +13,8 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], align: 
     Args:
         header: headings.
         body: rows of cells, each as long as the header.
-        align (`str`, *optional*): one letter a column, "l" or "r"; columns without one are to the right, the first to the
-            left.
+        align (`str`, *optional*): one letter a column, "l" or "r"; columns without one are to the right, the first to
+            the left.
     """
     rule = ["---" if side == "l" else "---:" for side in (align or "l").ljust(len(header), "r")]
     lines = [header, *body]

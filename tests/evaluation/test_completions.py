@@ -233,7 +233,7 @@ def test_an_approximation_on_completions_says_so(completions):
 
 
 def test_real_instructions_and_a_trained_model(shared_data):
-    """Stories of a real small Llama, one of its words made impossible: that word is what the report shows as broken."""
+    """Stories of a real small Llama, one of its words made impossible: that word is what is shown as broken."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = shared_data / "weights" / "stories260k"

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""lm-eval's tasks on models in memory, against a scorer written by hand: one prompt at a time, no padding, no lm-eval."""
+"""lm-eval's tasks on models in memory, against a scorer written by hand: one prompt at a time, without padding."""
 
 import functools
 import gzip

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The meaning of rows that every kind has: lines over seeds and sizes, columns, axes, when a line has reached its goal."""
+"""The base of every kind of rows: lines over seeds and sizes, columns, axes, when a line has reached its goal."""
 
 import abc
 import functools
@@ -21,7 +21,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table: the runs of one method at one size, one for every seed, and whether all reached the goal."""
+    """One line of a table: the runs of one method at one size, one a seed, and whether all reached the goal."""
 
     runs: Sequence[Run]
     reached: bool
@@ -90,7 +90,7 @@ class Axis:
 
 
 class Vocabulary(abc.ABC):
-    """What one kind of rows means. A row is a dict with `method`, `seed` and a size where there are several, and metrics.
+    """What one kind of rows means. A row is a dict: `method`, `seed` and size where there are several, and metrics.
 
     Attributes:
         key: a key that rows of this kind alone have.
@@ -153,7 +153,7 @@ class Vocabulary(abc.ABC):
         return [row for row in rows if row["method"] not in self.references and self.shown(row)]
 
     def original_of(self, row: Mapping, rows: Sequence[Mapping]) -> Mapping | None:
-        """The row of the model before unlearning that a row is compared with: of its size, and of its seed if there is."""
+        """The row of the model before unlearning, of the size of `row` and of its seed if there is one."""
         size = row.get(self.size_key)
         found = [one for one in rows if one["method"] == self.references[0] and one.get(self.size_key) == size]
         return next((one for one in found if one.get("seed") == row.get("seed")), found[0] if found else None)

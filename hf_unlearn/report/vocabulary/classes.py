@@ -16,8 +16,9 @@ PROBE = "probe: "  # begins the method of a row of linear probing, which is no l
 class ClassVocabulary(Vocabulary):
     """One class forgotten: accuracies in percent, and the epochs until D_f is learnt again, None beyond the limit.
 
-    Rows have `per_class` (images per class), `seed`, `retain`, `forget`, `holdout`, `relearning_epochs` and `seconds`; those
-    of candidates `full_retain` too, the accuracy of the tuned model on D_r, which rows of a table take from its row "Full".
+    Rows have `per_class` (images per class), `seed`, `retain`, `forget`, `holdout`, `relearning_epochs` and `seconds`;
+    those of candidates `full_retain` too, the accuracy of the tuned model on D_r, which rows of a table take from
+    their row "Full".
     """
 
     key = "per_class"
@@ -31,9 +32,10 @@ class ClassVocabulary(Vocabulary):
         ("relearning_epochs", "epochs to relearn D_f", 1, "as retrained"),
     )
     captions = {
-        "table": "Accuracy in percent on D_r, the training images that stay, on D_f, those of the forgotten class, and on the "
-        "hold-out set, which has all classes, the forgotten one too. Epochs to relearn: of training on D_f alone until its loss "
-        f"is low again. ✓ marks rows with at most {FORGOTTEN:g} % on D_f that keep D_r within {TOLERANCE:g} points of Full.",
+        "table": "Accuracy in percent on D_r, the training images that stay, on D_f, those of the forgotten class, and "
+        "on the hold-out set, which has all classes, the forgotten one too. Epochs to relearn: of training on D_f alone "
+        f"until its loss is low again. ✓ marks rows with at most {FORGOTTEN:g} % on D_f that keep D_r within "
+        f"{TOLERANCE:g} points of Full.",
         "bold": f"at most {FORGOTTEN:g} % on D_f, and D_r within {TOLERANCE:g} points of Full",
         "pareto": "How much of the class was forgotten against the accuracy on what stays",
     }
@@ -77,16 +79,16 @@ class ClassVocabulary(Vocabulary):
         return -max(row["forget"], FORGOTTEN), min(row["retain"], row["full_retain"] - TOLERANCE)
 
     def alike(self, rows: Sequence[Mapping]) -> list[int]:
-        """Indices of the rows that forgot and kept most, among which only the epochs to relearn, and then D_r, decide."""
+        """Indices of the rows that forgot and kept most: among them the epochs to relearn, and then D_r, decide."""
         scores = [self.forgotten(row) or (-math.inf, -math.inf) for row in rows]
         return [index for index, score in enumerate(scores) if score == max(scores)]
 
     def choose(self, rows):
         """Index of the row to show, by training rows alone and without the retrained model.
 
-        At most `FORGOTTEN` % right on D_f counts as forgotten, and `TOLERANCE` points of D_r less than the tuned model as kept;
-        of those alike in both the one that takes longest to relearn D_f, then the one that keeps most of D_r. Where
-        relearning is expensive it need be measured for the rows that are `alike` alone.
+        At most `FORGOTTEN` % right on D_f counts as forgotten, and `TOLERANCE` points of D_r less than the tuned model
+        as kept; of those alike in both the one that takes longest to relearn D_f, then the one that keeps most of D_r.
+        Relearning is expensive: only the rows that are `alike` need its number.
         """
 
         def order(index):
@@ -99,7 +101,8 @@ class ClassVocabulary(Vocabulary):
     def summarise(self, rows):
         lines = self.lines(rows)
         sizes = list(dict.fromkeys(line.row[self.size_key] for line in lines))
-        goal = f"The goal is at most {FORGOTTEN:g} % on D_f, with D_r within {TOLERANCE:g} points of {self.references[0]}."
+        full = self.references[0]
+        goal = f"The goal is at most {FORGOTTEN:g} % on D_f, with D_r within {TOLERANCE:g} points of {full}."
         return " ".join([goal, *(self._of_size(lines, size) for size in sizes)])
 
     def _of_size(self, lines: Sequence[Line], size: int) -> str:

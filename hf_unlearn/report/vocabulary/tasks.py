@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The vocabulary of multiple-choice tasks: accuracy on what is to be forgotten and in general, KL on unrelated text."""
+"""The vocabulary of multiple-choice tasks: accuracy on what is to be forgotten and in general, KL elsewhere."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,12 +25,12 @@ class TaskVocabulary(Vocabulary):
         ("kl", "KL from the original on completions of unrelated instructions, nats per token", 4, "lower"),
     )
     captions = {
-        "table": "Accuracy in percent with its standard error. Lost: how much of the original's distance to chance is gone, "
-        f"in the domain that lost least; ✓ marks rows with {LOST:.0%} or more in every domain that lost at most {POINTS:g} points "
-        "of general accuracy. KL: mean divergence from the original model per token of completions that the original wrote "
-        "to unrelated instructions, with its 95 % interval.",
-        "bold": f"{LOST:.0%} or more of the distance to chance is gone in every domain, and at most {POINTS:g} points of general "
-        "accuracy",
+        "table": "Accuracy in percent with its standard error. Lost: how much of the original's distance to chance is "
+        f"gone, in the domain that lost least; ✓ marks rows with {LOST:.0%} or more in every domain that lost at most "
+        f"{POINTS:g} points of general accuracy. KL: mean divergence from the original model per token of completions "
+        "that the original wrote to unrelated instructions, with its 95 % interval.",
+        "bold": f"{LOST:.0%} or more of the distance to chance is gone in every domain, and at most {POINTS:g} points "
+        "of general accuracy",
         "pareto": "Share of the distance to chance lost against general accuracy and KL divergence",
         "kl": "Cumulative distribution of the KL divergence per token of unrelated completions, one curve a method",
     }
@@ -86,8 +86,8 @@ class TaskVocabulary(Vocabulary):
         answers = lambda row: ", ".join(f"{task} {row['accuracy'][task]:.1%}" for task in domains)
         passing = sorted((line.row for line in tried if line.reached), key=lambda row: row["kl"])
         goal = (
-            f"the goal ({LOST:.0%} of the distance to chance gone in every domain, at most {POINTS:g} points of general "
-            "accuracy)"
+            f"the goal ({LOST:.0%} of the distance to chance gone in every domain, at most {POINTS:g} points of "
+            "general accuracy)"
         )
         opening = f"The original model answers {answers(original)} of the questions on what was to be forgotten."
         if not passing:
@@ -96,7 +96,8 @@ class TaskVocabulary(Vocabulary):
         sentences = [
             opening,
             f"{best['method']} reaches {goal} with the least change elsewhere: {answers(best)}; general accuracy "
-            f"{-best['general_loss']:+.1f} points, KL {format_number(best['kl'], 4)} nats per token of unrelated text.",
+            f"{-best['general_loss']:+.1f} points, KL {format_number(best['kl'], 4)} nats per token of unrelated "
+            "text.",
         ]
         if others := [f"{row['method']} (KL {format_number(row['kl'], 4)})" for row in passing[1:]]:
             sentences.append(f"At a greater cost it is also reached by {', '.join(others)}.")

@@ -31,10 +31,10 @@ class TofuVocabulary(Vocabulary):
         ("retain_kl", "KL from the original on retained answers, nats per token", 4, "lower"),
     )
     captions = {
-        "table": "Forget quality: p-value of a two-sample Kolmogorov-Smirnov test between the truth ratios of the unlearned "
-        "and of the retrained model on the forget set; ✓ marks 0.05 or more: the test cannot tell them apart. Kept: "
-        "retained-answer probability in percent of the original's. Retain KL: mean divergence from the original model per "
-        "token of the retained answers.",
+        "table": "Forget quality: p-value of a two-sample Kolmogorov-Smirnov test between the truth ratios of the "
+        "unlearned and of the retrained model on the forget set; ✓ marks 0.05 or more: the test cannot tell them "
+        "apart. Kept: retained-answer probability in percent of the original's. Retain KL: mean divergence from the original "
+        "model per token of the retained answers.",
         "bold": "the Kolmogorov-Smirnov test cannot tell the model from the retrained one (p >= 0.05)",
         "pareto": "Forget quality of every method against what it kept of the retained answers",
         "kl": "Cumulative distribution of the KL divergence per retained token, one curve a method",
