@@ -52,7 +52,8 @@ print(failed)
 """
 
 IMPORTS = {
-    "before peft": "import hf_unlearn, importlib.util; assert importlib.util.find_spec('peft') and 'peft' not in sys.modules\n"
+    "before peft": "import hf_unlearn, importlib.util\n"
+    "assert importlib.util.find_spec('peft') and 'peft' not in sys.modules\n"
     "from peft import PeftModel",
     "after peft": "from peft import PeftModel; import hf_unlearn",
     "through transformers": "import hf_unlearn; from transformers import Trainer; from peft import PeftModel",
@@ -62,7 +63,7 @@ IMPORTS = {
 
 
 def test_fresh_interpreters_load_adapters(tmp_path):
-    """After `import hf_unlearn` in any order with peft; and an exported BatchNorm adapter without hf_unlearn at all."""
+    """After `import hf_unlearn` in any order with peft; an exported BatchNorm adapter without hf_unlearn at all."""
     make_vit().save_pretrained(tmp_path / "vit")
     prompts = get_peft_model(make_vit(), KeyValuePromptConfig(init_std=1.0))
     prompts.save_pretrained(tmp_path / "prompts")

@@ -153,7 +153,7 @@ def _dual(jacobians, settings, targets, retain, forget, loader, processes):
 
 
 def _pseudo(jacobians, settings, targets, retain, forget, loader, processes):
-    """Kernel of the summed logit over sqrt(C) (Mohamadi et al. 2023), the same for all classes; two backwards a sample."""
+    """Kernel of the summed logit over sqrt(C), one for all classes (Mohamadi et al. 2023); two backwards a sample."""
 
     def chunks_of(rows: Dataset) -> list[tuple[Tensor, Tensor, Tensor]]:
         chunks = []
@@ -187,7 +187,7 @@ def _pseudo(jacobians, settings, targets, retain, forget, loader, processes):
 
 
 def _matrix_free(jacobians, settings, targets, retain, forget, loader, processes):
-    """Conjugate gradients; J v and J^T u are recomputed from the data at every step: O(p) memory beside the residuals."""
+    """Conjugate gradients with J v and J^T u recomputed at every step: O(p) memory beside data and residuals."""
     sides = own(processes, lambda: [list(share_of(loader(rows), processes)) for rows in (retain, forget)])
 
     def residuals(batch) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_protocol_of_a_model_of_transformers(kind, tmp_path, monkeypatch):
-    """From a YAML: random weights drawn from the seed, or a model trained here; a head that is a layer or a sequence."""
+    """From a YAML: random weights of the seed, or a model trained here; a head that is a layer or a sequence."""
     monkeypatch.setenv("HF_UNLEARN_CACHE", str(tmp_path / "cache"))
     model = {"config": MODELS[kind], "new_head": True}
     if kind == "mobilenet_v2":

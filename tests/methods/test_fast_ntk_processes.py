@@ -30,7 +30,7 @@ SOLVERS = {
 
 
 def sets(name):
-    """(forget, retain) of 40 rows in batches of 4 * 3: the last is smaller, and a small forget set is process 0's alone."""
+    """(forget, retain) of 40 rows in batches of 12: the last is smaller; a small forget set is process 0's alone."""
     rows = select_per_class(load_images("digits"), 4, seed=0)
     forget = {"a class": [12, 13, 14, 15], "rows on both": range(0, 40, 3), "one row": [7]}
     return split_class(rows, 3) if name == "a class" else split_rows(rows, forget[name])
@@ -52,9 +52,10 @@ class Models:
         with pytest.MonkeyPatch.context() as patch:
             count = lambda self, inputs, *basis: seen.append(len(inputs["labels"])) or original(self, inputs, *basis)
             patch.setattr(Jacobians, "__call__", count)
+            forget, retain = sets(rows)
             update, report = request.solve_request(
-                self.tuned, self.names, method, *reversed(sets(rows)), collator or Collator64(), start=at, accelerator=state
-            )  # fmt: skip
+                self.tuned, self.names, method, retain, forget, collator or Collator64(), start=at, accelerator=state
+            )
         return update, report, sum(seen)
 
     def train(self, folder, rows):
@@ -143,7 +144,8 @@ class Failing:
         return Collator64()(rows)
 
 
-# What fails on the second process alone: the n-th batch that it reads (of 3 retain batches and a forget batch), a function.
+# What fails on the second process alone: the n-th batch that it reads (of 3 retain batches and a forget batch), or a
+# function.
 FAILURES = {
     "margin": ("primal", 2),
     "forget Gram": ("primal", 4),

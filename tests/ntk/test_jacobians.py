@@ -148,9 +148,9 @@ def test_the_midpoint_is_a_secant():
     assert 3.5 < error(0.02, 0.0) / error(0.01, 0.0) < 4.5
 
 
-# ---- through the tuners, and of models of transformers ---------------------------------------------------------------
+# ---- through the tuners, and of models of transformers --------------------------------------------------------------
 def test_batch_norm_has_its_own_backward_through_the_tuner(monkeypatch):
-    """The path that the recipes use, against `jacrev` and against normalised values times a weight for every sample."""
+    """The path of the recipes, against `jacrev` and against normalised values times a weight for every sample."""
     model = get_peft_model(make_resnet(), BatchNormTuningConfig(**HEAD))
     nudge(model)
     names, calls, apply = tuned_names(model), [], module._ChannelAffine.apply

@@ -20,7 +20,7 @@ def problem(forget, retain, classes, size, seed=0):
 
 
 def trained(jacobian, residual, ridge):
-    """argmin |J w - e|^2 + ridge |w|^2, of minimum norm: least squares of the augmented system, no normal equations."""
+    """argmin |J w - e|^2 + ridge |w|^2 of minimum norm: least squares of the augmented system, no normal equations."""
     j, e = jacobian.flatten(0, 1), residual.flatten()
     if ridge:
         size = j.shape[1]

@@ -98,10 +98,12 @@ def update_of(trainer):
 
 MODELS = {
     "mobilenet_v2": {
-        "model_type": "mobilenet_v2", "image_size": 8, "depth_multiplier": 0.25, "expand_ratio": 2.0, "output_stride": 8,
-        "finegrained_output": False, "initializer_range": 0.3,
+        "model_type": "mobilenet_v2", "image_size": 8, "depth_multiplier": 0.25, "expand_ratio": 2.0,
+        "output_stride": 8, "finegrained_output": False, "initializer_range": 0.3,
     },
-    "resnet": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+    "resnet": {
+        "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic",
+    },
 }  # fmt: skip
 # Random weights are too far from linear for one step over all 52 normalisations of a MobileNetV2: the last is tuned.
 TUNED = {"mobilenet_v2": {"target_modules": r".*conv_1x1\.normalization", **HEAD}, "resnet": HEAD}

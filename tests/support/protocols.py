@@ -15,8 +15,14 @@ def tiny_protocol(**changes) -> dict:
     }
     config["tuning"] = {"epochs": 8, "learning_rate": 2.0e-2, "batch_size": 20}
     config["methods"] = [
-        {"label": "Max Loss", "method": "first_order", "settings": {"objective": "max_loss"}, "search": {"learning_rate": [0.01]}, "epochs": 3},
-        {"label": "Random Label", "method": "first_order", "settings": {"objective": "random_label"}, "search": {"learning_rate": [0.01]}, "epochs": 2},
+        {
+            "label": "Max Loss", "method": "first_order", "settings": {"objective": "max_loss"},
+            "search": {"learning_rate": [0.01]}, "epochs": 3,
+        },
+        {
+            "label": "Random Label", "method": "first_order", "settings": {"objective": "random_label"},
+            "search": {"learning_rate": [0.01]}, "epochs": 2,
+        },
         {"label": "Fast-NTK", "method": "fast_ntk", "search": {"ridge": [0.1]}},
     ]  # fmt: skip
     config["relearning"] = {"learning_rate": 1e-2, "max_epochs": 3}
