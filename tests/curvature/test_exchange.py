@@ -6,77 +6,29 @@ import time
 
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher
-from accelerate.state import AcceleratorState
+from accelerate import debug_launcher
 
-from hf_unlearn.curvature import Curvature, make_curvature
+from hf_unlearn.curvature import Curvature
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.optim import NaturalGradientAscent
 from hf_unlearn.runtime.sharded import whole
-from tests.curvature.test_kinds import batches, ragged
+from tests.support.curvature import (
+    THIRTEEN,
+    assert_same_solution,
+    factors,
+    fitted,
+    gradients,
+    launched,
+    rows,
+    solved,
+    tiny,
+)
 from tests.support.models import make_llama
 
 
 pytestmark = pytest.mark.multi_process
 
 KINDS = ("ekfac", "kfac", "diagonal", "identity")
-THIRTEEN = ragged(vocab=20, lengths=(7, 4, 5, 3, 6, 4, 4, 7, 5, 6, 3, 5, 6))
-
-
-def tiny(layers=4):
-    return make_llama(
-        vocab_size=20, hidden_size=8, intermediate_size=12, layers=layers, initializer_range=0.3
-    ).double()
-
-
-def rows(size=2, data=THIRTEEN):
-    return batches(*data[:2], size=size, mask=data[2])
-
-
-def fitted(kind="ekfac", model=None, data=None, **options):
-    return make_curvature(kind).fit(
-        tiny() if model is None else model, rows() if data is None else data, progress=False, **options
-    )
-
-
-def gradients(curvature):
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: torch.randn(target["shape"], generator=generator, dtype=torch.float64)
-        for name, target in curvature.metadata["targets"].items()
-    }
-
-
-def solved(curvature):
-    return next(curvature.solve_many(gradients(curvature), [1e-3]))
-
-
-def assert_same_solution(one, other, tolerance=1e-6):
-    (steps, norm), (other_steps, other_norm) = one, other
-    assert steps.keys() == other_steps.keys() and norm == pytest.approx(other_norm, rel=tolerance)
-    for name, step in steps.items():
-        assert (step - other_steps[name]).norm() <= tolerance * step.norm(), name
-
-
-def factors(curvature):
-    """Name -> factor or eigenvalues in the weight's own coordinates, which no sign of an eigenvector changes."""
-    found = {}
-    for key, tensor in curvature.tensors.items():
-        if key.startswith("vectors."):
-            values = curvature.tensors[key.replace("vectors", "values", 1)]
-            found[key] = (tensor * values) @ tensor.T
-        elif curvature.kind == "diagonal":
-            found[key] = tensor
-    return found
-
-
-def launched(size):
-    """The accelerator of a worker, which inherits the state of a parent that may have been one process."""
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == size
-    return accelerator
 
 
 def fit_and_save(folder, size, data):

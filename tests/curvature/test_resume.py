@@ -12,53 +12,22 @@ import pytest
 import torch
 from accelerate import debug_launcher
 
-from hf_unlearn.curvature import Curvature, passes, plan
-from hf_unlearn.errors import InputError
-from tests.curvature.test_exchange import assert_same_solution, fitted, launched, rows, solved, tiny
-
-
-class Stopping(list):
-    """Batches that fail for good after so many readings in all."""
-
-    def __init__(self, data, after):
-        super().__init__(data)
-        self.left = after
-
-    def __iter__(self):
-        for batch in super().__iter__():
-            self.left -= 1
-            if self.left < 0:
-                raise OSError("stopped")
-            yield batch
-
-
-class Counted:
-    """How many batches this process computes."""
-
-    def __init__(self):
-        self.count, self.call = 0, passes.Backward.__call__
-
-    def __enter__(self):
-        def call(backward, *args, **kwargs):
-            self.count += 1
-            return self.call(backward, *args, **kwargs)
-
-        passes.Backward.__call__ = call
-        return self
-
-    def __exit__(self, *_):
-        passes.Backward.__call__ = self.call
-
-
-def same_bits(one, other):
-    assert one.tensors.keys() == other.tensors.keys()
-    assert all(torch.equal(tensor, other.tensors[key]) for key, tensor in one.tensors.items())
-    assert one.metadata["predicted_tokens"] == other.metadata["predicted_tokens"]
-    assert one.metadata["data_sha256"] == other.metadata["data_sha256"]
+from hf_unlearn.curvature import Curvature, plan
+from tests.support.curvature import (
+    Counted,
+    Stopping,
+    assert_same_solution,
+    fitted,
+    launched,
+    rows,
+    same_bits,
+    solved,
+    tiny,
+)
 
 
 def stop_and_go_on(folder, accelerator=None):
-    """Stop at several places of both passes and go on; every batch has been computed at most `every` times too often."""
+    """Stop at several places of both passes and go on; every batch is computed at most `every` times too often."""
     size = 1 if accelerator is None else accelerator.num_processes
     options = {"accelerator": accelerator, "checkpoint_dir": folder / "progress", "checkpoint_every": 2}
     whole = fitted(accelerator=accelerator)
@@ -126,13 +95,6 @@ def test_blocks_give_the_bits_of_one(kind, tmp_path):
     with Counted() as counted:
         same_bits(whole, fitted(kind, **options))
     assert counted.count == 7 * (16 if kind == "ekfac" else 8) - 7 * 4 - 3
-
-
-def test_a_group_larger_than_the_memory_is_named():
-    with pytest.raises(InputError, match=r"3,071 bytes, but model.layers.0.mlp.gate_proj.weight .* need 3,072"):
-        fitted("kfac", max_factor_memory=3071)
-    with pytest.raises(InputError, match="must be bytes, or a text such as '20GB', not 'much'"):
-        fitted("kfac", max_factor_memory="much")
 
 
 def environment():

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""A program: fits a curvature on several processes, of which one kills itself when told to. See test_sharding_resume.py."""
+"""A program: fits a curvature on several processes, of which one kills itself when told to. See curvature/test_resume.py."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from hf_unlearn.errors import exit_codes
-from tests.curvature.test_exchange import fitted, rows
+from tests.support.curvature import fitted, rows
 
 
 class Deadly(list):

@@ -1,0 +1,44 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Plans: the costs of a fit are those that it has."""
+
+import pytest
+import torch
+
+from hf_unlearn.curvature import plan
+from tests.support.curvature import fit_columns
+
+
+def test_plan_of_llama_2_7b_on_meta():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    costs = plan(model, sequences=4000, sequence_length=512)
+    assert len(costs.targets) == 96 and costs.tokens == 2_048_000
+    assert costs["factors"].bytes == pytest.approx(50.8e9, rel=0.05)
+    assert costs["correction"].bytes == pytest.approx(17.3e9, rel=0.05)
+    assert costs["factors"].flops == pytest.approx(52.0e15, rel=0.05)
+    assert costs["forward"].flops == pytest.approx(27.1e15, rel=0.05) and costs["forward"].bytes == pytest.approx(
+        13.5e9, rel=0.05
+    )
+    assert costs["correction"].flops == pytest.approx((52.0 + 17.7) * 1e15, rel=0.05)
+    table = str(costs)
+    assert all(stage in table for stage in ("forward", "backward", "factors", "eigh", "correction", "solve"))
+    assert "96 weights, 2,048,000 tokens" in table
+    # 64 groups over 8 processes, then in as many blocks as keep each within 3 GB of factors and eigenvalues.
+    shared = plan(model, sequences=4000, sequence_length=512, num_processes=8)
+    assert shared["factors"].bytes == costs["factors"].bytes / 8 and shared.factor_bytes == costs.factor_bytes / 8
+    assert "8 processes" in str(shared) and "MB a token sent" in str(shared)
+    blocks = plan(model, sequences=4000, sequence_length=512, num_processes=8, max_factor_memory="3GB")
+    assert blocks.factor_bytes <= 3e9 and blocks.blocks == 4 and "which there are 8" in blocks["forward"].note
+
+
+def test_plan_counts_what_a_fit_makes(model, data):
+    curvature = fit_columns(model, data)
+    costs = plan(model, sequences=5, sequence_length=7)
+    vectors = sum(tensor.nbytes for key, tensor in curvature.tensors.items() if key.startswith("vectors."))
+    assert costs["factors"].bytes == vectors
+    assert [stage.name for stage in plan(model, kind="identity", sequences=5, sequence_length=7).stages] == ["solve"]
