@@ -205,3 +205,13 @@ def test_sharding_benchmark_really_runs_two_processes(sharding):
     rows = sharding.run(2, "ekfac", "tiny")
     assert [row["processes"] for row in rows] == [2, 2]
     assert all({"factors", "eigh", "correction"} <= row["stages"].keys() and row["wall"] > 0 for row in rows)
+
+
+def test_ntk_benchmark_takes_the_path_of_the_recipes(monkeypatch):
+    with program("benchmarks", "ntk") as ntk:
+        monkeypatch.setattr(ntk, "JACOBIAN_SAMPLES", 2)
+        model, names = ntk.make_model(None)
+        ours, vmapped = (ntk.jacobian(way, None)() for way in ntk.WAYS)
+    assert all("batch_norm_tuning_layers" in name or "modules_to_save" in name for name in names)
+    assert ours.shape == (2, 10, sum(model.get_parameter(name).numel() for name in names)) == (2, 10, 2026)
+    assert (ours - vmapped).norm() <= 1e-5 * vmapped.norm()
