@@ -1,0 +1,119 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+import numpy as np
+import pytest
+
+from hf_unlearn.report.class_tables import METRICS
+from hf_unlearn.report.plots import (
+    COLOURS,
+    class_bars,
+    kl_distribution,
+    kl_quantile_plot,
+    pareto,
+    relearn_plot,
+    styles,
+)
+from hf_unlearn.report.vocabulary import ClassVocabulary, TaskVocabulary, TofuVocabulary
+from tests.support.divergence import result_of
+from tests.support.reports import CLASS_ROWS, attacks, task_row, tofu_row
+
+
+def test_pareto_shows_every_setting_where_it_belongs():
+    rows = [tofu_row("original", 1e-9, 0.8, 0.0), tofu_row("ekfac", 0.1, 0.76, 0.03), tofu_row("npo", 1e-4, 0.4, 0.3)]
+    candidates = [tofu_row("ekfac", 1e-3, 0.78, 0.01), tofu_row("ekfac", 0.1, 0.76, 0.03)]
+    kept, kl, *others = pareto(rows, candidates, TofuVocabulary()).axes
+    points = [tuple(collection.get_offsets()[0]) for collection in kept.collections]
+    assert points == [pytest.approx(point) for point in ((100, -9), (95, -1), (50, -4))]
+    points = [tuple(collection.get_offsets()[0]) for collection in kl.collections]
+    assert points == [pytest.approx(point) for point in ((0, -9), (0.03, -1), (0.3, -4))]
+    (line,) = [line for line in kl.lines if len(line.get_xdata()) == 2 and line.get_marker() == "o"]
+    assert list(line.get_xdata()) == [0.01, 0.03] and list(line.get_ydata()) == pytest.approx([-3, -1])
+    assert kept.get_xlim()[0] < 50 and kept.get_xlim()[1] > 100 and kl.get_xlim()[0] < 0
+    assert "%" in kept.get_xlabel() and "nats" in kl.get_xlabel() and "p-value" in kept.get_ylabel()
+
+
+def test_frontier_of_tasks_shows_the_domain_that_lost_least():
+    rows = [task_row("original", 0.85, 0.95, 0.0), task_row("kfade", 0.31, 0.93, 0.02)]
+    rows[1]["lost"]["intrusion"] = 0.7
+    general, kl = pareto(rows, [], TaskVocabulary()).axes
+    points = [tuple(collection.get_offsets()[0]) for collection in general.collections]
+    assert points == [pytest.approx(point) for point in ((0, 0), (-2, 70))]
+    points = [tuple(collection.get_offsets()[0]) for collection in kl.collections]
+    assert points == [pytest.approx(point) for point in ((0, 0), (0.02, 70))]
+
+
+def test_frontier_of_seeds_and_sizes():
+    retain, holdout = pareto(CLASS_ROWS, [], ClassVocabulary()).axes
+    points = [tuple(collection.get_offsets()[0]) for collection in retain.collections]
+    assert points[:3] == [pytest.approx(point) for point in ((99.5, 2), (96, 100), (98.5, 99))]
+    assert len(points) == 8  # two sizes of four methods, each the mean of two seeds
+    assert [text.get_text() for text in retain.texts] == 4 * ["100"] + 4 * ["500"]
+    runs = [
+        tofu_row("ekfac", p, kl=kl, seed=seed) for seed, p, kl in ((0, 1e-9, 0.01), (0, 0.3, 0.02), (1, 0.2, 0.04))
+    ]
+    *_, kl, _ = pareto([tofu_row("original", 1e-9, 0.8, 0.0, seed=0), runs[1], runs[2]], runs, TofuVocabulary()).axes
+    # Candidates are joined within one search: one of two settings, one of a single one.
+    paths = [line.get_xdata().tolist() for line in kl.lines if line.get_marker() == "o"]
+    assert paths == [[0.01, 0.02], [0.04]]
+
+
+def test_a_method_has_one_colour_in_all_pictures():
+    methods = ["original", "ekfac", "npo"]
+    (ax,) = kl_distribution({"npo": [0.1, 0.2]}, methods, ["original", "retrained"]).axes
+    look = styles(methods, ["original", "retrained"])
+    assert ax.lines[0].get_color() == look["npo"]["color"] != styles(["npo"])["npo"]["color"]
+    assert look["original"]["color"] == "black" != styles(methods)["original"]["color"]
+    assert "mean 0.15" in ax.get_legend().get_texts()[0].get_text()
+
+
+def test_more_lines_than_colours_stay_apart():
+    methods = [f"method {number}" for number in range(4 * len(COLOURS))]
+    assert len({(look["color"], look["line"], look["marker"]) for look in styles(methods).values()}) == len(methods)
+    rows = [tofu_row("original", 1e-9, 0.8, 0.0), *(tofu_row(method, 0.1) for method in methods)]
+    assert len(pareto(rows, [], TofuVocabulary()).axes[0].collections) == len(rows)
+
+
+def test_quantile_plot():
+    generator = np.random.default_rng(0)
+    results = {
+        name: result_of([(scale * generator.exponential(size=9)).tolist() for _ in range(60)])
+        for name, scale in (("kfade", 0.01), ("rmu", 0.2), ("unchanged", 0.0))
+    }
+    axes = kl_quantile_plot(results, ["npo", "kfade", "rmu", "unchanged"]).axes
+    assert [line.get_label() for line in axes[0].lines] == list(results)
+    for ax, values in zip(axes, (results["rmu"].per_sequence, results["rmu"].per_token)):
+        x, y = ax.lines[1].get_data()
+        np.testing.assert_allclose(y, np.quantile(values, x), rtol=1e-5)
+        band = ax.collections[1].get_paths()[0].vertices[:, 1]
+        assert band.min() < y[0] and ax.get_yscale() == "log" and ax.get_xscale() == "logit"
+        # A method that changed nothing does not stretch the axis.
+        assert 1e-6 < ax.get_ylim()[0] < y[0] < y[-1] < ax.get_ylim()[1]
+
+
+def test_attacks_have_a_panel_and_methods_a_line():
+    curves = attacks().curves
+    axes = relearn_plot(curves, "general", chance=0.25).axes
+    assert [ax.get_title() for ax in axes] == [
+        f"{attack}, learning rate {rate}" for attack in ("benign", "forget") for rate in ("0.001", "0.01")
+    ]
+    curve = next(c for c in curves if (c["method"], c["attack"], c["learning_rate"]) == ("kfade", "forget", 1e-2))
+    line = next(line for line in axes[3].lines if line.get_label() == "kfade")
+    assert line.get_xdata().tolist() == [0, 1, 2]
+    assert line.get_ydata().tolist() == [scores["general"] for scores in curve["scores"]]
+    ends = [line.get_ydata()[0] for line in axes[3].lines if len(line.get_xdata()) == 1]
+    assert ends == [curve["with_update"]["kfade"]["general"], curves[-1]["with_update"]["none"]["general"]]
+    assert relearn_plot(curves).axes[0].get_ylabel().startswith("bio")
+
+
+def test_bars_of_classes():
+    vocabulary = ClassVocabulary()
+    paper = {"name": "paper", "columns": [100], **{metric: {"Max Loss": [50.0]} for metric in METRICS}}
+    figure = class_bars(vocabulary.lines(CLASS_ROWS), METRICS, vocabulary.references, paper)
+    retain, forget, holdout, epochs = figure.axes
+    assert [ax.get_title() for ax in figure.axes] == list(METRICS.values())
+    assert [bar.get_height() for bar in retain.patches[:4]] == [99.5, 96.0, 98.5, 99.0]
+    # The full model relearns nothing; what did not end in time is hatched.
+    assert [bar.get_height() for bar in epochs.patches] == [4.5, 8, 10, 4.5, 100, 10]
+    assert [bool(bar.get_hatch()) for bar in epochs.patches] == [False, False, False, False, True, False]
+    assert len({bar.get_facecolor() for bar in retain.patches}) == 4
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["Full", "Max Loss", "Fast-NTK, at w0", "Retrain", "paper (paper)"]
