@@ -8,10 +8,12 @@ import pytest
 import torch
 from accelerate import debug_launcher
 
-from hf_unlearn.curvature import Curvature
+from hf_unlearn.curvature import Curvature, select_targets
+from hf_unlearn.curvature.capture import Capture
+from hf_unlearn.curvature.layout import shared_inputs
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.optim import NaturalGradientAscent
-from hf_unlearn.runtime.sharded import whole
+from hf_unlearn.runtime.sharded import is_dtensor, whole
 from tests.support.curvature import (
     THIRTEEN,
     assert_same_solution,
@@ -228,6 +230,15 @@ def sharded_itself(folder):
     # Seven batches: in the last round one process has none, and its forward is still needed by the other.
     model = shard(tiny())
     curvature = fitted(model=model, accelerator=accelerator)
+    assert all(map(is_dtensor, model.parameters()))
+    # A forward without a backward leaves the outermost weights whole, unless they are given up.
+    inputs = {name: value for name, value in rows()[0].items() if name != "labels"}
+    assert set(shared_inputs(model, select_targets(model), inputs)) == set(curvature.names)
+    assert all(map(is_dtensor, model.parameters()))
+    with Capture(model, {}, None, None), torch.no_grad():
+        model(**inputs)
+        assert not all(map(is_dtensor, model.parameters()))
+    assert all(map(is_dtensor, model.parameters()))
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     curvature.check_model(model, strict=True)
     curvature.save_pretrained(folder / "sharded")

@@ -8,14 +8,19 @@ from hf_unlearn.curvature import plan
 from tests.support.curvature import fit_columns
 
 
-def test_plan_of_llama_2_7b_on_meta():
+def llama_2_7b():
+    """On the meta device, in bf16."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
     )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        return LlamaForCausalLM(config).to(torch.bfloat16)
+
+
+def test_plan_of_llama_2_7b_on_meta():
+    model = llama_2_7b()
     costs = plan(model, sequences=4000, sequence_length=512)
     assert len(costs.targets) == 96 and costs.tokens == 2_048_000
     assert costs["factors"].bytes == pytest.approx(50.8e9, rel=0.05)
@@ -34,6 +39,26 @@ def test_plan_of_llama_2_7b_on_meta():
     assert "8 processes" in str(shared) and "MB a token sent" in str(shared)
     blocks = plan(model, sequences=4000, sequence_length=512, num_processes=8, max_factor_memory="3GB")
     assert blocks.factor_bytes <= 3e9 and blocks.blocks == 4 and "which there are 8" in blocks["forward"].note
+
+
+FORWARD = [("forward", 13476831232, 27062588932096000), ("backward", 0, 27062588932096000)]
+FACTORS = [("factors", 50826575872, 52046413692928000), ("eigh", 1454112768, 1059624266498048)]
+
+
+@pytest.mark.parametrize(
+    "kind, stages, solve, held",
+    [
+        ("ekfac", [*FORWARD, *FACTORS, ("correction", 17494441984, 69776038690816000)], 261511968718848, 68145938432),
+        ("kfac", [*FORWARD, *FACTORS], 261511968718848, 50831851520),
+        ("diagonal", [*FORWARD, ("diagonal", 17494441984, 17729624997888000)], 4328521728, 17314086912),
+        ("identity", [], 4328521728, 0),
+    ],
+)
+def test_plans_to_the_digit(kind, stages, solve, held):
+    """Llama-2-7B, 4,000 sequences of 512 tokens."""
+    costs = plan(llama_2_7b(), kind=kind, sequences=4000, sequence_length=512)
+    found = [(stage.name, stage.bytes, stage.flops) for stage in costs.stages]
+    assert found == [*stages, ("solve", 34628173824, solve)] and costs.factor_bytes == held
 
 
 def test_plan_counts_what_a_fit_makes(model, data):
