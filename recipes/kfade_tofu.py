@@ -26,22 +26,18 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def configure(arguments: argparse.Namespace) -> dict:
-    """The YAML with what the command line overrides."""
-    from hf_unlearn.experiments.run import read_config
-
-    config = read_config(arguments.config)
+def overrides(arguments: argparse.Namespace) -> dict:
+    """What the command line changes of the YAML."""
+    changes = {"data.forget": arguments.forget} if arguments.forget else {}
     if arguments.data_dir:
         # The sizes of the embedded problem are none of TOFU's.
-        kept = {key: config["data"][key] for key in ("forget", "retain_rows") if key in config["data"]}
-        config["data"] = kept | {"source": arguments.data_dir}
-    if arguments.forget:
-        config["data"] = config["data"] | {"forget": arguments.forget}
-    return config
+        sizes = ("data.authors", "data.forget_authors", "data.questions_per_author")
+        changes |= {"data.source": arguments.data_dir, **dict.fromkeys(sizes)}
+    return changes
 
 
 def main(argv=None):
-    run(parse_arguments(argv), configure)
+    run(parse_arguments(argv), "demo.yaml", overrides)
 
 
 if __name__ == "__main__":

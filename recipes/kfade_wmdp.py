@@ -26,25 +26,20 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--relearn",
         action=argparse.BooleanOptionalAction,
-        help="fine-tuning attacks on the result, as the YAML's section relearn says (default: for the miniature)",
+        help="fine-tuning attacks on the result, as evaluation.relearning of the YAML says (default: for the miniature)",
     )
     return parser.parse_args(argv)
 
 
-def configure(arguments: argparse.Namespace) -> dict:
-    """The YAML with what the command line overrides."""
-    from hf_unlearn.experiments.run import read_config
-
-    config = read_config(arguments.config, default="wmdp_demo.yaml")
-    if arguments.data_dir:
-        config["data"] = config["data"] | {"data_dir": arguments.data_dir}
-    if not (arguments.config is None if arguments.relearn is None else arguments.relearn):
-        config.pop("relearn", None)
-    return config
+def overrides(arguments: argparse.Namespace) -> dict:
+    """What the command line changes of the YAML."""
+    changes = {"data.data_dir": arguments.data_dir} if arguments.data_dir else {}
+    attacked = arguments.config is None if arguments.relearn is None else arguments.relearn
+    return changes if attacked else changes | {"evaluation.relearning": None}
 
 
 def main(argv=None):
-    run(parse_arguments(argv), configure)
+    run(parse_arguments(argv), "wmdp_demo.yaml", overrides)
 
 
 if __name__ == "__main__":

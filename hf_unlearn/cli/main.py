@@ -3,12 +3,9 @@
 
 # Nothing heavy up here: `hf-unlearn --help` answers at once, every command imports what it needs.
 import argparse
-import json
-import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from ..errors import InputError, exit_codes
+from ..errors import exit_codes
 from ..version import __version__
 
 
@@ -109,21 +106,21 @@ def run_transfer(options):
 
 
 def run_evaluate(options):
-    from . import commands
+    from .evaluate import run_evaluate
 
-    commands.run_evaluate(options)
+    run_evaluate(options)
 
 
 def run_curvature_fit(options):
-    from . import commands
+    from .curvature import run_curvature_fit
 
-    commands.run_curvature_fit(options)
+    run_curvature_fit(options)
 
 
 def run_curvature_inspect(options):
-    from . import commands
+    from .curvature import run_curvature_inspect
 
-    commands.run_curvature_inspect(options)
+    run_curvature_inspect(options)
 
 
 def run_push(options):
@@ -133,101 +130,6 @@ def run_push(options):
 
 
 def run_inspect(options):
-    path = Path(options.path)
-    parts = {
-        "curvature_config.json": describe_curvature,
-        "unlearn_run.json": describe_run,
-        "unlearning_log.jsonl": describe_log,
-        "report.json": describe_report,
-        "results.json": describe_results,
-    }
-    lines = [line for name, describe in parts.items() if (path / name).is_file() for line in describe(path / name)]
-    # Of a delta itself, of a model with its delta, and of a comparison with its best model.
-    places = [
-        place for place in (path, path / "delta", path / "model/delta") if (place / "delta_config.json").is_file()
-    ]
-    # What does not exist here can only be a delta on the Hub; the error says so when it is not.
-    for place in places or ([] if path.exists() else [options.path]):
-        lines += describe_delta(place)
-    if not lines:
-        raise InputError(f"{path} holds no delta, curvature, run or results of hf_unlearn; pass such a folder")
-    print("\n".join(lines))
+    from .inspect import run_inspect
 
-
-def describe_delta(path: str | Path) -> Iterator[str]:
-    from ..deltas import describe
-    from ..report.formats import format_settings
-
-    delta = describe(path)
-    names = delta["tensors"]
-    yield f"delta: {len(names)} tensors, {_size(delta['bytes'])} in {delta.get('dtype')}, norm {delta['norm']:.6g}"
-    settings = {key: value for key, value in (delta.get("settings") or {}).items() if key != "method"}
-    yield f"  method    {delta.get('method') or 'unknown'}: {format_settings(settings)}"
-    revision = f" at {delta['base_revision']}" if delta.get("base_revision") else ""
-    yield f"  base      {delta.get('base_model') or 'unknown'}{revision}"
-    yield f"  seed      {delta.get('seed')}"
-    yield f"  sha256    {delta.get('sha256')}"
-    yield f"  versions  {format_settings(delta.get('versions'))}"
-    yield f"  tensors   {', '.join(names[:3])}" + (f", ... {names[-1]}" if len(names) > 3 else "")
-
-
-def describe_curvature(file: Path) -> Iterator[str]:
-    config = _read(file)
-    size = sum(path.stat().st_size for path in file.parent.glob("*.safetensors"))
-    targets = list(config["targets"])
-    yield f"curvature: {config['kind']} of {len(targets)} weights, {_size(size)}"
-    yield f"  model     {config.get('model_class')}"
-    fitted = f"{config.get('sequences')} sequences, {config.get('predicted_tokens')} predicted tokens"
-    yield f"  fit       {config.get('fisher')} Fisher, seed {config.get('seed')}, {fitted}"
-    yield f"  weights   {', '.join(targets[:3])}" + (f", ... {targets[-1]}" if len(targets) > 3 else "")
-
-
-def describe_run(file: Path) -> Iterator[str]:
-    from ..report.formats import format_settings
-
-    checkpoints = sorted(path.name for path in file.parent.glob("checkpoint-*"))
-    yield f"run: {format_settings(_read(file))}"
-    yield f"  checkpoints  {', '.join(checkpoints) or 'none'}"
-
-
-def describe_log(file: Path) -> Iterator[str]:
-    from ..report.formats import format_settings
-
-    try:
-        requests = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise InputError(f"{file} is damaged ({error}); remove the broken line") from error
-    yield f"log: {len(requests)} requests"
-    for request in requests:
-        rows, settings = request.get("forget_rows"), format_settings(request.get("settings"))
-        yield f"  {request.get('time')}  {request.get('method')}, {rows} rows: {settings}"
-
-
-def describe_report(file: Path) -> Iterator[str]:
-    report = _read(file)
-    yield f"report: {report.get('title')} ({len(report.get('candidates', []))} candidates tried)"
-    yield f"  {report.get('summary')}"
-
-
-def describe_results(file: Path) -> Iterator[str]:
-    from ..report.tables import format_table
-
-    yield "results:"
-    yield format_table(_read(file))
-
-
-def _read(file: Path):
-    from ..runtime.files import read_json
-
-    return read_json(file)
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.3g} {unit}"
-        size /= 1000
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    run_inspect(options)

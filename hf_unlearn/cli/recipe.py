@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""What recipes of `hf_unlearn.experiment` share: their arguments, and the run on all processes."""
+"""Command line of a recipe: the arguments that all share, and the run on all processes."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ..errors import exit_codes
 
@@ -11,7 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser, output_dir: str):
     """The arguments that every recipe has."""
     parser.add_argument("--config", help="YAML of the experiment (default: the embedded one)")
     parser.add_argument("--output_dir", default=output_dir)
-    parser.add_argument("--seed", type=int)
+    parser.add_argument(
+        "--seeds", "--seed", type=int, nargs="+", help="instead of the YAML's; the table is run for each"
+    )
     parser.add_argument(
         "--only", nargs="+", metavar="LABEL", help="run only the methods whose label contains one of these"
     )
@@ -19,29 +21,36 @@ def add_arguments(parser: argparse.ArgumentParser, output_dir: str):
         "--dry_run", action="store_true", help="check everything on the meta device, print the plan, stop"
     )
     parser.add_argument(
-        "--record", metavar="FILE", help="also write the rows with command, seed, versions and machine"
+        "--record", metavar="FILE", help="also write the rows with command, seeds, versions and machine"
     )
 
 
-def run(arguments: argparse.Namespace, configure: Callable[[argparse.Namespace], dict]):
-    """Run the experiment that `configure(arguments)` describes, or print its plan; bad input exits with code 2."""
+def run(
+    arguments: argparse.Namespace,
+    default: str,
+    overrides: Callable[[argparse.Namespace], Mapping[str, object]] = lambda arguments: {},
+):
+    """Run the experiment of `--config`, or print its plan; bad input exits with code 2.
+
+    Args:
+        default: the embedded template that stands in for `--config`.
+        overrides: what the recipe's own arguments change: "section.key" -> value, None takes the key away.
+    """
     with exit_codes():
-        import torch
-        from accelerate import PartialState
+        from ..experiments.planning import dry_run
+        from ..experiments.problems.kinds import KINDS
+        from ..experiments.run import record, run_experiment
+        from ..experiments.settings import read_experiment
+        from ..runtime.processes import announced_processes
 
-        from ..experiments.run import dry_run, only, record, run_experiment, run_small
-
-        config = configure(arguments)
-        if arguments.seed is not None:
-            config["seed"] = arguments.seed
-        config = only(config, arguments.only)
-        # Without cpu=True, processes that torchrun starts on a machine without CUDA would each run alone, on the same files.
-        state = PartialState(cpu=not torch.cuda.is_available())
-        state.print(f"processes: {state.num_processes} on {state.device.type}")
+        changes = dict(overrides(arguments))
+        if arguments.seeds is not None:
+            changes |= {"seed": None, "seeds": arguments.seeds}
+        experiment = read_experiment(arguments.config, default, KINDS, changes).only(arguments.only)
+        state = announced_processes()
         if arguments.dry_run:
-            state.print(dry_run(config))
+            state.print(dry_run(experiment))
             return
-        run_all = run_small if "scratch" in config["model"] else run_experiment
-        rows = run_all(config, arguments.output_dir, progress=state.is_main_process)
+        rows = run_experiment(experiment, arguments.output_dir, progress=state.is_main_process)
         if state.is_main_process:
-            record(rows, arguments.output_dir, config, arguments.record)
+            record(rows, arguments.output_dir, experiment, arguments.record)

@@ -15,7 +15,7 @@ from ..runtime.files import open_safetensors, write_json, write_safetensors
 
 logger = logging.getLogger(__name__)
 
-FOLDER, STATE = "kept", "state.json"
+FOLDER, STATE = "finished", "state.json"
 
 
 class FinishedStages:
@@ -25,17 +25,17 @@ class FinishedStages:
     their own precision, the update so far in fp32, the candidates, and the best one's update.
 
     Attributes:
-        trials: runs that are done.
-        stages: stages of the next run that are done.
-        rows: the candidates that were looked at in the runs that are done.
+        trainings: those that are done.
+        stages: stages of the next training that are done.
+        rows: the candidates of the trainings that are done.
         best: index of the best of them and its update; None when there is none yet.
-        seconds, peak_memory: of the next run's stages that are done, and of all of them.
+        seconds, peak_memory: of the next training's stages that are done, and of all of them.
     """
 
     def __init__(self, folder: Path, key: str):
         """`key` is the hash of all that decides what the stages do: of what was kept under another, nothing is used."""
         self.folder, self.key = folder / FOLDER, key
-        self.trials, self.stages, self.seconds, self.peak_memory = 0, 0, 0.0, 0.0
+        self.trainings, self.stages, self.seconds, self.peak_memory = 0, 0, 0.0, 0.0
         self.rows: list[dict] = []
         self.best: tuple[int, UpdateDelta] | None = None
         self._written: int | None = None
@@ -45,7 +45,7 @@ class FinishedStages:
             return
         if state["key"] != key:
             return
-        self.trials, self.stages, self.rows = state["trials"], state["stages"], state["rows"]
+        self.trainings, self.stages, self.rows = state["trainings"], state["stages"], state["rows"]
         self.seconds, self.peak_memory = state["seconds"], state["peak_memory"]
         if state["best"] is not None:
             self._written = state["best"]
@@ -54,10 +54,10 @@ class FinishedStages:
     @property
     def begun(self) -> bool:
         """Whether there is something to go on from."""
-        return self.trials + self.stages > 0
+        return self.trainings + self.stages > 0
 
     def tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Of the next run's stages that are done: the weights that they changed, and their update together."""
+        """Of the next training's stages that are done: the weights that they changed, and their update together."""
         parts = {"weights": {}, "update": {}}
         with open_safetensors(self.folder / self._stage_file) as file:
             for name in file.keys():
@@ -67,7 +67,7 @@ class FinishedStages:
 
     @property
     def _stage_file(self) -> str:
-        return f"run-{self.trials}-stage-{self.stages}.safetensors"
+        return f"training-{self.trainings}-stage-{self.stages}.safetensors"
 
     def save(self, weights: Mapping[str, torch.Tensor], update: Mapping[str, torch.Tensor]):
         """Write the attributes, and what `tensors` returns. A full disk is no reason to lose what goes on in memory.
@@ -88,7 +88,7 @@ class FinishedStages:
                     delta.save_pretrained(self.folder / f"best-{index}", dtype=torch.float32)
                     self._written = index
             state = {
-                name: getattr(self, name) for name in ("key", "trials", "stages", "rows", "seconds", "peak_memory")
+                name: getattr(self, name) for name in ("key", "trainings", "stages", "rows", "seconds", "peak_memory")
             }
             write_json(self.folder / STATE, state | {"best": None if self.best is None else self.best[0]})
         except OSError as error:

@@ -1,12 +1,12 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""What a comparison asks of a problem: rows to forget and to keep, and numbers that say how it went."""
+"""Problems as a comparison sees them: rows to forget and to keep, models, and numbers that say how it went."""
 
 import abc
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -14,31 +14,26 @@ from datasets import Dataset, concatenate_datasets
 from ..data.rows import row_hashes
 from ..errors import InputError
 from ..evaluation.specificity import KLResult
+from ..methods.base import StageSize
 from ..report.page import Section
 from ..report.vocabulary import Vocabulary
-from ..runtime.loading import load_model, load_tokenizer
+from .line import Line
+from .settings import Experiment, configured
 
 
-if TYPE_CHECKING:
-    from .comparison import Comparison
-
-# Sections of a YAML that every kind of problem has.
-COMMON_SECTIONS = {"title", "problem", "seed", "data", "model", "evaluation", "arguments", "methods"}
-REMEMBERED = 2**34  # bytes for the original model's log-probabilities
+# Bytes for the original model's log-probabilities.
+REMEMBERED = 2**34
+Reader = Callable[[str, Mapping | None], object]
 
 
-class StageSize(NamedTuple):
-    """What a dry run knows of a stage: numbers of rows, and tokens of a retain row."""
-
-    name: str
-    forget_rows: int
-    retain_rows: int
-    length: int
+def typed(settings: type) -> Reader:
+    """The reader of a section whose keys are the fields of a dataclass."""
+    return lambda section, written: configured(settings, section, written)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Rows (`input_ids`, `labels`) that are unlearned together; stages follow one another on the same model."""
+    """Rows that are unlearned together; stages follow one another on the same model."""
 
     name: str
     forget: Dataset
@@ -47,48 +42,87 @@ class Stage:
     @property
     def size(self) -> StageSize:
         """Its numbers of rows, and the mean length of a retain row."""
-        tokens = sum(map(len, self.retain["input_ids"]))
+        tokens = len(self.retain)  # an image is one position
+        if "input_ids" in self.retain.column_names:
+            tokens = sum(map(len, self.retain["input_ids"]))
         return StageSize(self.name, len(self.forget), len(self.retain), round(tokens / len(self.retain)))
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A model that the table shows beside the methods, and the seconds that its training took, where they are known."""
+
+    model: torch.nn.Module
+    seconds: float | None = None
+
+
 class Problem(abc.ABC):
-    """One unlearning problem. The original model is changed in place while methods run, and put back.
+    """One unlearning problem at one size and seed. The original model is changed in place while methods run, and restored.
 
     Attributes:
         name: for titles and cards.
         original: the model that knows too much.
-        tokenizer: its tokenizer, with a padding token.
+        tokenizer: its tokenizer, with a padding token; None for images.
+        collator: makes batches of rows; None for the trainer's own.
         max_length: tokens of the longest row.
         stages: what is to be forgotten, in order.
-        results: what the rows of the table mean.
-        sections: sections of its YAML, beside `COMMON_SECTIONS`.
+        vocabulary: what the rows of the table mean.
+        sections: readers of the sections of its YAML; None for a section that it does not have.
+        every_evaluation: whether every evaluation during a training is a candidate; else the end of a training is, which
+            comes when `should_stop` says so.
     """
 
     name: str
     original: torch.nn.Module
-    tokenizer: object
-    max_length: int
+    tokenizer: object = None
+    collator: Callable | None = None
+    max_length: int = 512
     stages: list[Stage]
-    results: ClassVar[Vocabulary]
-    sections: ClassVar[set[str]]
+    vocabulary: ClassVar[Vocabulary]
+    sections: ClassVar[Mapping[str, Reader | None]]
+    every_evaluation: ClassVar[bool] = True
 
+    # ---- before anything is loaded -------------------------------------------------------------------------------------
     @classmethod
     @abc.abstractmethod
-    def from_config(cls, config: Mapping, progress: bool = True) -> "Problem":
-        """Load data and models as a YAML says.
+    def make(cls, experiment: Experiment, size, seed: int, progress: bool = True) -> "Problem":
+        """Load data and models.
+
+        Args:
+            size: one of `sizes`.
 
         Raises:
-            InputError: a setting that does not exist, data or models that cannot be had.
+            InputError: data or models that cannot be had.
         """
 
     @classmethod
+    def sizes(cls, experiment: Experiment) -> Sequence:
+        """The sizes that the table is run for, values of the vocabulary's `size_key`; [None] where there is one."""
+        return [None]
+
+    @classmethod
     @abc.abstractmethod
-    def sizes(cls, config: Mapping) -> list[StageSize]:
+    def stage_sizes(cls, experiment: Experiment, size) -> list[StageSize]:
         """The sizes of the stages, without a model."""
 
+    @classmethod
+    @abc.abstractmethod
+    def architecture(cls, experiment: Experiment) -> tuple[torch.nn.Module, dict]:
+        """The original's architecture on the meta device, and a batch that it takes.
+
+        Raises:
+            InputError: the YAML does not tell the architecture, and the model is not at hand.
+        """
+
+    @classmethod
+    def candidates(cls, line: Line) -> int:
+        """How many candidates a line shows."""
+        return line.candidates if cls.every_evaluation else line.number_of_trainings
+
+    # ---- numbers ---------------------------------------------------------------------------------------------------------
     @abc.abstractmethod
     def identity(self) -> dict:
-        """JSON-able: what decides the numbers, beside the original's weights and the methods."""
+        """JSON-able: what decides the numbers, beside the original's weights, the stages' rows and the methods."""
 
     @abc.abstractmethod
     def prepare(self, folder: Path, identity: str):
@@ -98,42 +132,57 @@ class Problem(abc.ABC):
             folder: the comparison's, for what takes long; `identity` is the hash of what the comparison is.
         """
 
-    def references(self) -> dict[str, torch.nn.Module]:
+    def references(self) -> dict[str, Reference]:
         """Models that the table shows beside the methods, the original first."""
-        return {"original": self.original}
+        return {self.vocabulary.references[0]: Reference(self.original)}
 
     @abc.abstractmethod
-    def look(self, model) -> dict:
-        """Quick numbers of a candidate: `results.metrics` among them.
+    def score_candidate(self, model) -> dict:
+        """Quick numbers of a candidate: `vocabulary.metrics` among them.
 
         Raises:
             NumericalError: the candidate diverged.
         """
 
-    @abc.abstractmethod
-    def measure(self, model, folder: Path | None = None) -> tuple[dict, KLResult]:
-        """All numbers of a row of the table, and its divergence token by token; details are written into `folder`."""
+    def should_stop(self, model) -> bool:
+        """Whether a training has done what it is for; asked at every evaluation that is no candidate."""
+        return False
 
+    @abc.abstractmethod
+    def evaluate(self, model, folder: Path | None = None) -> tuple[dict, KLResult | None]:
+        """All numbers of a row of the table, and its divergence token by token where there is one; details are written into
+        `folder`."""
+
+    # ---- what is told ----------------------------------------------------------------------------------------------------
     def notes(self) -> list[str]:
         """What a reader should know before trusting the numbers."""
         return []
 
-    def further(self, comparison: "Comparison", rows: Sequence[Mapping]) -> list[Section]:
-        """Further sections of the report, measured when the table is done."""
+    def extra_rows(self, cell) -> list[dict]:
+        """Rows of further tables, measured when the lines of a `Cell` are done."""
+        return []
+
+    def extra_sections(self, cell, rows: Sequence[Mapping]) -> list[Section]:
+        """Further sections of the report, measured when the lines of a `Cell` are done."""
+        return []
+
+    @classmethod
+    def table_sections(cls, experiment: Experiment, rows: Sequence[Mapping]) -> list[Section]:
+        """Further sections of the report, made of the rows of all sizes and seeds."""
         return []
 
     @abc.abstractmethod
     def card(self, rows: Sequence[Mapping], best: Mapping) -> dict:
-        """What the card of the best model says of data and scores (keys of `cards.render_card`)."""
+        """What the card of the best model says of data and scores (keys of `render_card`)."""
 
-    def settings(self) -> dict:
+    def facts(self) -> dict:
         """Sizes that the YAML does not tell, for the report."""
         return {
             "rows": {stage.name: {"forget": len(stage.forget), "retain": len(stage.retain)} for stage in self.stages}
         }
 
 
-def together(stages: Sequence[Stage]) -> list[Stage]:
+def merge_stages(stages: Sequence[Stage]) -> list[Stage]:
     """All stages as one; a retain row that several have counts once."""
     if len(stages) == 1:
         return list(stages)
@@ -143,42 +192,72 @@ def together(stages: Sequence[Stage]) -> list[Stage]:
     return [Stage(" and ".join(stage.name for stage in stages), forget, retain.select(sorted(first.values())))]
 
 
-def configured(function, section: str, settings: Mapping | None, **others):
-    """`function(**settings, **others)`, where settings come from a person's YAML.
+@dataclass
+class LanguageModel:
+    """The section `model` of a language problem.
 
-    Raises:
-        InputError: a setting that the function does not have, or one that is missing.
+    Args:
+        original: the model that knows too much, by Hub id or folder; or `scratch`, the sizes of one that is trained here.
+        retrained, retain_log: a model that never saw the forget rows, or the log of one (TOFU).
+        dtype: of the weights.
+        config: the architecture (`model_type` and its fields), for a dry run without the weights.
     """
-    settings = settings or {}
-    parameters = {name: value for name, value in inspect.signature(function).parameters.items() if name not in others}
-    if not isinstance(settings, Mapping):
-        raise InputError(
-            f"{section}: give settings by name, not {settings!r}; there are {', '.join(sorted(parameters))}"
-        )
-    if unknown := set(settings) - set(parameters):
-        raise InputError(
-            f"{section}: no setting {', '.join(sorted(unknown))}; there are {', '.join(sorted(parameters))}"
-        )
-    required = {name for name, value in parameters.items() if value.default is inspect.Parameter.empty}
-    if missing := sorted(required - set(settings)):
-        raise InputError(f"{section}: {', '.join(missing)} is missing; there are {', '.join(sorted(parameters))}")
-    return function(**settings, **others)
+
+    original: str | None = None
+    retrained: str | None = None
+    retain_log: str | None = None
+    dtype: str = "auto"
+    config: dict | None = None
+    scratch: dict | None = None
+
+    def __post_init__(self):
+        if not self.original and self.scratch is None:
+            raise InputError("model.original is missing: give a model id, a folder, or model.scratch")
+
+    @property
+    def arguments(self) -> dict:
+        """How `from_pretrained` is called."""
+        return {"dtype": self.dtype, "device_map": "auto" if torch.cuda.is_available() else None}
+
+    def architecture(self, scratch: Callable) -> tuple[torch.nn.Module, dict]:
+        """A causal language model on the meta device, and a batch.
+
+        Args:
+            scratch: what trains a model of `scratch`; its defaults are the sizes that are not given.
+
+        Raises:
+            InputError: no architecture is given, and the model's own is not at hand.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        try:
+            if self.config is not None:
+                fields = dict(self.config)
+                config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+            elif self.scratch is not None:
+                config = _small_llama(scratch, self.scratch)
+            else:
+                config = AutoConfig.from_pretrained(self.original)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"no architecture for a dry run ({str(error).splitlines()[0]}): give model.config in the YAML"
+            ) from error
+        dtype = getattr(torch, self.dtype, torch.float32)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype if isinstance(dtype, torch.dtype) else None)
+        return model.eval(), {"input_ids": torch.zeros(2, 8, dtype=torch.long, device="meta")}
 
 
-def model_arguments(model: Mapping) -> dict:
-    """How `from_pretrained` is called for the section `model`."""
-    return {"dtype": model.get("dtype", "auto"), "device_map": "auto" if torch.cuda.is_available() else None}
+def _small_llama(scratch: Callable, sizes: Mapping):
+    """The configuration of the model that `scratch` trains with these sizes (its tokenizer may come out smaller)."""
+    from transformers import LlamaConfig
 
-
-def load_original(model: Mapping, purpose: str) -> tuple[torch.nn.Module, object, dict]:
-    """Model and tokenizer of `model.original`, and the arguments that load a second model alike.
-
-    Raises:
-        InputError: they cannot be loaded, or there is no tokenizer.
-    """
-    if not model.get("original"):
-        raise InputError("model.original is missing: give a model id, a folder, or model.scratch")
-    kwargs = model_arguments(model)
-    tokenizer = load_tokenizer(model["original"], kwargs, required_for=purpose)
-    original, _ = load_model(model["original"], tokenizer, kwargs)
-    return original.eval(), tokenizer, kwargs
+    sizes = {name: value.default for name, value in inspect.signature(scratch).parameters.items()} | dict(sizes)
+    return LlamaConfig(
+        vocab_size=sizes["vocab_size"],
+        hidden_size=sizes["hidden_size"],
+        intermediate_size=sizes["intermediate_size"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        tie_word_embeddings=False,
+    )

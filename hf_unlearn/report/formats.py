@@ -45,3 +45,12 @@ def format_settings(settings: Mapping | None) -> str:
     """{"steps": 4, "step_norm": 0.004} as "steps 4, step_norm 0.004"; what is None was not set, and is left out."""
     given = {key: value for key, value in (settings or {}).items() if value is not None}
     return ", ".join(f"{key} {format_value(value)}" for key, value in given.items()) or MISSING
+
+
+def format_bytes(size: float) -> str:
+    """A size with three digits, in bytes, kB, MB or GB."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

@@ -1,11 +1,12 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The ledger of requests: one line for each that was served."""
 
-import datetime
 import json
 import os
 import uuid
 from pathlib import Path
+
+from ..runtime.provenance import utc_now
 
 
 LOG_FILE = "unlearning_log.jsonl"
@@ -20,8 +21,7 @@ def append_log(folder: Path, entry: dict) -> dict:
     Raises:
         OSError: the line could not be written whole (disk full); the log is as it was.
     """
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    entry = {"id": str(uuid.uuid4()), "time": now} | entry
+    entry = {"id": str(uuid.uuid4()), "time": utc_now()} | entry
     entry = json.loads(json.dumps(entry, default=str), parse_constant=lambda name: None)
     line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
     folder.mkdir(parents=True, exist_ok=True)

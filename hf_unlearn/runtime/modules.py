@@ -3,6 +3,7 @@
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -53,6 +54,12 @@ def trainable(model: nn.Module, parameters: Iterable[Tensor] = ()):
     finally:
         for parameter, required in before:
             parameter.requires_grad_(required)
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Whether a model is wrapped by PEFT, which is not imported to find out."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def model_device(model: nn.Module) -> torch.device:

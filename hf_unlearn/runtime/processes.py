@@ -142,6 +142,16 @@ def assign(costs: Mapping[str, float], size: int) -> dict[str, int]:
     return owners
 
 
+def announced_processes():
+    """The `PartialState` of this launch, after the main process has printed how many processes there are."""
+    from accelerate import PartialState
+
+    # Without cpu=True, processes that torchrun starts on a machine without CUDA would each run alone, on the same files.
+    state = PartialState(cpu=not torch.cuda.is_available())
+    state.print(f"processes: {state.num_processes} on {state.device.type}")
+    return state
+
+
 def on_main_process(action: Callable[[], object]):
     """Let one process do what touches files; the others wait until it is done."""
     from accelerate import PartialState

@@ -2,6 +2,7 @@
 """Provenance of a number: the command, the date, versions of code and libraries, the machine."""
 
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -34,14 +35,35 @@ def environment() -> dict[str, str]:
     }
 
 
+def utc_now() -> str:
+    """The time, to the second, in ISO 8601."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def command_line(program: str | None = None) -> str:
+    """The command that runs, as a reader can give it: with `program` in place of its file, and without places."""
+    program = program or ("python " if sys.argv[0].endswith(".py") else "") + str(without_places(sys.argv[0]))
+    return " ".join([program, *without_places(sys.argv[1:])])
+
+
+def without_places(value):
+    """A value, or all of nested ones, with absolute paths cut to their last part: where things lie on this machine says
+    nothing to a reader."""
+    if isinstance(value, Mapping):
+        return {key: without_places(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(part) for part in value]
+    if isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute()):
+        return Path(value).name if Path(value).is_absolute() else str(value)
+    return value
+
+
 def record_run(path: str | Path, about: Mapping):
     """Write `about` with the command, the date, versions and machine."""
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    shown = [Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.argv]
-    shown = ["python", *shown] if shown[0].endswith(".py") else shown
-    write_json(path, {"command": " ".join(shown), "date": date, **about, "environment": environment()})
+    write_json(path, {"command": command_line(), "date": utc_now(), **about, "environment": environment()})
 
 
+@functools.cache
 def code_sha256() -> str:
     """Hash of this package's source."""
     digest, root = hashlib.sha256(), Path(__file__).parents[1]

@@ -2,7 +2,6 @@
 """Relearning attacks on the methods of a finished comparison, as a section of its report."""
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from ...evaluation.relearn import AttackTable, attack_table
@@ -11,14 +10,9 @@ from ...report.plots import relearn_plot
 from ...runtime.cache import cached_json
 
 
-if TYPE_CHECKING:
-    from ..comparison import Comparison
-    from .wmdp import WmdpProblem
-
-
 @dataclass
 class Attacks:
-    """The section `relearn`: fine-tuning of all weights that may bring back what was removed (K-FADE, RQ4).
+    """The section `evaluation.relearning`: fine-tuning of all weights that may bring back what was removed (K-FADE, RQ4).
 
     Args:
         attacks: {name: {corpus: sequences to take}}, for example benign, related, and a few forget sequences.
@@ -39,15 +33,20 @@ class Attacks:
         if not isinstance(self.attacks, dict) or not all(
             isinstance(corpora, dict) for corpora in self.attacks.values()
         ):
-            raise InputError("relearn.attacks: give corpora by attack, as in {benign: {wikitext: 1600}}")
+            raise InputError("evaluation.relearning.attacks: give corpora by attack, as in {benign: {wikitext: 1600}}")
 
 
-def relearning(problem: "WmdpProblem", comparison: "Comparison", best: str) -> Section:
-    """Attack the best row's model and those that the YAML names; kept beside the entries, so that it is done once."""
+def relearning(problem, cell, best: str) -> Section:
+    """Attack the best row's model and those that the YAML names; kept beside the lines, so that it is done once.
+
+    Args:
+        problem: a `WmdpProblem` with attacks, and the `Cell` that ran its lines.
+        best: label of the best row.
+    """
     attacks = problem.attacks
-    known = [entry.label for entry in comparison.entries]
+    known = [line.label for line in cell.lines]
     methods = list(dict.fromkeys([best, *(label for label in attacks.methods if label in known)]))
-    updates = {label: comparison.update(label) for label in methods}
+    updates = {label: cell.update(label) for label in methods}
     rows = {name: problem.corpora.joined(corpora, problem.tokenizer) for name, corpora in attacks.attacks.items()}
 
     def accuracies(model) -> dict[str, float]:
@@ -64,20 +63,20 @@ def relearning(problem: "WmdpProblem", comparison: "Comparison", best: str) -> S
             steps=attacks.steps,
             batch_size=attacks.batch_size,
             eval_steps=attacks.eval_steps,
-            seed=comparison.seed,
+            seed=cell.seed,
             tokenizer=problem.tokenizer,
             max_length=problem.max_length,
             progress=problem.progress,
         )
         return table.to_json()
 
-    key = {"identity": comparison.identity, "attacks": asdict(attacks)}
+    key = {"identity": cell.identity, "attacks": asdict(attacks)}
     key |= {"updates": {label: update.sha256() for label, update in updates.items()}}
-    table = AttackTable(**cached_json(comparison.folder / "relearn.json", key, attack))
+    table = AttackTable(**cached_json(cell.folder / "relearn.json", key, attack))
     return section(table, problem)
 
 
-def section(table: AttackTable, problem: "WmdpProblem") -> Section:
+def section(table: AttackTable, problem) -> Section:
     """The table and its picture, of the first domain."""
     percent = lambda value: f"{100 * value:.1f}"
     back = lambda value, share: percent(value) + ("" if share is None else f" ({100 * share:.0f} % back)")

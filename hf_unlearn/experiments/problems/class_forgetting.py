@@ -1,27 +1,21 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The protocol of Fast-NTK's tables: tune on all classes, forget one, compare with retraining; over sizes and seeds.
+"""Class forgetting, the protocol of Fast-NTK's tables: tune on all classes, forget one, compare with retraining on the others.
 
-One cell is (images per class, seed). Its rows are Full, Max Loss, Random Label, Fast-NTK and Retrain, each with its
-accuracy on D_r, D_f and the hold-out set and the epochs to relearn D_f.
+A table has one column for each number of images per class; its rows are means over seeds. Candidates of a line are chosen on
+training rows alone, without the retrained model.
 """
 
 import copy
 import functools
-import itertools
-import json
-import math
-import re
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch import nn
-from tqdm.auto import tqdm
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import set_seed
 
 from ...data.images import (
     ImageCollator,
@@ -32,23 +26,19 @@ from ...data.images import (
     select_per_class,
     split_class,
 )
+from ...data.rows import fingerprint_rows
 from ...errors import InputError
 from ...evaluation.images import accuracy, linear_probe, relearning_epochs
-from ...methods.fast_ntk import FastNTK
-from ...methods.first_order import FirstOrder
-from ...report.aggregates import aggregate
+from ...methods.base import StageSize
 from ...report.class_tables import class_sections, paper_figures
-from ...report.vocabulary import FORGOTTEN, PROBE, TOLERANCE
-from ...runtime.files import atomic_write, sha256_json, write_json, write_text
-from ...runtime.provenance import record_run
-from ...trainer.config import UnlearnConfig
-from ...trainer.trainer import UnlearnTrainer
-from ..problem import configured
-from ..run import read_yaml
-from .image_models import QUIET, add_tuner, check_images, head_name, load_start, tune
-
-
-SECTIONS = {"title", "seeds", "data", "model", "tuner", "tuning", "methods", "relearning", "probe", "paper"}
+from ...report.vocabulary import FORGOTTEN, PROBE, TOLERANCE, ClassVocabulary
+from ...runtime.cache import cached_folder, cached_json
+from ...runtime.files import open_safetensors, read_json, sha256_json, sha256_tensors, write_json, write_safetensors
+from ...runtime.provenance import code_sha256
+from ..problem import Problem, Reference, Stage, typed
+from ..search import copy_weights, restore_weights
+from ..settings import check_settings
+from .image_models import ImageModel, Tuner, Tuning, check_images, read_tuner, tune
 
 
 @dataclass
@@ -64,6 +54,9 @@ class Images:
         image_size, mean, std: of `ImageCollator`.
         holdout_per_class: images per class of the hold-out set; all by default.
         data_dir: where sources that are folders lie.
+
+    Raises:
+        InputError: no number of images, or a folder that does not exist.
     """
 
     train: str = "digits:train"
@@ -81,6 +74,8 @@ class Images:
     def __post_init__(self):
         if not self.per_class:
             raise InputError("data.per_class is empty: name the numbers of images per class")
+        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+            raise InputError(f"data.data_dir: the folder {self.data_dir} does not exist")
         self.collator = ImageCollator(tuple(self.mean), tuple(self.std), self.image_size)
 
     def load(self, source: str) -> Dataset:
@@ -90,7 +85,7 @@ class Images:
         return load_images(place, split or "train")
 
     def sets(self, per_class: int, seed: int) -> tuple[Dataset, Dataset, Dataset]:
-        """(D_f, D_r, hold-out) of a cell; the forgotten class is the same in all.
+        """(D_f, D_r, hold-out) of a size and seed; the forgotten class is the same in all.
 
         Raises:
             InputError: no such class, or too few images.
@@ -121,283 +116,240 @@ def set_apart(rows: Dataset, share: float) -> tuple[Dataset, Dataset]:
     return split["train"], split["test"]
 
 
-class Cell:
-    """One (images per class, seed): tunes, retrains, unlearns and measures; each model is made when a line first needs it."""
+@dataclass
+class ClassEvaluation:
+    """The section `evaluation`.
 
-    def __init__(self, config: Mapping, per_class: int, seed: int, folder: Path):
-        self.config, self.per_class, self.seed, self.folder = config, per_class, seed, folder
-        self.images = configured(Images, "data", config["data"])
-        self.collator = self.images.collator
+    Args:
+        relearning: arguments of `evaluation.images.relearning_epochs`; not measured by default.
+        probe: whether to train a new head on the features of the pretrained model, of one drawn at random, and of the line
+            "Fast-NTK" (Table III).
+        paper: network and dataset of the paper's figures that stand beside the measured ones.
+    """
 
-    def lines(self) -> Iterator[tuple[dict, Callable[[], list[dict]]]]:
-        """(what a line depends on beside the cell, what makes its rows), in the order of the paper's tables."""
-        methods = self.config["methods"]
-        yield {"line": "Full"}, lambda: [self._row("Full", *self._full)]
-        for entry in methods:
-            yield entry, lambda entry=entry: [self._method(dict(entry))]
-        yield {"line": "Retrain"}, lambda: [self._row("Retrain", *self._tuned(self.retain))]
-        if self.config.get("probe"):
-            # They look at the model of the line "Fast-NTK" too.
-            yield {"line": "probes", "methods": methods}, lambda: list(self._probes())
+    relearning: dict | None = None
+    probe: bool = False
+    paper: str | None = None
+
+    def __post_init__(self):
+        self.figures = paper_figures(self.paper)
+        if self.relearning is not None:
+            others = ("model", "rows", "collator", "seed")
+            check_settings(relearning_epochs, "evaluation.relearning", self.relearning, others)
+
+
+class ClassForgetting(Problem):
+    """One class forgotten by a model that was tuned on all, at one number of images per class and one seed."""
+
+    vocabulary = ClassVocabulary()
+    sections = {
+        "data": typed(Images),
+        "model": typed(ImageModel),
+        "tuner": read_tuner,
+        "tuning": typed(Tuning),
+        "evaluation": typed(ClassEvaluation),
+    }
+    # As the paper's baselines a training goes on until nothing of D_f is left, and its end is the candidate.
+    every_evaluation = False
+
+    def __init__(self, images: Images, model: ImageModel, tuner: Tuner, tuning: Tuning, evaluation, per_class, seed):
+        self.images, self.image_model, self.tuner, self.tuning = images, model, tuner, tuning
+        self.settings, self.per_class, self.seed = evaluation, per_class, seed
+        self.collator = images.collator
+        self._measured: dict[str, int | None] = {}
+
+    @classmethod
+    def make(cls, experiment, size, seed, progress=True):
+        parts = experiment.data, experiment.model, experiment.tuner, experiment.tuning, experiment.evaluation
+        return cls(*parts, size, seed)
+
+    @classmethod
+    def sizes(cls, experiment):
+        return experiment.data.per_class
+
+    @classmethod
+    def stage_sizes(cls, experiment, size):
+        forget, retain, _ = experiment.data.sets(size, experiment.seeds[0])
+        return [StageSize("class", len(forget), len(retain), 1)]
+
+    @classmethod
+    def architecture(cls, experiment):
+        classes = len(class_names(experiment.data.load(experiment.data.train)))
+        model = experiment.model.architecture(experiment.data.classes or classes, experiment.data)
+        size = experiment.data.image_size or model.config.image_size
+        return model, {"pixel_values": torch.zeros(2, 3, size, size, device="meta")}
+
+    @property
+    def name(self) -> str:
+        return f"{self.images.train.partition(':')[0]} without class {self.images.forget}"
 
     @functools.cached_property
     def sets(self) -> tuple[Dataset, Dataset, Dataset]:
+        """(D_f, D_r, hold-out)."""
         return self.images.sets(self.per_class, self.seed)
 
-    forget = property(lambda self: self.sets[0])
-    retain = property(lambda self: self.sets[1])
-    holdout = property(lambda self: self.sets[2])
+    @functools.cached_property
+    def stages(self) -> list[Stage]:
+        forget, retain, _ = self.sets
+        return [Stage("class", forget, retain)]
 
     @functools.cached_property
     def everything(self) -> Dataset:
-        return concatenate_datasets([self.retain, self.forget])
+        """D: D_r and D_f."""
+        forget, retain, _ = self.sets
+        return concatenate_datasets([retain, forget])
 
+    # ---- models --------------------------------------------------------------------------------------------------------
     @functools.cached_property
     def start(self) -> nn.Module:
         """The pretrained model with its tuner."""
-        start = load_start(self.config, self.images, len(class_names(self.retain)), self.seed)
-        start = add_tuner(start, self.config["tuner"])
+        labels = len(class_names(self.sets[1]))
+        start = self.tuner.wrap(self.image_model.load(self.images, labels, self.seed, self.tuner.head))
         check_images(start, self.everything, self.collator)
         return start
 
     @functools.cached_property
-    def _full(self) -> tuple[nn.Module, dict, float]:
+    def original(self) -> nn.Module:
+        return self._full.model
+
+    @functools.cached_property
+    def _full(self) -> Reference:
         return self._tuned(self.everything)
 
-    def _tuned(self, rows: Dataset) -> tuple[nn.Module, dict, float]:
-        """The model tuned on some rows, what `_training_rows` finds of it, and seconds."""
-        fixed = {"model": copy.deepcopy(self.start), "rows": rows, "collator": self.collator, "seed": self.seed}
-        settings = tuning_settings(self.config, self.per_class)
-        model, seconds = timed(lambda: configured(tune, "tuning", settings, **fixed))
-        return model, self._training_rows(model), seconds
+    @functools.cached_property
+    def _retrained(self) -> Reference:
+        return self._tuned(self.sets[1])
 
-    def _training_rows(self, model: nn.Module) -> dict:
-        """Accuracies on D_r and D_f, and `relearn`, which gives the epochs to relearn D_f: dear, so at most once."""
-        return {
-            "retain": self._accuracy(model, self.retain),
-            "forget": self._accuracy(model, self.forget),
-            "relearn": functools.cache(lambda: self._relearning(model)),
-        }
-
-    def _row(self, label: str, model: nn.Module, found: Mapping, seconds: float) -> dict:
-        """What the tables show of a model; `found` is what `_training_rows` gave."""
-        return {
-            "method": label,
-            "per_class": self.per_class,
+    def _tuned(self, rows: Dataset) -> Reference:
+        """The model tuned on some rows, once for all that decides what comes out."""
+        model, settings = copy.deepcopy(self.start), self.tuning.of(self.per_class)
+        base = copy_weights(model)
+        key = {
+            "kind": "tuned image classifier",
+            "code": code_sha256(),
+            "start": sha256_tensors(base),
+            "rows": fingerprint_rows(rows),
+            "images": asdict(self.collator),
+            "tuning": settings,
             "seed": self.seed,
-            "retain": found["retain"],
-            "forget": found["forget"],
-            "holdout": self._accuracy(model, self.holdout),
-            "relearning_epochs": None if label == "Full" else found["relearn"](),
-            "seconds": seconds,
         }
+
+        def build(folder: Path):
+            began = time.perf_counter()
+            tuned = tune(copy.deepcopy(self.start), rows, self.collator, seed=self.seed, **settings).state_dict()
+            changed = {name: tensor for name, tensor in tuned.items() if not tensor.cpu().equal(base[name])}
+            write_safetensors(folder / "tuned.safetensors", changed)
+            write_json(folder / "cost.json", {"seconds": time.perf_counter() - began})
+
+        folder = cached_folder(key, build)
+        with open_safetensors(folder / "tuned.safetensors") as file:
+            restore_weights(model, base | {name: file.get_tensor(name) for name in file.keys()})
+        return Reference(model.eval(), read_json(folder / "cost.json")["seconds"])
+
+    def references(self):
+        full, retrained = self.vocabulary.references
+        return {full: self._full, retrained: self._retrained}
+
+    # ---- numbers ---------------------------------------------------------------------------------------------------------
+    def identity(self):
+        return {
+            "holdout": fingerprint_rows(self.sets[2]),
+            "images": asdict(self.collator),
+            "relearning": self.settings.relearning,
+        }
+
+    def prepare(self, folder, identity):
+        self._folder = folder
+        self._full_retain = self._accuracy(self.original, self.sets[1])
+
+    def score_candidate(self, model):
+        forget, retain, _ = self.sets
+        row = {
+            "retain": self._accuracy(model, retain),
+            "forget": self._accuracy(model, forget),
+            "full_retain": self._full_retain,
+        }
+        # Relearning is expensive, and decides only among candidates that have forgotten and kept enough.
+        return row | ({"relearning_epochs": self._relearning(model)} if self.vocabulary.reached(row) else {})
+
+    def should_stop(self, model):
+        return accuracy(model, self.sets[0], self.collator) == 0
+
+    def evaluate(self, model, folder=None):
+        forget, retain, holdout = self.sets
+        row = {
+            "retain": self._accuracy(model, retain),
+            "forget": self._accuracy(model, forget),
+            "holdout": self._accuracy(model, holdout),
+            "relearning_epochs": None if model is self.original and folder is None else self._relearning(model),
+        }
+        return row, None
 
     def _accuracy(self, model: nn.Module, rows: Dataset) -> float:
         return 100 * accuracy(model, rows, self.collator)
 
     def _relearning(self, model: nn.Module) -> int | None:
-        settings = self.config.get("relearning")
-        return settings and relearning_epochs(model, self.forget, self.collator, seed=self.seed, **settings)
+        """Epochs to relearn D_f, measured once for the same weights."""
+        if self.settings.relearning is None:
+            return None
+        weights = sha256_tensors(model.state_dict())
+        if weights not in self._measured:
+            key = {"weights": weights, "rows": fingerprint_rows(self.sets[0]), **self.identity(), "seed": self.seed}
+            file = self._folder / "relearning" / f"{sha256_json(key)[:16]}.json"
+            measure = lambda: relearning_epochs(
+                model, self.sets[0], self.collator, seed=self.seed, **self.settings.relearning
+            )
+            self._measured[weights] = cached_json(file, key | {"code": code_sha256()}, measure)
+        return self._measured[weights]
 
-    def _method(self, entry: dict) -> dict:
-        """The row of the best candidate of one line, see `choose`."""
-        label, kind, search = entry.pop("label"), entry.pop("method"), entry.pop("search", {})
-        full, found, _ = self._full
-        run = {"fast_ntk": self._fast_ntk, "first_order": self._first_order}.get(kind)
-        if run is None:
-            raise InputError(f"methods, {label}: unknown method {kind!r}: choose fast_ntk or first_order")
-        candidates = []
-        with tempfile.TemporaryDirectory() as self.runs:
-            grams = str(Path(self.runs) / "grams")
-            for values in itertools.product(*search.values()):
-                chosen = dict(zip(search, values))
-                trainer, seconds = run(copy.deepcopy(full), entry, chosen, grams)
-                candidates.append(self._training_rows(trainer.model.eval()) | {"run": (trainer, seconds, chosen)})
-        best = choose(candidates, found["retain"], bool(self.config.get("relearning")))
-        trainer, seconds, chosen = best["run"]
-        row = self._row(label, trainer.model, best, seconds) | {"settings": chosen}
-        if kind == "fast_ntk":
-            report = trainer.method.report
-            row |= {"solve_seconds": report["solve_seconds"], "parameters": report["parameters"]}
-            trainer.save_model(str(self._unlearned(label)))
-        return row
+    # ---- what is told ----------------------------------------------------------------------------------------------------
+    def notes(self):
+        return [
+            f"Candidates of a line are chosen on the training rows, without {self.vocabulary.references[1]}: of those with at most "
+            f"{FORGOTTEN:g} % on D_f that keep D_r within {TOLERANCE:g} points of {self.vocabulary.references[0]}, the one that "
+            "takes longest to relearn. The hold-out set has all classes, the forgotten one too. A linear probe says what the "
+            "features still tell."
+        ]
 
-    def _unlearned(self, label: str = "Fast-NTK") -> Path:
-        """Where the model of a closed-form line is saved; the line "Fast-NTK" needs no name."""
-        name = "" if label == "Fast-NTK" else "-" + re.sub(r"\W+", "-", label.lower()).strip("-")
-        return self.folder / f"model-{self.per_class}-{self.seed}{name}"
+    def extra_rows(self, cell):
+        return list(self._probes(cell)) if self.settings.probe else []
 
-    def _trainer(self, model, method, evaluator=None, **arguments) -> UnlearnTrainer:
-        args = UnlearnConfig(output_dir=tempfile.mkdtemp(dir=self.runs), seed=self.seed, **{**QUIET, **arguments})
-        if not torch.cuda.is_available():
-            args.use_cpu = True
-        trainer = UnlearnTrainer(
-            model, method, args, self.forget, self.retain if method.needs_retain else None,
-            eval_dataset={} if evaluator else None, data_collator=self.collator, evaluator=evaluator,
-        )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
-        return trainer
-
-    def _fast_ntk(self, model, entry, chosen, grams):
-        method = configured(FastNTK, "methods, Fast-NTK", {**entry.get("settings", {}), **chosen}, gram_cache=grams)
-        trainer = self._trainer(model, method, per_device_train_batch_size=min(64, len(self.forget)))
-        _, seconds = timed(trainer.train)
-        return trainer, seconds
-
-    def _first_order(self, model, entry, chosen, grams):
-        """Epoch after epoch until nothing of D_f is left, as the paper's baselines end at 0 %."""
-        if "learning_rate" not in chosen:
-            raise InputError("methods, first_order: name learning rates to try, search: {learning_rate: [1.0e-3]}")
-        method = configured(FirstOrder, "methods, first_order", entry.get("settings"))
-        evaluator = lambda model: {"forget_accuracy": accuracy(model, self.forget, self.collator)}
-        trainer = self._trainer(
-            model,
-            method,
-            evaluator,
-            eval_strategy="epoch",
-            num_train_epochs=entry.get("epochs", 20),
-            learning_rate=chosen["learning_rate"],
-            lr_scheduler_type="constant",
-            per_device_train_batch_size=entry.get("batch_size", 32),
-        )
-        trainer.add_callback(StopWhenForgotten())
-        _, seconds = timed(trainer.train)
-        return trainer, seconds
-
-    def _probes(self) -> Iterator[dict]:
+    def _probes(self, cell) -> Iterator[dict]:
         """Table III: a new head on the frozen features of the pretrained model, of one drawn at random, and of Fast-NTK's."""
-        head, start = head_name(self.config), self.start
-        unseen, _ = split_class(self.holdout, self.forget["labels"][0])
-        unlearned = self._unlearned()
-        random = copy.deepcopy(start)
+        start, random = self.start, copy.deepcopy(self.start)
         set_seed(self.seed)
         for module in random.modules():
             if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.LayerNorm):
                 module.reset_parameters()
-        models = {"Pre-trained": start, "Random-init": random}
-        if unlearned.is_dir():
-            from peft import PeftModel
+        yield self._probe("Pre-trained", start, cell)
+        yield self._probe("Random-init", random, cell)
+        if any(line.label == "Fast-NTK" for line in cell.lines):
+            with cell.updated("Fast-NTK") as unlearned:
+                yield self._probe("Fast-NTK", unlearned, cell)
 
-            models["Fast-NTK"] = PeftModel.from_pretrained(copy.deepcopy(start).unload(), unlearned)
-        for name, model in models.items():
-            sets = [self.retain, self.forget, unseen]
-            scores = linear_probe(model, self.everything, sets, self.collator, head, self.seed)
-            named = {key: 100 * score for key, score in zip(("retain", "forget", "holdout"), scores)}
-            yield {"method": f"{PROBE}{name}", "per_class": self.per_class, "seed": self.seed, **named}
+    def _probe(self, name: str, model: nn.Module, cell) -> dict:
+        forget, retain, holdout = self.sets
+        unseen, _ = split_class(holdout, forget["labels"][0])
+        sets = [retain, forget, unseen]
+        scores = linear_probe(model, self.everything, sets, self.collator, self.tuner.head, self.seed)
+        named = {key: 100 * score for key, score in zip(("retain", "forget", "holdout"), scores)}
+        return {"method": f"{PROBE}{name}", **cell.about, **named}
 
+    @classmethod
+    def table_sections(cls, experiment, rows):
+        return class_sections(rows, experiment.evaluation.figures)
 
-def tuning_settings(config: Mapping, per_class: int) -> dict:
-    """The section `tuning`; its `epochs` may be a mapping from images per class.
-
-    Raises:
-        InputError: a mapping without this number of images.
-    """
-    settings = dict(config.get("tuning") or {})
-    if isinstance(epochs := settings.get("epochs"), Mapping):
-        if per_class not in epochs:
-            raise InputError(f"tuning.epochs has no entry for {per_class} images per class")
-        settings["epochs"] = epochs[per_class]
-    return settings
-
-
-def choose(candidates: Sequence[dict], full: float, relearning: bool) -> dict:
-    """The candidate of a line, by training rows alone and without the retrained model.
-
-    At most `FORGOTTEN` % right on D_f counts as forgotten, and `TOLERANCE` points of D_r less than the tuned model as kept; of those
-    alike in both the one that takes longest to relearn D_f, then the one that keeps most of D_r.
-
-    Args:
-        candidates: with "forget" and "retain" (%) and "relearn", called without arguments for the epochs (None: too many).
-        full: accuracy of the tuned model on D_r (%).
-        relearning: whether to look at the epochs.
-    """
-    scores = [(-max(row["forget"], FORGOTTEN), min(row["retain"], full - TOLERANCE)) for row in candidates]
-    alike = [row for row, score in zip(candidates, scores) if score == max(scores)]
-    if len(alike) == 1 or not relearning:
-        return max(alike, key=lambda row: row["retain"])
-    epochs = [math.inf if (count := row["relearn"]()) is None else count for row in alike]
-    return max(zip(epochs, alike), key=lambda pair: (pair[0], pair[1]["retain"]))[1]
-
-
-class StopWhenForgotten(TrainerCallback):
-    """Ends training once the evaluator finds that no forget row is classified rightly."""
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if (metrics or {}).get("eval_forget_accuracy") == 0:
-            control.should_training_stop = True
-
-
-def timed(action: Callable):
-    began = time.perf_counter()
-    return action(), time.perf_counter() - began
-
-
-def run_class_forgetting(config: Mapping, output_dir: str | Path, *, progress: bool = True) -> list[dict]:
-    """All lines of all cells of a configuration; finished ones are read from `cells/`, so a run that was killed goes on.
-
-    Raises:
-        InputError: unknown sections or settings, data or models that cannot be had.
-    """
-    _check_sections(config)
-    images = configured(Images, "data", config["data"])
-    folder = Path(output_dir)
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
-    cells = list(itertools.product(images.per_class, config.get("seeds", [0])))
-    rows = []
-    for per_class, seed in tqdm(cells, desc="cells", unit="cell", disable=not progress):
-        others = {
-            key: value for key, value in config.items() if key not in ("title", "seeds", "paper", "methods", "probe")
+    def card(self, rows, best):
+        full, retrained = self.vocabulary.references
+        row = lambda label: next((row for row in rows if row["method"] == label), {})
+        return {
+            "forget": f"class {self.images.forget} of {self.images.train.partition(':')[0]}",
+            "retain": "the other classes",
+            "original": row(full),
+            "unlearned": best,
+            "retrained": row(retrained),
+            "pipeline_tag": "image-classification",
         }
-        settings = others | {"data": {**config["data"], "per_class": per_class}}
-        for line, make in Cell(config, per_class, seed, folder).lines():
-            file = folder / "cells" / f"{sha256_json({'settings': settings, 'seed': seed, 'line': line})[:16]}.json"
-            if not file.is_file():
-                write_json(file, make())
-            rows += json.loads(file.read_text(encoding="utf-8"))
-    return rows
 
-
-def _check_sections(config: Mapping, place: str = ""):
-    if unknown := sorted(set(config) - SECTIONS):
-        raise InputError(f"{place}no section {', '.join(unknown)}; there are {', '.join(sorted(SECTIONS))}")
-
-
-def read_protocol(path: str | Path | None = None) -> dict:
-    """The settings of a YAML; without a path the embedded default.
-
-    Raises:
-        InputError: no such file, not YAML, or sections that do not exist or are missing.
-    """
-    config = read_yaml(path, "fast_ntk_demo.yaml")
-    _check_sections(config, f"{path}: ")
-    if missing := sorted({"data", "model", "tuner", "methods"} - set(config)):
-        raise InputError(f"{path}: the section {missing[0]} is missing")
-    return {"title": Path(path or "Fast-NTK").stem, "seeds": [0]} | config
-
-
-def publish(
-    config: Mapping, rows: Sequence[Mapping], output_dir: str | Path, record_to: str | Path | None = None
-) -> str:
-    """Write results.json, report.md and table.png, and with `record_to` the rows with command, versions and machine.
-
-    Returns the tables in Markdown.
-    """
-    table, sections = aggregate(rows, "per_class"), class_sections(rows, paper_figures(config.get("paper")))
-    folder = Path(output_dir)
-    parts = [text for part in sections if part.table for text in (f"**{part.title}**", part.text, part.markdown_table)]
-    tables = "\n\n".join(filter(None, parts))
-    figure = next(part.figure for part in sections if part.figure is not None)
-    atomic_write(folder / "table.png", lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
-    write_json(folder / "results.json", {"rows": list(rows), "table": table})
-    notes = (
-        f"Candidates of a line are chosen on the training rows, without Retrain: of those with at most {FORGOTTEN:g} % on D_f that "
-        f"keep D_r within {TOLERANCE:g} points of Full, the one that takes longest to relearn. The hold-out set has all classes, the forgotten one too. A linear probe says what the features still tell."
-    )
-    write_text(folder / "report.md", f"# {config['title']}\n\n{tables}\n\n![table](table.png)\n\n{notes}\n")
-    if record_to is not None:
-        data = {key: value for key, value in config["data"].items() if key != "data_dir"}
-        record_run(
-            record_to,
-            {"seeds": config["seeds"], "config": dict(config) | {"data": data}, "table": table, "rows": list(rows)},
-        )
-    return tables
+    def facts(self):
+        return super().facts() | {"holdout": len(self.sets[2])}

@@ -1,9 +1,11 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The rows of a WMDP experiment: corpora of stages, questions and instructions, real or of the embedded miniature."""
 
+import copy
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
 
@@ -11,8 +13,10 @@ from ...data.packing import pack
 from ...data.rows import sample_rows
 from ...data.wmdp import load_instructions, load_texts
 from ...errors import InputError
+from ...methods.base import StageSize
 from ...miniature.hazards import Hazards, load_hazards
-from ..problem import Stage, StageSize, configured
+from ..problem import Stage
+from ..settings import check_settings, configured
 
 
 EMBEDDED = "hazards"
@@ -42,43 +46,60 @@ class StageConfig:
             )
             if not good or not corpora:
                 raise InputError(
-                    f"stages, {self.name}: {side}: give corpora and how many sequences of each to take, as in "
+                    f"data.stages, {self.name}: {side}: give corpora and how many sequences of each to take, as in "
                     f"{{wikitext: 4000}}, not {corpora!r}"
                 )
 
 
 @dataclass
 class Corpora:
-    """The section `data`: where texts come from, and how they become sequences.
+    """The section `data`: what is forgotten in which order, where texts come from, and how they become sequences.
 
     Args:
+        stages: see `StageConfig`, in order.
         source: "hub" for the Hub and local files, "hazards" for the embedded miniature.
         data_dir: folder with local files, searched first.
-        length, min_tokens: see `data.wmdp.pack`.
+        length, min_tokens: see `data.packing.pack`.
         instructions: source of the unrelated instructions.
-        hazards: sizes of the miniature, see `data.hazards.load_hazards`.
+        hazards: sizes of the miniature, see `miniature.hazards.load_hazards`.
+
+    Raises:
+        InputError: a stage that is malformed or named twice, an unknown source, a folder that does not exist.
     """
 
+    stages: list[dict]
     source: str = "hub"
     data_dir: str | None = None
     length: int = 512
     min_tokens: int | None = None
     instructions: str = "tatsu-lab/alpaca"
     hazards: dict = field(default_factory=dict)
-    seed: int = 0
+    seed: int = field(default=0, init=False)  # of the choices of rows
 
     def __post_init__(self):
+        self.stages = read_stages(self.stages)
         if self.source not in ("hub", EMBEDDED):
             raise InputError(f"data.source: {self.source!r} is unknown: choose hub or {EMBEDDED}")
         if self.hazards and self.source != EMBEDDED:
             raise InputError(f"data.hazards: these sizes belong to source: {EMBEDDED}")
+        check_settings(load_hazards, "data.hazards", self.hazards, ("seed",))
+        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+            raise InputError(
+                f"data.data_dir: the folder {self.data_dir} does not exist; check it, or leave it out to use the Hub"
+            )
+
+    def seeded(self, seed: int) -> "Corpora":
+        """The same for another seed."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     @functools.cached_property
     def embedded(self) -> Hazards | None:
         """The miniature, when it is asked for."""
         if self.source != EMBEDDED:
             return None
-        return configured(load_hazards, "data.hazards", self.hazards, seed=self.seed)
+        return load_hazards(**self.hazards, seed=self.seed)
 
     @functools.cached_property
     def questions(self) -> dict[str, list[dict]] | None:
@@ -117,7 +138,7 @@ class Corpora:
         if count is not None and len(packed) < count:
             raise InputError(
                 f"{source} gives {len(packed)} sequences of {self.length} tokens, {count} were asked for: give it more text, "
-                "or lower the number in stages"
+                "or lower the number in data.stages"
             )
         return sample_rows(packed, count, self.seed)
 
@@ -139,32 +160,26 @@ class Corpora:
             ]
             if None in counts:
                 raise InputError(
-                    f"stages, {config.name}: a dry run reads no text: say how many sequences to take of each corpus"
+                    f"data.stages, {config.name}: a dry run reads no text: say how many sequences to take of each corpus"
                 )
             return sum(counts)
 
         return StageSize(config.name, total(config.forget), total(config.retain), self.length)
 
 
-def read_stages(config: Mapping) -> list[StageConfig]:
-    """The section `stages`.
+def read_stages(stages) -> list[StageConfig]:
+    """The stages of `data`.
 
     Raises:
-        InputError: it is missing or empty, or a stage is malformed or named twice.
+        InputError: there is none, or a stage is malformed or named twice.
     """
-    stages = config.get("stages")
     if not isinstance(stages, list) or not stages:
-        raise InputError("stages: give a list of what to forget, each with name, forget, retain and task")
+        raise InputError("data.stages: give a list of what to forget, each with name, forget, retain and task")
     for number, stage in enumerate(stages, 1):
         if not isinstance(stage, Mapping):
-            raise InputError(f"stages: number {number} is {stage!r}: give name, forget, retain and task")
-    read = [configured(StageConfig, f"stages, {stage.get('name', 'no name')}", stage) for stage in stages]
+            raise InputError(f"data.stages: number {number} is {stage!r}: give name, forget, retain and task")
+    read = [configured(StageConfig, f"data.stages, {stage.get('name', 'no name')}", stage) for stage in stages]
     names = [stage.name for stage in read]
     if repeated := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"stages share a name: {', '.join(sorted(repeated))}; give each its own")
+        raise InputError(f"data.stages share a name: {', '.join(sorted(repeated))}; give each its own")
     return read
-
-
-def read_corpora(config: Mapping) -> Corpora:
-    """The section `data`."""
-    return configured(Corpora, "data", config["data"], seed=config["seed"])

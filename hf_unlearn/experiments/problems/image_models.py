@@ -1,11 +1,12 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The models of the class-forgetting protocol: made or loaded, given a head and a tuner, and tuned."""
 
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from datasets import Dataset
@@ -20,59 +21,212 @@ from transformers import (
     set_seed,
 )
 
-from ...data.images import ImageCollator, class_names, select_per_class
+from ...data.images import class_names, select_per_class
+from ...data.rows import fingerprint_rows
 from ...errors import InputError
 from ...evaluation.images import accuracy
 from ...models.cifar_resnet import load_cifar_resnet
 from ...runtime.cache import cached_folder
-from ..problem import configured
-
-
-if TYPE_CHECKING:
-    from .class_forgetting import Images
+from ...runtime.provenance import code_sha256
+from ...tuners import BatchNormTuningConfig, KeyValuePromptConfig
+from ..settings import check_settings, configured
 
 
 logger = logging.getLogger(__name__)
 
+TUNERS = {"batch_norm": BatchNormTuningConfig, "key_value_prompt": KeyValuePromptConfig}
 QUIET = {"report_to": "none", "disable_tqdm": True, "log_level": "error", "save_strategy": "no"}
 
 
-def load_start(config: Mapping, images: "Images", labels: int, seed: int) -> nn.Module:
-    """The pretrained model w0 of the section `model`, in eval mode.
+@dataclass
+class ImageModel:
+    """The section `model`: the pretrained model w0, one of `weights`, `name`, and `config` with or without `pretrain`.
 
-    `weights`: a file of a CIFAR ResNet; `name`: an image classifier by folder or Hub id; `config`: an architecture of
-    transformers' image classifiers, trained here on the rows of `pretrain`, or drawn from the seed without. `new_head: true`
-    puts a new head in, drawn from the seed; so does another number of classes.
+    Args:
+        weights: a file of a CIFAR ResNet, in `data.data_dir`.
+        name: an image classifier by folder or Hub id.
+        config: an architecture of transformers' image classifiers, `model_type` and its fields; drawn from the seed, or
+            trained here on the rows of `pretrain`.
+        pretrain: see `Pretraining`.
+        new_head: put a new head in, drawn from the seed; so does another number of classes.
 
     Raises:
-        InputError: none of these, weights that cannot be loaded, or no such head.
+        InputError: none of these, or `pretrain` without `config`.
     """
-    settings = dict(config["model"])
-    set_seed(seed)
-    if "weights" in settings:
-        model = load_cifar_resnet((Path(images.data_dir) if images.data_dir else Path()) / settings["weights"])
-        if model.config.num_labels != labels:
-            model.reset_head(labels, seed)
-    elif "name" in settings or "pretrain" in settings:
-        name = settings["name"] if "name" in settings else pretrained(settings, images)
-        try:
-            model = AutoModelForImageClassification.from_pretrained(
-                name, num_labels=labels, ignore_mismatched_sizes=True
+
+    weights: str | None = None
+    name: str | None = None
+    config: dict | None = None
+    pretrain: dict | None = None
+    new_head: bool = False
+
+    def __post_init__(self):
+        if not (self.weights or self.name or self.config):
+            raise InputError(
+                "model: give weights (a CIFAR ResNet), name (an image classifier), or config (and pretrain)"
             )
-        except (OSError, ValueError) as error:
-            raise InputError(f"model.name: {name} cannot be loaded: {str(error).splitlines()[0]}") from error
-        if model.dtype in (torch.float16, torch.bfloat16):
-            logger.warning(f"{name} is in half precision: it is tuned and unlearned in fp32")
-            model = model.float()
-    elif "config" in settings:
-        model = build_model(settings["config"], labels)
-    else:
-        raise InputError("model: give weights (a CIFAR ResNet), name (an image classifier), or config (and pretrain)")
-    if settings.get("new_head"):
+        if self.pretrain is not None:
+            if "train" not in self.pretrain or self.config is None:
+                raise InputError("model.pretrain needs train, the images to train on, and model.config beside it")
+            self.pretrain = configured(Pretraining, "model.pretrain", self.pretrain)
+
+    def load(self, images, labels: int, seed: int, head: str) -> nn.Module:
+        """The model in eval mode.
+
+        Args:
+            images: the section `data`.
+            labels: number of classes.
+            head: the module that maps features to logits.
+
+        Raises:
+            InputError: weights that cannot be loaded, or no such head.
+        """
         set_seed(seed)
-        for layer in head_layers(model, head_name(config)):
-            layer.reset_parameters()
-    return model.eval()
+        if self.weights:
+            model = load_cifar_resnet((Path(images.data_dir) if images.data_dir else Path()) / self.weights)
+            if model.config.num_labels != labels:
+                model.reset_head(labels, seed)
+        elif self.name or self.pretrain:
+            model = _from_pretrained(self.name or self.pretrained(images), labels)
+        else:
+            model = build_model(self.config, labels)
+        if self.new_head:
+            set_seed(seed)
+            for layer in head_layers(model, head):
+                layer.reset_parameters()
+        return model.eval()
+
+    def architecture(self, labels: int, images) -> nn.Module:
+        """The model on the meta device, for a dry run: neither weights nor images are read."""
+        if self.config is None:
+            try:
+                source = Path(images.data_dir or ".") / self.weights if self.weights else self.name
+                config = load_cifar_resnet(source).config if self.weights else AutoConfig.from_pretrained(source)
+            except (OSError, ValueError) as error:
+                raise InputError(f"model: no architecture for a dry run ({str(error).splitlines()[0]})") from error
+            with torch.device("meta"):
+                return AutoModelForImageClassification.from_config(config).eval()
+        with torch.device("meta"):
+            return build_model(self.config, labels).eval()
+
+    def pretrained(self, images) -> Path:
+        """Folder of a model of the architecture `config`, trained here on the rows of `pretrain`, at most once."""
+        pretrain = self.pretrain
+        rows = images.load(pretrain.train)
+        if pretrain.per_class:
+            rows = select_per_class(rows, pretrain.per_class, seed=10**6)
+        collator = dataclasses.replace(images.collator, augment=pretrain.augment)
+        key = {
+            "kind": "image classifier",
+            "code": code_sha256(),
+            "config": self.config,
+            "pretrain": dataclasses.asdict(pretrain),
+            "images": dataclasses.asdict(collator),
+            "rows": fingerprint_rows(rows),
+        }
+
+        def train(folder: Path):
+            set_seed(0)
+            model = build_model(self.config, len(class_names(rows)))
+            check_images(model, rows, collator)
+            tune(model, rows, collator, **pretrain.training).save_pretrained(folder)
+
+        return cached_folder(key, train)
+
+
+@dataclass
+class Tuning:
+    """The section `tuning`: arguments of `tune`; `epochs` may be a mapping from images per class."""
+
+    epochs: int | dict[int, int] = 20
+    learning_rate: float = 1e-2
+    batch_size: int = 64
+    weight_decay: float = 0.0
+
+    def of(self, per_class: int) -> dict:
+        """The arguments at one number of images per class.
+
+        Raises:
+            InputError: a mapping without this number of images.
+        """
+        epochs = self.epochs
+        if isinstance(epochs, Mapping):
+            if per_class not in epochs:
+                raise InputError(f"tuning.epochs has no entry for {per_class} images per class")
+            epochs = epochs[per_class]
+        return dataclasses.asdict(self) | {"epochs": epochs}
+
+
+@dataclass
+class Pretraining:
+    """The key `model.pretrain`: the images to train on, how many of each class (all by default), and arguments of `tune`."""
+
+    train: str
+    per_class: int | None = None
+    augment: bool = False
+    epochs: int = 20
+    learning_rate: float = 1e-2
+    batch_size: int = 64
+    weight_decay: float = 0.0
+
+    @property
+    def training(self) -> dict:
+        return {name: getattr(self, name) for name in ("epochs", "learning_rate", "batch_size", "weight_decay")}
+
+
+@dataclass
+class Tuner:
+    """The section `tuner`: `type` and the fields of that adapter's configuration.
+
+    Attributes:
+        head: the module that maps features to logits, the first of `modules_to_save`.
+    """
+
+    type: str
+    settings: dict
+
+    @property
+    def head(self) -> str:
+        return self.settings["modules_to_save"][0]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with its adapter.
+
+        Raises:
+            InputError: a model that the adapter does not suit.
+        """
+        from peft import get_peft_model
+
+        return get_peft_model(model, TUNERS[self.type](**self.settings))
+
+
+def read_tuner(section: str, written: Mapping | None) -> Tuner:
+    """The section `tuner`.
+
+    Raises:
+        InputError: an unknown type, a setting that it does not have, or no head among `modules_to_save`.
+    """
+    settings = dict(written or {})
+    kind = settings.pop("type", None)
+    if kind not in TUNERS:
+        raise InputError(f"{section}.type must be one of {', '.join(TUNERS)}, not {kind!r}")
+    check_settings(TUNERS[kind], section, settings)
+    if not settings.get("modules_to_save"):
+        raise InputError(
+            f"{section}.modules_to_save must name the head: a new task's classes cannot be told without it"
+        )
+    return Tuner(kind, settings)
+
+
+def _from_pretrained(name: str | Path, labels: int) -> nn.Module:
+    try:
+        model = AutoModelForImageClassification.from_pretrained(name, num_labels=labels, ignore_mismatched_sizes=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.name: {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if model.dtype in (torch.float16, torch.bfloat16):
+        logger.warning(f"{name} is in half precision: it is tuned and unlearned in fp32")
+        model = model.float()
+    return model
 
 
 def build_model(config: Mapping, labels: int) -> nn.Module:
@@ -93,18 +247,6 @@ def build_model(config: Mapping, labels: int) -> nn.Module:
         ) from error
 
 
-def head_name(config: Mapping) -> str:
-    """The module that maps features to logits.
-
-    Raises:
-        InputError: `tuner.modules_to_save` does not name it.
-    """
-    modules = config["tuner"].get("modules_to_save")
-    if not modules:
-        raise InputError("tuner.modules_to_save must name the head: a new task's classes cannot be told without it")
-    return modules[0]
-
-
 def head_layers(model: nn.Module, name: str) -> list[nn.Linear]:
     """The linear layers of the head; transformers' ResNet wraps its own with what flattens the features.
 
@@ -119,28 +261,6 @@ def head_layers(model: nn.Module, name: str) -> list[nn.Linear]:
             f"tuner.modules_to_save: the model has no head {name!r}; of its linear layers the last is {linear[-1]}"
         )
     return layers
-
-
-def pretrained(settings: Mapping, images: "Images") -> Path:
-    """Folder of a model of the architecture `config`, trained here on the rows of `pretrain`, at most once."""
-    pretrain = dict(settings["pretrain"])
-    if "train" not in pretrain or "config" not in settings:
-        raise InputError("model.pretrain needs train, the images to train on, and model.config beside it")
-    rows = images.load(pretrain.pop("train"))
-    if per_class := pretrain.pop("per_class", None):
-        rows = select_per_class(rows, per_class, seed=10**6)
-    collator = ImageCollator(tuple(images.mean), tuple(images.std), images.image_size, pretrain.pop("augment", False))
-    architecture = dict(settings["config"])
-    key = {"config": architecture, "pretrain": dict(settings["pretrain"]), "image_size": images.image_size}
-    key |= {"mean": list(images.mean), "std": list(images.std), "rows": len(rows)}
-
-    def train(folder: Path):
-        set_seed(0)
-        model = build_model(architecture, len(class_names(rows)))
-        check_images(model, rows, collator)
-        configured(tune, "model.pretrain", pretrain, model=model, rows=rows, collator=collator).save_pretrained(folder)
-
-    return cached_folder({"image classifier": key}, train)
 
 
 def tune(
@@ -189,21 +309,3 @@ def check_images(model: nn.Module, rows: Dataset, collator: Callable):
         raise InputError(
             f"the model takes no images of this size ({reason}): set data.image_size to its own"
         ) from error
-
-
-def add_tuner(model: nn.Module, settings: Mapping) -> nn.Module:
-    """The model wrapped with the adapter of the section `tuner`: `type` and fields of its configuration.
-
-    Raises:
-        InputError: an unknown type, a setting that it does not have, or a model that it does not suit.
-    """
-    from peft import get_peft_model
-
-    from ...tuners import BatchNormTuningConfig, KeyValuePromptConfig
-
-    kinds = {"batch_norm": BatchNormTuningConfig, "key_value_prompt": KeyValuePromptConfig}
-    settings = dict(settings)
-    kind = settings.pop("type", None)
-    if kind not in kinds:
-        raise InputError(f"tuner.type must be one of {', '.join(kinds)}, not {kind!r}")
-    return get_peft_model(model, configured(kinds[kind], "tuner", settings))

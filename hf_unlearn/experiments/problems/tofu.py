@@ -16,9 +16,10 @@ from ...evaluation import tofu
 from ...evaluation.specificity import TokenKL
 from ...miniature.authors import load_synthetic, scratch_models
 from ...report.vocabulary import TofuVocabulary
-from ...runtime.loading import load_model
+from ...runtime.loading import load_model, load_tokenizer
 from ...runtime.processes import on_main_process
-from ..problem import REMEMBERED, Problem, Stage, StageSize, configured, load_original
+from ..problem import REMEMBERED, LanguageModel, Problem, Reference, Stage, StageSize, typed
+from ..settings import check_settings, configured
 
 
 SEARCH_METRICS = ("forget_truth_ratio", "forget_Q_A_Prob", "retain_Q_A_Prob")
@@ -35,13 +36,85 @@ NOTES = [
 ]
 
 
+SYNTHETIC = "synthetic"
+SCRATCH = ("splits", "seed", "progress")  # arguments of `scratch_models` that the YAML does not give
+
+
 @dataclass
+class TofuData:
+    """The section `data`.
+
+    Args:
+        source: "synthetic" for the embedded problem, or a folder or Hub id of TOFU.
+        forget, retain_rows: see `data.tofu.load_tofu`.
+        authors, forget_authors, questions_per_author: sizes of the embedded problem, see `miniature.authors.load_synthetic`.
+        template: fields of `QATemplate`.
+    """
+
+    source: str = "locuslab/TOFU"
+    forget: str | None = None
+    retain_rows: int | None = None
+    authors: int | None = None
+    forget_authors: int | None = None
+    questions_per_author: int | None = None
+    template: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.template = configured(QATemplate, "data.template", self.template)
+        foreign = (
+            ("forget", "retain_rows") if self.is_synthetic else ("authors", "forget_authors", "questions_per_author")
+        )
+        if found := [name for name in foreign if getattr(self, name) is not None]:
+            whose = "TOFU" if self.is_synthetic else f"source: {SYNTHETIC}"
+            raise InputError(f"data: {', '.join(found)} belongs to {whose}: leave it out, or change source")
+
+    @property
+    def is_synthetic(self) -> bool:
+        return self.source == SYNTHETIC
+
+    def splits(self, seed: int) -> TofuSplits:
+        """The rows; those of the embedded problem are drawn from the seed."""
+        if self.is_synthetic:
+            sizes = {name: getattr(self, name) for name in ("authors", "forget_authors", "questions_per_author")}
+            return load_synthetic(seed=seed, **{name: size for name, size in sizes.items() if size is not None})
+        given = {} if self.forget is None else {"forget": self.forget}
+        return load_tofu(self.source, **given, retain_rows=self.retain_rows)
+
+
+@dataclass
+class TofuEvaluation:
+    """The section `evaluation`.
+
+    Args:
+        max_length: tokens of the longest row.
+        max_new_tokens: of a generated answer.
+        batch_size: rows scored at a time.
+        sweep_rows: retain rows on which every candidate's KL is measured.
+    """
+
+    max_length: int = 512
+    max_new_tokens: int = 200
+    batch_size: int = 32
+    sweep_rows: int = 200
+
+
+def read_model(section: str, written: Mapping | None) -> LanguageModel:
+    """The section `model`: a forget quality needs a retrained model too."""
+    model = configured(LanguageModel, section, written)
+    if model.scratch is not None:
+        check_settings(scratch_models, f"{section}.scratch", model.scratch, SCRATCH)
+    elif not model.retrained and not model.retain_log:
+        raise InputError("give model.retrained or model.retain_log: forget quality compares with a retrained model")
+    return model
+
+
+@dataclass(kw_only=True)
 class TofuProblem(Problem):
     """Forgetting rows of TOFU.
 
     Args:
         retrained: the model that never saw the forget rows, or None with `retain_log`, the log of such a model.
-        sweep_rows: retain rows on which every candidate's KL is measured.
+        settings: of the evaluation.
     """
 
     splits: TofuSplits
@@ -50,47 +123,54 @@ class TofuProblem(Problem):
     retrained: torch.nn.Module | None
     retain_log: Mapping | None = None
     template: QATemplate = field(default_factory=QATemplate)
-    max_length: int = 512
-    max_new_tokens: int = 200
-    batch_size: int = 32
-    sweep_rows: int = 200
+    settings: TofuEvaluation = field(default_factory=TofuEvaluation)
 
-    results = TofuVocabulary()
-    sections = {"template"}
+    vocabulary = TofuVocabulary()
+    sections = {
+        "data": typed(TofuData),
+        "model": read_model,
+        "tuner": None,
+        "tuning": None,
+        "evaluation": typed(TofuEvaluation),
+    }
 
     @classmethod
-    def from_config(cls, config, progress=True):
-        """Models of `model`: `scratch` (trained here, cached), or `original` and `retrained` or `retain_log`."""
-        splits, model, retain_log = load_splits(config), config["model"], None
-        if "scratch" in model:
+    def make(cls, experiment, size, seed, progress=True):
+        model, data = experiment.model, experiment.data
+        splits, retain_log = data.splits(seed), None
+        if model.scratch is not None:
             tokenizer, original, retrained = configured(
-                scratch_models,
-                "model.scratch",
-                model["scratch"],
-                splits=splits,
-                seed=config["seed"],
-                progress=progress,
+                scratch_models, "model.scratch", model.scratch, splits=splits, seed=seed, progress=progress
             )
         else:
-            original, tokenizer, kwargs = load_original(model, "TOFU")
-            retrained = None
-            if model.get("retrained"):
-                retrained = load_model(model["retrained"], tokenizer, kwargs)[0].eval()
-            elif not model.get("retain_log"):
-                raise InputError(
-                    "give model.retrained or model.retain_log: forget quality compares with a retrained model"
-                )
+            tokenizer = load_tokenizer(model.original, model.arguments, required_for="TOFU")
+            original, retrained = load_model(model.original, tokenizer, model.arguments)[0], None
+            if model.retrained:
+                retrained = load_model(model.retrained, tokenizer, model.arguments)[0].eval()
             else:
-                retain_log = tofu.read_log(model["retain_log"])
-        loaded = {"splits": splits, "tokenizer": tokenizer, "original": original.eval(), "retrained": retrained}
-        loaded |= {"retain_log": retain_log, "template": configured(QATemplate, "template", config.get("template"))}
-        return configured(cls, "evaluation", config["evaluation"], **loaded)
+                retain_log = tofu.read_log(model.retain_log)
+        return cls(
+            splits=splits,
+            tokenizer=tokenizer,
+            original=original.eval(),
+            retrained=retrained,
+            retain_log=retain_log,
+            template=data.template,
+            settings=experiment.evaluation,
+        )
 
     @classmethod
-    def sizes(cls, config):
-        splits = load_splits(config)
-        length = config["evaluation"].get("max_length", 512)
-        return [StageSize(splits.name, len(splits.forget), len(splits.retain), length)]
+    def stage_sizes(cls, experiment, size):
+        splits = experiment.data.splits(experiment.seeds[0])
+        return [StageSize(splits.name, len(splits.forget), len(splits.retain), experiment.evaluation.max_length)]
+
+    @classmethod
+    def architecture(cls, experiment):
+        return experiment.model.architecture(scratch_models)
+
+    @property
+    def max_length(self) -> int:
+        return self.settings.max_length
 
     @property
     def name(self) -> str:
@@ -107,22 +187,24 @@ class TofuProblem(Problem):
         return {
             "data": self.splits.name,
             "template": self.template.fingerprint(self.tokenizer),
-            "sweep_rows": self.sweep_rows,
-            "max_new_tokens": self.max_new_tokens,
+            "sweep_rows": self.settings.sweep_rows,
+            "max_new_tokens": self.settings.max_new_tokens,
         }
 
     def prepare(self, folder, identity):
         rows = self.splits.retain_eval
-        rows = self.rows(rows.select(range(min(self.sweep_rows, len(rows)))))
-        loader = DataLoader(rows, batch_size=self.batch_size, collate_fn=CausalCollator(self.tokenizer.pad_token_id))
+        rows = self.rows(rows.select(range(min(self.settings.sweep_rows, len(rows)))))
+        loader = DataLoader(
+            rows, batch_size=self.settings.batch_size, collate_fn=CausalCollator(self.tokenizer.pad_token_id)
+        )
         self._kl = TokenKL(self.original, loader, cache_bytes=REMEMBERED)
         if not self._kl.cached:
             raise InputError(
-                f"evaluation.sweep_rows={self.sweep_rows} is too many to remember the original's answers: lower it"
+                f"evaluation.sweep_rows={self.settings.sweep_rows} is too many to remember the original's answers: lower it"
             )
 
     def references(self):
-        return super().references() | ({} if self.retrained is None else {"retrained": self.retrained})
+        return super().references() | ({} if self.retrained is None else {"retrained": Reference(self.retrained)})
 
     @functools.cached_property
     def _reference_log(self) -> Mapping:
@@ -136,16 +218,16 @@ class TofuProblem(Problem):
             self.tokenizer,
             self.splits.evaluation(),
             template=self.template,
-            batch_size=self.batch_size,
-            max_new_tokens=self.max_new_tokens,
+            batch_size=self.settings.batch_size,
+            max_new_tokens=self.settings.max_new_tokens,
             metrics=metrics,
             progress=False,
         )
 
-    def look(self, model):
+    def score_candidate(self, model):
         return metrics_of(tofu.summarize(self._log(model, SEARCH_METRICS), self._reference_log), self._kl(model).mean)
 
-    def measure(self, model, folder=None):
+    def evaluate(self, model, folder=None):
         log = self._reference_log if model is self.retrained else self._log(model)
         if folder is not None:
             on_main_process(lambda: tofu.write_log(folder / "TOFU_EVAL.json", log))
@@ -155,7 +237,7 @@ class TofuProblem(Problem):
     def notes(self):
         return NOTES
 
-    def settings(self):
+    def facts(self):
         sizes = {name: len(rows) for name, rows in self.splits.evaluation().items() if rows is not None}
         return {"rows": {"forget": len(self.splits.forget), "retain": len(self.splits.retain), "evaluated": sizes}}
 
@@ -167,15 +249,6 @@ class TofuProblem(Problem):
             "unlearned": best,
             "retrained": next((row for row in rows if row["method"] == "retrained"), {}),
         }
-
-
-def load_splits(config: Mapping) -> TofuSplits:
-    """The rows of `data`: `source: synthetic` with its sizes, or a folder or Hub id of TOFU with `forget` and `retain_rows`."""
-    data = dict(config["data"])
-    if data.get("source") == "synthetic":
-        del data["source"]
-        return configured(load_synthetic, "data", data, seed=config["seed"])
-    return configured(load_tofu, "data", data)
 
 
 def metrics_of(summary: Mapping, kl: float) -> dict:

@@ -24,9 +24,10 @@ from ...report.plots import kl_quantile_plot
 from ...report.vocabulary import LOST, POINTS, TaskVocabulary
 from ...runtime.cache import cached_json
 from ...runtime.loading import load_model, load_tokenizer
-from ..problem import REMEMBERED, Problem, Stage, configured, model_arguments
+from ..problem import REMEMBERED, LanguageModel, Problem, Stage, typed
+from ..settings import check_settings, configured
 from .attacks import Attacks, relearning
-from .corpora import Corpora, StageConfig, read_corpora, read_stages
+from .corpora import Corpora
 
 
 NOTES = [
@@ -43,8 +44,8 @@ WORST = 5
 
 
 @dataclass
-class WmdpProblem(Problem):
-    """Forgetting what corpora teach, measured with questions (the section `evaluation`).
+class WmdpEvaluation:
+    """The section `evaluation`.
 
     Args:
         general: task of general knowledge, which is to be kept.
@@ -54,14 +55,10 @@ class WmdpProblem(Problem):
         search_completions: those on which candidates are measured.
         max_new_tokens: of a completion.
         given: take the data's own outputs as completions, instead of letting the original write them.
+        batch_size: prompts at a time.
+        relearning: fine-tuning attacks on the result, see `Attacks`; none by default.
     """
 
-    config: Mapping
-    corpora: Corpora
-    stage_configs: list[StageConfig]
-    tokenizer: object
-    attacks: Attacks | None = None
-    progress: bool = True
     general: str = "mmlu"
     also: Sequence[str] = ()
     search_questions: int | None = None
@@ -70,42 +67,83 @@ class WmdpProblem(Problem):
     max_new_tokens: int = 128
     given: bool = False
     batch_size: int = 16
+    relearning: dict | None = None
 
-    results = TaskVocabulary()
-    sections = {"stages", "relearn"}
+    def __post_init__(self):
+        if self.relearning is not None:
+            self.relearning = configured(Attacks, "evaluation.relearning", self.relearning)
+
+
+def read_model(section: str, written: Mapping | None) -> LanguageModel:
+    """The section `model`."""
+    model = configured(LanguageModel, section, written)
+    if model.scratch is not None:
+        check_settings(hazard_model, f"{section}.scratch", model.scratch, ("hazards", "seed", "progress"))
+    return model
+
+
+@dataclass(kw_only=True)
+class WmdpProblem(Problem):
+    """Forgetting what corpora teach, measured with questions."""
+
+    corpora: Corpora
+    model: LanguageModel
+    tokenizer: object
+    settings: WmdpEvaluation
+    seed: int = 0
+    progress: bool = True
+
+    vocabulary = TaskVocabulary()
+    sections = {
+        "data": typed(Corpora),
+        "model": read_model,
+        "tuner": None,
+        "tuning": None,
+        "evaluation": typed(WmdpEvaluation),
+    }
 
     @classmethod
-    def from_config(cls, config, progress=True):
+    def make(cls, experiment, size, seed, progress=True):
         """Tokenizer and settings; texts and the model are loaded when they are first asked for, bad texts before the model."""
-        model, stages = config["model"], read_stages(config)
-        corpora = read_corpora(config)
+        model, corpora = experiment.model, experiment.data.seeded(seed)
         if corpora.embedded is not None:
-            if "scratch" not in model:
+            if model.scratch is None:
                 raise InputError("model.scratch is missing: the miniature's model is trained here, on its own texts")
-            tokenizer, _ = embedded_model(config, corpora, progress)
-        elif not model.get("original"):
+            tokenizer, _ = hazard_model(corpora.embedded, seed, **model.scratch, progress=progress)
+        elif not model.original:
             raise InputError("model.original is missing: give a model id or a folder")
         else:
-            tokenizer = load_tokenizer(model["original"], required_for="WMDP")
-        attacks = configured(Attacks, "relearn", config["relearn"]) if config.get("relearn") else None
-        loaded = {"config": config, "corpora": corpora, "stage_configs": stages, "tokenizer": tokenizer}
-        loaded |= {"attacks": attacks, "progress": progress}
-        return configured(cls, "evaluation", config["evaluation"], **loaded)
+            tokenizer = load_tokenizer(model.original, model.arguments, required_for="WMDP")
+        return cls(
+            corpora=corpora,
+            model=model,
+            tokenizer=tokenizer,
+            settings=experiment.evaluation,
+            seed=seed,
+            progress=progress,
+        )
 
     def __post_init__(self):
         embedded = self.corpora.questions
-        tasks = [*self.domains, *self.also, self.general]
+        tasks = [*self.domains, *self.settings.also, self.settings.general]
         if embedded is not None and (unknown := [task for task in tasks if task not in embedded]):
             raise InputError(f"no task {', '.join(unknown)} in the miniature; there are {', '.join(embedded)}")
 
     @classmethod
-    def sizes(cls, config):
-        corpora = read_corpora(config)
-        return [corpora.size(stage) for stage in read_stages(config)]
+    def stage_sizes(cls, experiment, size):
+        return [experiment.data.size(stage) for stage in experiment.data.stages]
+
+    @classmethod
+    def architecture(cls, experiment):
+        return experiment.model.architecture(hazard_model)
+
+    @property
+    def attacks(self) -> Attacks | None:
+        return self.settings.relearning
 
     @property
     def name(self) -> str:
-        return " and ".join(stage.name for stage in self.stage_configs)
+        return " and ".join(stage.name for stage in self.corpora.stages)
 
     @property
     def max_length(self) -> int:
@@ -113,28 +151,27 @@ class WmdpProblem(Problem):
 
     @functools.cached_property
     def stages(self) -> list[Stage]:
-        return [self.corpora.stage(stage, self.tokenizer) for stage in self.stage_configs]
+        return [self.corpora.stage(stage, self.tokenizer) for stage in self.corpora.stages]
 
     @functools.cached_property
     def original(self) -> torch.nn.Module:
         if self.corpora.embedded is not None:
-            return embedded_model(self.config, self.corpora, False)[1]
-        model = self.config["model"]
-        loaded, _ = load_model(model["original"], self.tokenizer, model_arguments(model))
+            return hazard_model(self.corpora.embedded, self.seed, **self.model.scratch, progress=False)[1]
+        loaded, _ = load_model(self.model.original, self.tokenizer, self.model.arguments)
         check_tokenizer(self.tokenizer, loaded)
         return loaded.eval()
 
     @property
     def domains(self) -> list[str]:
         """Tasks that ask for what is to be forgotten."""
-        return list(dict.fromkeys(stage.task for stage in self.stage_configs))
+        return list(dict.fromkeys(stage.task for stage in self.corpora.stages))
 
     def identity(self):
         return {
             "tokenizer": self.tokenizer.get_vocab(),
-            "tasks": [self.domains, self.general, list(self.also)],
-            "search": [self.search_questions, self.search_completions],
-            "completions": [self.completions, self.max_new_tokens, self.given],
+            "tasks": [self.domains, self.settings.general, list(self.settings.also)],
+            "search": [self.settings.search_questions, self.settings.search_completions],
+            "completions": [self.settings.completions, self.settings.max_new_tokens, self.settings.given],
             "data_dir": self.corpora.data_dir,
         }
 
@@ -148,18 +185,18 @@ class WmdpProblem(Problem):
                     f"{task}: the original model answers {score.accuracy:.1%}, no better than guessing: there is nothing to "
                     "unlearn that this task could show; take another model or task"
                 )
-        search = self.search_questions is not None
-        self.asked_in_search = self.ask(self.original, self.search_questions) if search else self.asked
+        search = self.settings.search_questions is not None
+        self.asked_in_search = self.ask(self.original, self.settings.search_questions) if search else self.asked
         self.rows = self._completions(folder / "completions.json", identity)
         self.kl = self._meter(self.rows)
-        few = self.rows.select(range(min(self.search_completions, len(self.rows))))
+        few = self.rows.select(range(min(self.settings.search_completions, len(self.rows))))
         self.kl_in_search = self.kl if len(few) == len(self.rows) else self._meter(few)
 
     def ask(
         self, model, limit: int | None = None, tasks: Sequence[str] | None = None, progress: bool = False
     ) -> dict[str, Score]:
         """Scores on `tasks` (all by default), of the first `limit` questions of each."""
-        tasks = list(dict.fromkeys(tasks or [*self.domains, *self.also, self.general]))
+        tasks = list(dict.fromkeys(tasks or [*self.domains, *self.settings.also, self.settings.general]))
         embedded = self.corpora.questions
         result = evaluate_tasks(
             model,
@@ -168,7 +205,7 @@ class WmdpProblem(Problem):
             questions=embedded and {task: embedded[task] for task in tasks},
             data_dir=self.corpora.data_dir,
             limit=limit,
-            batch_size=self.batch_size,
+            batch_size=self.settings.batch_size,
             # Hashing and writing are worth it where answers take hours.
             cache=embedded is None,
             accelerator=PartialState(),
@@ -179,8 +216,8 @@ class WmdpProblem(Problem):
 
     def _completions(self, path: Path, identity: str) -> Dataset:
         """What the original writes to unrelated instructions; kept in the output folder, for it may take hours."""
-        instructions = self.corpora.unrelated(self.completions)
-        settings = {"max_new_tokens": self.max_new_tokens, "given": self.given}
+        instructions = self.corpora.unrelated(self.settings.completions)
+        settings = {"max_new_tokens": self.settings.max_new_tokens, "given": self.settings.given}
 
         def write():
             rows = generate_completions(
@@ -188,7 +225,7 @@ class WmdpProblem(Problem):
                 self.tokenizer,
                 instructions,
                 **settings,
-                batch_size=self.batch_size,
+                batch_size=self.settings.batch_size,
                 max_length=max(1024, self.max_length),
                 progress=self.progress,
             )
@@ -200,16 +237,16 @@ class WmdpProblem(Problem):
     def _meter(self, rows: Dataset) -> TokenKL:
         loader = DataLoader(
             rows.select_columns(["input_ids", "labels"]),
-            batch_size=self.batch_size,
+            batch_size=self.settings.batch_size,
             collate_fn=CausalCollator(self.tokenizer.pad_token_id),
         )
         return TokenKL(self.original, loader, cache_bytes=REMEMBERED, top_k="auto")
 
-    def look(self, model):
-        asked = self.ask(model, self.search_questions, [*self.domains, self.general])
+    def score_candidate(self, model):
+        asked = self.ask(model, self.settings.search_questions, [*self.domains, self.settings.general])
         return self._metrics(asked, self.asked_in_search) | {"kl": self.kl_in_search(model, resamples=2).mean}
 
-    def measure(self, model, folder=None):
+    def evaluate(self, model, folder=None):
         asked = self.asked if folder is None else self.ask(model)
         kl = self.kl(model)
         metrics = self._metrics(asked, self.asked) | {
@@ -230,7 +267,7 @@ class WmdpProblem(Problem):
         return {
             "accuracy": {task: score.accuracy for task, score in asked.items()},
             "lost": lost,
-            "general_loss": 100 * (before[self.general].accuracy - asked[self.general].accuracy),
+            "general_loss": 100 * (before[self.settings.general].accuracy - asked[self.settings.general].accuracy),
         }
 
     # ---- what is told -----------------------------------------------------------------------------------------------
@@ -239,31 +276,31 @@ class WmdpProblem(Problem):
         notes = [*NOTES, f"Questions: {', '.join(f'{task} {count}' for task, count in n.items())}."]
         return notes if self.corpora.embedded is None else [*notes, EMBEDDED]
 
-    def further(self, comparison, rows):
-        methods = self.results.methods(rows)
+    def extra_sections(self, cell, rows):
+        methods = self.vocabulary.methods(rows)
         labels = [row["method"] for row in methods]
-        best = labels[self.results.choose(methods)]
+        best = labels[self.vocabulary.choose(methods)]
         names = ("mean", "median", "q90", "q99", "q99.9", "max", "nll_change")
-        tails = {label: comparison.kl[label].table_row() for label in labels}
+        tails = {label: cell.kl[label].table_row() for label in labels}
         sections = [
             Section(
                 "Specificity: the whole distribution",
                 f"KL(original || model) at every token of {len(self.rows)} completions of unrelated instructions, "
-                + ("as the data has them" if self.given else "written by the original model")
+                + ("as the data has them" if self.settings.given else "written by the original model")
                 + ". Shaded: 95 % bootstrap bands. Nats per token.",
                 header=["method", *names[:-1], "NLL change"],
                 table=[[label, *(format_number(tails[label][name], 4) for name in names)] for label in labels],
                 name="specificity.png",
-                figure=kl_quantile_plot(comparison.kl, labels, self.results.references),
+                figure=kl_quantile_plot(cell.kl, labels, self.vocabulary.references),
                 alt="Quantiles of the KL divergence over completions and over tokens, one curve a method",
             )
         ]
-        worst = worst_completions(comparison.kl[best], self.rows, self.tokenizer, WORST)
+        worst = worst_completions(cell.kl[best], self.rows, self.tokenizer, WORST)
         examples = [(f"KL {row['kl']:.3f} nats a token: {last_words(row['prompt'])}", row["marked"]) for row in worst]
         text = f"The completions that {best} left furthest; in brackets the tokens with at least twice their completion's mean."
         sections.append(Section("What did we break?", text, examples=examples))
         if self.attacks is not None:
-            sections.append(relearning(self, comparison, best))
+            sections.append(relearning(self, cell, best))
         return sections
 
     def card(self, rows, best):
@@ -280,7 +317,7 @@ class WmdpProblem(Problem):
             for task in best["accuracy"]
         ]
         corpora = lambda side: ", ".join(
-            dict.fromkeys(name for stage in self.stage_configs for name in getattr(stage, side))
+            dict.fromkeys(name for stage in self.corpora.stages for name in getattr(stage, side))
         )
         return {
             "forget": f"what these corpora teach: {corpora('forget')}",
@@ -291,8 +328,8 @@ class WmdpProblem(Problem):
             "original": original,
         }
 
-    def settings(self):
-        sizes = super().settings()["rows"]
+    def facts(self):
+        sizes = super().facts()["rows"]
         return {"rows": sizes | {"completions": len(self.rows)}}
 
 
@@ -300,15 +337,3 @@ def last_words(prompt: str, length: int = 120) -> str:
     """The end of a prompt on one line, from a word's beginning: instructions stand there, below what all prompts share."""
     text = " ".join(prompt.split())
     return text if len(text) <= length else "... " + text[-length:].partition(" ")[2]
-
-
-def embedded_model(config: Mapping, corpora: Corpora, progress: bool):
-    """`(tokenizer, model)` of the miniature, trained here unless it is in the cache."""
-    return configured(
-        hazard_model,
-        "model.scratch",
-        config["model"]["scratch"],
-        hazards=corpora.embedded,
-        seed=config["seed"],
-        progress=progress,
-    )

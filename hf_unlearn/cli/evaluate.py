@@ -1,0 +1,58 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""`hf-unlearn evaluate`: accuracy on tasks, before and after."""
+
+from ..deltas import UpdateDelta
+from ..evaluation.harness import evaluate_tasks
+from ..report.tables import score_table
+from ..runtime.files import write_json
+from ..runtime.hub import public_name
+from ..runtime.loading import load_model, load_tokenizer
+from ..runtime.processes import announced_processes
+from ..runtime.provenance import command_line, library_versions, utc_now
+
+
+def run_evaluate(options):
+    """Print question counts and the table of accuracies; write them with command, versions and model hashes."""
+    tasks = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    state = announced_processes()
+
+    def load(name: str, delta: str | None = None):
+        def model():
+            loaded, _ = load_model(name, tokenizer)
+            if delta is not None:
+                UpdateDelta.from_pretrained(delta).apply_to(loaded)
+            return loaded.to(state.device)
+
+        return model
+
+    tokenizer = load_tokenizer(options.model, required_for="evaluation on tasks")
+    changed = {"after" if options.base else "model": load(options.model, options.delta)}
+    result = evaluate_tasks(
+        ({"before": load(options.base)} if options.base else {}) | changed,
+        tokenizer,
+        tasks,
+        data_dir=options.data_dir,
+        include_path=options.include_path,
+        limit=options.limit,
+        num_fewshot=options.num_fewshot,
+        batch_size=options.batch_size,
+        log_samples=options.log_samples,
+        cache=not options.no_cache,
+        accelerator=state,
+        progress=True,
+    )
+    if not state.is_main_process:
+        return
+    print(f"\n{score_table(result.scores, result.tasks)}\n")
+    names = {"before": options.base, "after" if options.base else "model": options.model}
+    for label, facts in result.models.items():
+        delta = f" with the update {options.delta}" if options.delta and label != "before" else ""
+        cached = ", from the cache" if facts["cached"] else ""
+        print(f"{label}: {names[label]}{delta}, sha256 {facts['sha256'][:16]}, {facts['dtype']}{cached}")
+        if facts["truncated"]:
+            print(f"  {facts['truncated']} prompts were cut from the left to {facts['max_length']} tokens")
+    if options.output:
+        samples = {"samples": result.samples} if options.log_samples else {}
+        about = {key: public_name(getattr(options, key)) for key in ("model", "base", "delta")}
+        about |= {"command": command_line("hf-unlearn"), "date": utc_now(), "versions": library_versions()}
+        print(f"wrote {write_json(options.output, about | result.to_dict() | samples)}")

@@ -1,0 +1,90 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""`hf-unlearn inspect`: what a folder holds, read from its files."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..deltas import describe
+from ..errors import InputError
+from ..report.formats import format_bytes, format_settings
+from ..report.tables import format_table
+from ..runtime.files import read_json
+
+
+def run_inspect(options):
+    path = Path(options.path)
+    parts = {
+        "curvature_config.json": describe_curvature,
+        "unlearn_run.json": describe_run,
+        "unlearning_log.jsonl": describe_log,
+        "report.json": describe_report,
+        "results.json": describe_results,
+    }
+    lines = [line for name, describe in parts.items() if (path / name).is_file() for line in describe(path / name)]
+    # Of a delta itself, of a model with its delta, and of a comparison with its best model.
+    places = [
+        place for place in (path, path / "delta", path / "model/delta") if (place / "delta_config.json").is_file()
+    ]
+    # What does not exist here can only be a delta on the Hub; the error says so when it is not.
+    for place in places or ([] if path.exists() else [options.path]):
+        lines += describe_delta(place)
+    if not lines:
+        raise InputError(f"{path} holds no delta, curvature, run or results of hf_unlearn; pass such a folder")
+    print("\n".join(lines))
+
+
+def describe_delta(path: str | Path) -> Iterator[str]:
+    delta = describe(path)
+    names = delta["tensors"]
+    yield f"delta: {len(names)} tensors, {format_bytes(delta['bytes'])} in {delta.get('dtype')}, norm {delta['norm']:.6g}"
+    settings = {key: value for key, value in (delta.get("settings") or {}).items() if key != "method"}
+    yield f"  method    {delta.get('method') or 'unknown'}: {format_settings(settings)}"
+    revision = f" at {delta['base_revision']}" if delta.get("base_revision") else ""
+    yield f"  base      {delta.get('base_model') or 'unknown'}{revision}"
+    yield f"  seed      {delta.get('seed')}"
+    yield f"  sha256    {delta.get('sha256')}"
+    yield f"  versions  {format_settings(delta.get('versions'))}"
+    yield f"  tensors   {', '.join(names[:3])}" + (f", ... {names[-1]}" if len(names) > 3 else "")
+
+
+def describe_curvature(file: Path) -> Iterator[str]:
+    config = read_json(file)
+    size = sum(path.stat().st_size for path in file.parent.glob("*.safetensors"))
+    targets = list(config["targets"])
+    yield f"curvature: {config['kind']} of {len(targets)} weights, {format_bytes(size)}"
+    yield f"  model     {config.get('model_class')}"
+    fitted = f"{config.get('sequences')} sequences, {config.get('predicted_tokens')} predicted tokens"
+    yield f"  fit       {config.get('fisher')} Fisher, seed {config.get('seed')}, {fitted}"
+    yield f"  weights   {', '.join(targets[:3])}" + (f", ... {targets[-1]}" if len(targets) > 3 else "")
+
+
+def describe_run(file: Path) -> Iterator[str]:
+    checkpoints = sorted(path.name for path in file.parent.glob("checkpoint-*"))
+    yield f"run: {format_settings(read_json(file))}"
+    yield f"  checkpoints  {', '.join(checkpoints) or 'none'}"
+
+
+def describe_log(file: Path) -> Iterator[str]:
+    try:
+        requests = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); remove the broken line") from error
+    yield f"log: {len(requests)} requests"
+    for request in requests:
+        rows, settings = request.get("forget_rows"), format_settings(request.get("settings"))
+        yield f"  {request.get('time')}  {request.get('method')}, {rows} rows: {settings}"
+
+
+def describe_report(file: Path) -> Iterator[str]:
+    report = read_json(file)
+    yield f"report: {report.get('title')} ({len(report.get('candidates', []))} candidates tried)"
+    yield f"  {report.get('summary')}"
+
+
+def describe_results(file: Path) -> Iterator[str]:
+    rows = read_json(file)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "method" in row for row in rows):
+        raise InputError(f"{file} does not hold a list of rows, each with a method: run the recipe again")
+    yield "results:"
+    yield format_table(rows)
