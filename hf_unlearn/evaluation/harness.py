@@ -253,8 +253,8 @@ def _agreed(key: dict, folder: Path, cache: bool, accelerator) -> dict | None:
         shares = processes.gather((key, found))
         if different := [name for name in key if any(other[name] != key[name] for other, _ in shares)]:
             raise InputError(
-                f"the processes do not evaluate the same thing (different {', '.join(different)}); give all of them the "
-                "same"
+                f"the processes do not evaluate the same thing (different {', '.join(different)}); give all of them "
+                "the same"
             )
         found = shares[0][1]
     return found

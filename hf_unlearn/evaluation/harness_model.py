@@ -20,8 +20,8 @@ class SpreadLM(HFLM):
     """`HFLM` of a model in memory, of which every process has a copy (or its shards) and answers every n-th batch.
 
     lm-eval itself spreads documents over processes only for models that it loads by name. Requests are put into the
-    same batches here however many processes there are, each batch is answered by HFLM's own code, and all processes get all
-    answers: so the answers of one process and of many are the same bits on like machines.
+    same batches here however many processes there are, each batch is answered by HFLM's own code, and all processes
+    get all answers: so the answers of one process and of many are the same bits on like machines.
 
     Args:
         share: rank and number of processes.

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 from hf_unlearn.errors import InputError
 from hf_unlearn.report.card import NOT_SHOWN, render_card
 from hf_unlearn.version import __version__
+from tests.support.reports import CLASS_ROWS
 
 
 SAMPLES = Path(__file__).resolve().parents[2] / "model_cards"
@@ -40,6 +41,14 @@ def test_body_tells_numbers_and_limits():
     assert NOT_SHOWN["privacy"] not in card  # the context says that it was tested
     assert "steps 4" in card and "400 rows" in card and "1234 s, peak memory 20480 MB, on one GPU" in card
     assert "hf-unlearn transfer --delta your-name/phi-1_5-tofu-unlearned" in card and "@article{kfade2026" in card
+
+
+def test_card_of_a_forgotten_class():
+    rows = {row["method"]: row for row in CLASS_ROWS if (row["per_class"], row["seed"]) == (100, 0)}
+    unlearned = {"original": rows["Full"], "unlearned": rows["Fast-NTK, at w0"], "retrained": rows["Retrain"]}
+    card = render_card({"method": "Fast-NTK", "forget": "the class cat", **unlearned})
+    assert "| accuracy on D_f (%) | 98.0 | 1.0 | 0 | 0 |" in card
+    assert "| epochs to relearn D_f | – | 8.0 | 10.0 | as retrained |" in card
 
 
 def test_least_card_is_honest_and_names_no_local_folder(tmp_path):

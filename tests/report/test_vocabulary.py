@@ -62,6 +62,13 @@ def test_the_goal_is_at_most_one_percent_and_three_points(forget, retain, reache
     assert not vocabulary.reached(row)  # without Full nobody knows what was kept
 
 
+def test_rows_of_a_table_are_chosen_beside_the_full_model():
+    rows = [class_row(str(epochs), 100, 0, retain, 0.0, 80.0, epochs) for retain, epochs in ((99.0, 9), (98.0, 12))]
+    assert ClassVocabulary().choose(rows, class_row("Full", 100, 0, 100.0, 99.0, 90.0, None)) == 1
+    assert ClassVocabulary().choose(rows, class_row("Full", 100, 0, 102.0, 99.0, 90.0, None)) == 0
+    assert ClassVocabulary().choose(rows) == 0  # nobody knows what is enough: the one that kept most
+
+
 def test_lines_are_compared_with_the_full_model_of_their_size_and_seed():
     lines = {(line.method, line.row["per_class"]): line for line in ClassVocabulary().lines(CLASS_ROWS)}
     assert len(lines) == 8 and not any(method.startswith("probe") for method, _ in lines)
@@ -80,10 +87,10 @@ def test_lines_are_compared_with_the_full_model_of_their_size_and_seed():
 def test_summary_of_classes():
     assert ClassVocabulary().summarise(CLASS_ROWS) == (
         "The goal is at most 1 % on D_f, with D_r within 3 points of Full. "
-        "With 100 images per class it is reached by Fast-NTK, at w0, and not by Max Loss. The class comes back in 10.0 "
-        "epochs after Retrain; after Fast-NTK, at w0 in 8.0, 0.80 of that. "
-        "With 500 images per class it is reached by Fast-NTK, at w0, and not by Max Loss. The class comes back in 10.0 "
-        "epochs after Retrain; after Fast-NTK, at w0 not within the limit."
+        "With 100 images per class it is reached by Fast-NTK, at w0, and not by Max Loss. The class comes back in "
+        "10.0 epochs after Retrain; after Fast-NTK, at w0 in 8.0, 0.80 of that. "
+        "With 500 images per class it is reached by Fast-NTK, at w0, and not by Max Loss. The class comes back in "
+        "10.0 epochs after Retrain; after Fast-NTK, at w0 not within the limit."
     )
     rows = [row for row in CLASS_ROWS if row["per_class"] == 100 and row["method"] in ("Full", "Max Loss")]
     assert ClassVocabulary().summarise(rows).endswith("With 100 images per class no method reached it.")

@@ -125,20 +125,25 @@ class Vocabulary(abc.ABC):
         """Whether the row reached the goal; `original` is the row of the model before, of the same size and seed."""
 
     @abc.abstractmethod
-    def forgotten(self, row: Mapping) -> float | tuple[float, ...] | None:
+    def forgotten(self, row: Mapping, original: Mapping | None = None) -> float | tuple[float, ...] | None:
         """How much the row has forgotten, in an order where greater is better; None when it was not measured."""
 
     @abc.abstractmethod
     def summarise(self, rows: Sequence[Mapping]) -> str:
         """What happened, in sentences, from the rows alone."""
 
-    def choose(self, rows: Sequence[Mapping]) -> int:
-        """Index of the row to show: least cost among those that reached the goal, else the one that forgot most."""
-        passing = [index for index, row in enumerate(rows) if self.reached(row)]
+    def choose(self, rows: Sequence[Mapping], original: Mapping | None = None) -> int:
+        """Index of the row to show: least cost among those that reached the goal, else the one that forgot most.
+
+        Args:
+            rows: candidates of one line, or rows of methods of one size and seed.
+            original (*optional*): the row of the model before unlearning, of that size and seed.
+        """
+        passing = [index for index, row in enumerate(rows) if self.reached(row, original)]
         if passing:
             return min(passing, key=lambda index: rows[index][self.cost_key])
-        finite = [index for index, row in enumerate(rows) if self.forgotten(row) is not None]
-        return max(finite, key=lambda index: self.forgotten(rows[index]), default=0)
+        finite = [index for index, row in enumerate(rows) if self.forgotten(row, original) is not None]
+        return max(finite, key=lambda index: self.forgotten(rows[index], original), default=0)
 
     def costs(self) -> list[Column]:
         """The last columns."""

@@ -32,9 +32,9 @@ class ClassVocabulary(Vocabulary):
         ("relearning_epochs", "epochs to relearn D_f", 1, "as retrained"),
     )
     captions = {
-        "table": "Accuracy in percent on D_r, the training images that stay, on D_f, those of the forgotten class, and "
-        "on the hold-out set, which has all classes, the forgotten one too. Epochs to relearn: of training on D_f alone "
-        f"until its loss is low again. ✓ marks rows with at most {FORGOTTEN:g} % on D_f that keep D_r within "
+        "table": "Accuracy in percent on D_r, the training images that stay, on D_f, those of the forgotten class, "
+        "and on the hold-out set, which has all classes, the forgotten one too. Epochs to relearn: of training on D_f "
+        f"alone until its loss is low again. ✓ marks rows with at most {FORGOTTEN:g} % on D_f that keep D_r within "
         f"{TOLERANCE:g} points of Full.",
         "bold": f"at most {FORGOTTEN:g} % on D_f, and D_r within {TOLERANCE:g} points of Full",
         "pareto": "How much of the class was forgotten against the accuracy on what stays",
@@ -67,23 +67,29 @@ class ClassVocabulary(Vocabulary):
         return not row["method"].startswith(PROBE)
 
     def reached(self, row, original=None):
-        full = row.get("full_retain", original and original["retain"])
-        if None in (full, row.get("forget"), row.get("retain")):
+        enough = self._enough(row, original)
+        if None in (enough, row.get("forget"), row.get("retain")):
             return False
-        return row["forget"] <= FORGOTTEN and row["retain"] >= full - TOLERANCE
+        return row["forget"] <= FORGOTTEN and row["retain"] >= enough
 
-    def forgotten(self, row):
-        # Beyond what counts as forgotten, and as kept, nothing more is asked for.
+    def forgotten(self, row, original=None):
         if None in (row["forget"], row["retain"]):
             return None
-        return -max(row["forget"], FORGOTTEN), min(row["retain"], row["full_retain"] - TOLERANCE)
+        # Beyond what counts as forgotten, and as kept, nothing more is asked for.
+        enough = self._enough(row, original)
+        return -max(row["forget"], FORGOTTEN), row["retain"] if enough is None else min(row["retain"], enough)
 
-    def alike(self, rows: Sequence[Mapping]) -> list[int]:
+    def _enough(self, row: Mapping, original: Mapping | None) -> float | None:
+        """The accuracy on D_r that counts as kept; None where nobody knows the full model's."""
+        full = row.get("full_retain", original and original["retain"])
+        return None if full is None else full - TOLERANCE
+
+    def alike(self, rows: Sequence[Mapping], original: Mapping | None = None) -> list[int]:
         """Indices of the rows that forgot and kept most: among them the epochs to relearn, and then D_r, decide."""
-        scores = [self.forgotten(row) or (-math.inf, -math.inf) for row in rows]
+        scores = [self.forgotten(row, original) or (-math.inf, -math.inf) for row in rows]
         return [index for index, score in enumerate(scores) if score == max(scores)]
 
-    def choose(self, rows):
+    def choose(self, rows, original=None):
         """Index of the row to show, by training rows alone and without the retrained model.
 
         At most `FORGOTTEN` % right on D_f counts as forgotten, and `TOLERANCE` points of D_r less than the tuned model
@@ -96,7 +102,7 @@ class ClassVocabulary(Vocabulary):
             retain = rows[index]["retain"]
             return math.inf if epochs is None else epochs, -math.inf if retain is None else retain
 
-        return max(self.alike(rows), key=order)
+        return max(self.alike(rows, original), key=order)
 
     def summarise(self, rows):
         lines = self.lines(rows)

@@ -74,7 +74,7 @@ class TaskVocabulary(Vocabulary):
         lost = row.get("lost")
         return bool(lost) and min(lost.values()) >= LOST and row["general_loss"] <= POINTS
 
-    def forgotten(self, row):
+    def forgotten(self, row, original=None):
         # Beyond the goal nothing more is asked for: of two candidates past it the one that cost less is better.
         return (min(*row["lost"].values(), LOST), -row["kl"]) if row["lost"] else None
 

@@ -33,8 +33,8 @@ class TofuVocabulary(Vocabulary):
     captions = {
         "table": "Forget quality: p-value of a two-sample Kolmogorov-Smirnov test between the truth ratios of the "
         "unlearned and of the retrained model on the forget set; ✓ marks 0.05 or more: the test cannot tell them "
-        "apart. Kept: retained-answer probability in percent of the original's. Retain KL: mean divergence from the original "
-        "model per token of the retained answers.",
+        "apart. Kept: retained-answer probability in percent of the original's. Retain KL: mean divergence from the "
+        "original model per token of the retained answers.",
         "bold": "the Kolmogorov-Smirnov test cannot tell the model from the retrained one (p >= 0.05)",
         "pareto": "Forget quality of every method against what it kept of the retained answers",
         "kl": "Cumulative distribution of the KL divergence per retained token, one curve a method",
@@ -76,7 +76,7 @@ class TofuVocabulary(Vocabulary):
         """TOFU's line: truth ratios that the test cannot tell from the retrained model's at 5 %."""
         return row.get("forget_quality") is not None and row["forget_quality"] >= REACHED
 
-    def forgotten(self, row):
+    def forgotten(self, row, original=None):
         return row["log10_forget_quality"]
 
     def summarise(self, rows):
