@@ -1,7 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""A fitted curvature as files: each process writes, and reads, what it owns."""
+"""A fitted curvature as files, and of which model it is: each process writes, and reads, what it owns."""
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..runtime.files import open_safetensors, read_json, write_json, write_safetensors
+from ..runtime.files import open_safetensors, read_json, sha256_tensor, write_json, write_safetensors
 from ..runtime.processes import Processes
+from ..runtime.sharded import whole
 from .layout import assign_weights, tensor_weight
 
 
@@ -111,6 +113,32 @@ def push(curvature, repo: str, private: bool | None, token: str | None) -> str:
         processes.doing = "pushing a curvature"
         push_main = lambda: push_folder(repo, folder, private=private, commit_message="Add curvature", token=token)
         return processes.share(lambda: push_main() if main else None)[0]
+
+
+def check_model(curvature, model: nn.Module, strict: bool):
+    """See `Curvature.check_model`."""
+    parameters = dict(model.named_parameters())
+    for name, target in curvature.metadata["targets"].items():
+        if name not in parameters:
+            raise InputError(f"the curvature is of another architecture: the model has no {name}; fit it again")
+        if list(parameters[name].shape) != target["shape"]:
+            raise InputError(
+                f"the curvature is of another architecture: {name} is {list(parameters[name].shape)} in the model "
+                f"and {target['shape']} in the curvature; fit it again"
+            )
+    for name, digest in curvature.metadata["weights_sha256"].items():
+        if sha256_tensor(whole(parameters[name])) != digest:
+            if strict:
+                raise InputError(
+                    f"the curvature was fitted on other weights: {name} has other values in this model; fit it "
+                    "again, or load it with Curvature.from_pretrained and pass the object to use it all the same"
+                )
+            warnings.warn(
+                f"the curvature was fitted on other weights: {name} has changed since; refit it, or go on if the "
+                "change is small",
+                stacklevel=3,
+            )
+            return
 
 
 def _owners(curvature) -> Processes:

@@ -1,10 +1,9 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The base of every curvature: fit on data, solve, norm, and files; and the kinds that there are."""
+"""Base of every curvature (fit on data, solve, norm, files), and the kinds that are known."""
 
 import abc
 import functools
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, NumericalError
-from ..runtime.files import sha256_tensor
 from ..runtime.processes import Processes
 from ..runtime.sharded import whole
 from . import artifact
@@ -39,7 +37,7 @@ class Curvature(abc.ABC):
     `save_pretrained` and `push_to_hub` are collective: every process calls them with the same arguments, and gets the
     same bits.
 
-    A subclass with a `kind` is known by it as soon as it is defined, to `make_curvature`, `plan` and `from_pretrained`.
+    A subclass with a `kind` is known to `make_curvature`, `plan` and `from_pretrained` as soon as it is defined.
 
     Attributes:
         kind (`str`): name of the class in files and arguments.
@@ -67,7 +65,8 @@ class Curvature(abc.ABC):
         # A class that is defined again, by a notebook's cell that runs twice, takes its own place.
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise InputError(
-                f"the curvature kind {cls.kind!r} is {known.__module__}.{known.__qualname__}: give the new class another"
+                f"the curvature kind {cls.kind!r} is {known.__module__}.{known.__qualname__}: give the new class "
+                "another"
             )
         KINDS[cls.kind] = cls
 
@@ -121,12 +120,13 @@ class Curvature(abc.ABC):
             checkpoint_dir (`str` or `Path`, *optional*, defaults to `None`): folder for what is done so far, removed
                 at the end. The same fit (settings, weights, data, number of processes, version) that is killed and
                 started again continues from there, to the same bits.
-            checkpoint_every (`int`, *optional*, defaults to `100`): batches between two checkpoints; each has as many
-                bytes as the factors. 0: never.
+            checkpoint_every (`int`, *optional*, defaults to `100`): batches between two checkpoints, each as large as
+                the factors; 0 for none.
 
         Raises:
-            InputError: empty dataloader, labels all ignored, no or unsuitable target, a target that never runs, weights
-                that share an input and exceed `max_factor_memory`, processes with other code, settings, weights or data.
+            InputError: empty dataloader, labels all ignored, no or unsuitable target, a target that never runs,
+                weights that share an input and exceed `max_factor_memory`, processes that differ in code, settings,
+                weights or data.
             NumericalError: a factor is not finite; the message names it.
             ConnectionError: another process stopped.
         """
@@ -141,7 +141,7 @@ class Curvature(abc.ABC):
             targets.update(select_targets(model, target_modules))
 
         self.processes.share(check)
-        # A dataloader draws from torch's random state whenever it is read, and a fit that is resumed reads it more often.
+        # A dataloader draws from torch's random state whenever it is read, and a resumed fit reads it more often.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             run_fit(
                 self,
@@ -157,7 +157,7 @@ class Curvature(abc.ABC):
             )
         return self
 
-    # ---- what a subclass states and measures -----------------------------------------------------------------------
+    # ---- what a subclass states and measures
     @classmethod
     @abc.abstractmethod
     def entries(cls, group: Group) -> int:
@@ -197,9 +197,9 @@ class Curvature(abc.ABC):
         largest = self._largest(name)
         return {"largest": float(largest), "dtype": str(largest.dtype).removeprefix("torch.")}
 
-    @abc.abstractmethod
     def _eigenvalues(self, name: str) -> Tensor:
         """Eigenvalues of the block, (d_out, d_in) or a scalar, in the basis of `_rotate`."""
+        return self.tensors[f"eigenvalues.{name}"]
 
     def _largest(self, name: str) -> Tensor:
         return self._eigenvalues(name).max()
@@ -212,9 +212,14 @@ class Curvature(abc.ABC):
         return matrix
 
     def solve(self, gradients: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
-        """(G + damping I)^-1 applied to gradients of some of the weights: name -> step, shaped like the weight.
+        """(G + damping I)^-1 applied to gradients of some of the weights.
 
-        Steps are fp32 (fp64 for an fp64 model) on the device of their gradient.
+        Args:
+            gradients (`Mapping[str, Tensor]`): name -> gradient, shaped like the weight.
+            damping (`float`): not negative, in the units of G's eigenvalues.
+
+        Returns:
+            `dict[str, Tensor]`: name -> step, fp32 (fp64 for an fp64 model), on the device of its gradient.
 
         Raises:
             InputError: a name or shape that was not fitted, a negative damping.
@@ -278,9 +283,8 @@ class Curvature(abc.ABC):
     def spectrum(self, name: str) -> dict:
         """Spectrum of one weight's block, whose tensors this process holds.
 
-        Returns:
-            `dict`: `size` (d_out * d_in), `largest` eigenvalue, `effective_rank` ((sum of eigenvalues)^2 / sum of their
-            squares) and `condition` (largest / smallest positive one).
+        `size` is d_out * d_in, `effective_rank` (sum of eigenvalues)^2 / sum of their squares, `condition` the
+        `largest` eigenvalue / the smallest positive one.
         """
         size = math.prod(self.metadata["targets"][name]["shape"])
         values = self._eigenvalues(name).double().reshape(-1).expand(size)  # the identity has one value for all
@@ -337,28 +341,7 @@ class Curvature(abc.ABC):
 
         With `strict` other values are an InputError too.
         """
-        parameters = dict(model.named_parameters())
-        for name, target in self.metadata["targets"].items():
-            if name not in parameters:
-                raise InputError(f"the curvature is of another architecture: the model has no {name}; fit it again")
-            if list(parameters[name].shape) != target["shape"]:
-                raise InputError(
-                    f"the curvature is of another architecture: {name} is {list(parameters[name].shape)} in the model "
-                    f"and {target['shape']} in the curvature; fit it again"
-                )
-        for name, digest in self.metadata["weights_sha256"].items():
-            if sha256_tensor(whole(parameters[name])) != digest:
-                if strict:
-                    raise InputError(
-                        f"the curvature was fitted on other weights: {name} has other values in this model; fit it again, "
-                        "or load it with Curvature.from_pretrained and pass the object to use it all the same"
-                    )
-                warnings.warn(
-                    f"the curvature was fitted on other weights: {name} has changed since; refit it, or go on if the "
-                    "change is small",
-                    stacklevel=2,
-                )
-                return
+        artifact.check_model(self, model, strict)
 
     def holds(self, name: str) -> bool:
         """Whether this process has the tensors of a weight."""
@@ -372,7 +355,7 @@ class Curvature(abc.ABC):
             raise InputError(f"{name}: expected shape {target['shape']}, got {list(matrix.shape)}")
 
     def _to_basis(self, name: str, matrix: Tensor) -> Tensor:
-        """In the eigenbasis, on the matrix's own device: a curvature on the CPU gives up one weight's bases at a time."""
+        """In the eigenbasis, on the matrix's own device, to which one weight's bases come at a time."""
         transposed = self.metadata["targets"][name]["transposed"]
         matrix = matrix.to(self._eigenvalues(name).dtype)
         return self._rotate(name, matrix.T if transposed else matrix)
@@ -382,7 +365,7 @@ class Curvature(abc.ABC):
         return matrix.T.contiguous() if self.metadata["targets"][name]["transposed"] else matrix
 
     def _check_damping(self, names: Iterable[str], damping: float):
-        """Kinds whose eigenvalues come from an eigendecomposition warn here."""
+        """Warn of a damping too small for the eigenvalues, in kinds whose eigenvalues have rounding errors."""
 
     def stage(self, name: str) -> StageTimer:
         return StageTimer(name, self.metadata["stages"])

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Which rows of a batch carry curvature: padding, last tokens and ignored labels taken out once per batch."""
+"""Rows of a batch that carry curvature: padding, last tokens and ignored labels are removed once per batch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ class Batch:
     """A batch without the samples that predict nothing, and the rows of it that count.
 
     Attributes:
-        inputs: what the model takes, labels removed.
-        sequences: for each of the B samples its place in the whole data set; seeds its label draws.
-        shape: (B, T), or (B,) where there is no token grid.
-        index: flat rows of the (B, T) grid that enter the factors, in order; None for all rows.
-        lengths: rows of each sample in `index`.
-        padded: whether the grid has padding.
-        predicted: flat rows of the outputs (grid or samples) that a label is compared with, in order.
-        counts: predicted rows of each sample.
-        label_shape: shape of the labels, (B, T) or (B,), which the outputs must have too.
-        labels: the label of each predicted row.
+        inputs (`dict`): what the model takes, labels removed.
+        sequences (`list[int]`): for each of the B samples its place in the whole dataset; seeds its label draws.
+        shape (`tuple[int, ...]`): (B, T), or (B,) where there is no token grid.
+        index (`Tensor` or `None`): flat rows of the (B, T) grid that enter the factors, in order; None for all rows.
+        lengths (`list[int]`): rows of each sample in `index`.
+        padded (`bool`): whether the grid has padding.
+        predicted (`Tensor`): flat rows of the outputs (grid or samples) that a label is compared with, in order.
+        counts (`list[int]`): predicted rows of each sample.
+        labels (`Tensor`): the label of each predicted row.
+        label_shape (`tuple[int, ...]`): shape of the labels, (B, T) or (B,), which the outputs must have too.
     """
 
     inputs: dict
@@ -41,9 +41,10 @@ class Batch:
     def rows(self, name: str, tensor: Tensor, in_products: bool = False) -> tuple[Tensor, list[int]]:
         """The rows (n, d) of an activation or its gradient that count, sample after sample, and n for each sample.
 
-        Gathering costs the same copy that zeroing would, makes every later product smaller, and keeps whatever the
-        model computes at padding (NaN in a fully masked row) out. With `in_products` the rows only enter sums of g a^T,
-        to which a last token adds nothing (its g is 0): then a batch without padding gives all its rows, uncopied.
+        Gathering costs the same copy that zeroing would, makes every later product smaller, and leaves out whatever
+        the model computes at padding (NaN in a fully masked row). With `in_products` the rows only enter sums of
+        g a^T, to which a last token adds nothing (its g is 0): then a batch without padding gives all its rows, not
+        copied.
 
         Raises:
             InputError: the tensor does not have one row per token (routed experts).
@@ -54,8 +55,8 @@ class Batch:
         if len(flat) % samples == 0 and (self.index is None or len(flat) in (samples, self.shape.numel())):
             return flat, [len(flat) // samples] * samples
         raise InputError(
-            f"{name}: its module sees {len(flat)} rows for a batch of shape {tuple(self.shape)}, so rows cannot be told "
-            "apart as tokens; leave it out of target_modules"
+            f"{name}: its module sees {len(flat)} rows for a batch of shape {tuple(self.shape)}, so rows cannot be "
+            "told apart as tokens; leave it out of target_modules"
         )
 
     def sample(self) -> dict:
@@ -72,7 +73,7 @@ class Batch:
 
 
 def read_batch(batch: Mapping, first: int, causal: bool, device: torch.device) -> Batch | None:
-    """Read a dataloader's dict; None when no label in it is predicted.
+    """Read a dataloader's dict, whose first sample is the `first` of the data; None when no label in it is predicted.
 
     For causal models `labels` (B, T) are shifted as transformers does (position t predicts label t + 1); the rows that
     enter the factors are the real tokens (`attention_mask`) but each sequence's last, which reaches no label. A label

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The one place that touches a model while curvature is measured: hooks, frozen weights, checkpointing."""
+"""Hooks, frozen weights and checkpointing: the one place that touches a model while curvature is measured."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ class Capture:
     Args:
         model (`nn.Module`): the model that is run.
         targets (`Mapping[str, nn.Module]`): weight name -> module, from `select_targets`.
-        on_input (`Callable`): called with (name, input) in the forward; what it returns is kept until the gradient comes.
+        on_input (`Callable`): called with (name, input) in the forward; its result is kept until the gradient comes.
         on_gradient (`Callable`): called with (name, kept, gradient of the output) in the backward.
     """
 

@@ -15,14 +15,7 @@ from .sums import break_even
 
 @dataclass
 class StageCost:
-    """Cost of one stage of a fit.
-
-    Attributes:
-        name (`str`): the pass, or what is made of it.
-        bytes (`int`): held by each process in this stage beyond the earlier ones.
-        flops (`int`): of all processes together.
-        note (`str`, *optional*, defaults to `""`): the last column of the table.
-    """
+    """`bytes` are held by each process in this stage beyond the earlier ones; `flops` are of all together."""
 
     name: str
     bytes: int
@@ -32,14 +25,7 @@ class StageCost:
 
 @dataclass
 class Workload:
-    """What a kind needs to know to state its costs.
-
-    Attributes:
-        layout (`Layout`): groups of weights with their widths, in blocks and with their owners.
-        sequences (`int`): sequences of the data.
-        length (`int`): tokens of each.
-        entry_bytes (`int`): bytes of one number of a factor.
-    """
+    """What a kind needs to state its costs: groups of weights, sequences of `length` tokens, bytes of one number."""
 
     layout: Layout
     sequences: int
@@ -104,10 +90,6 @@ def _rotation_flops(group: Group, work: Workload) -> int:
 
 class StageTimer:
     """Context that adds a stage's seconds and peak memory (without CUDA the process's so far) to the account of a fit.
-
-    Args:
-        name (`str`): of the stage.
-        stages (`dict`): the account, name -> {seconds, peak_memory_bytes, factor_bytes}.
 
     Attributes:
         factor_bytes: set within it: bytes of factors, eigenvectors and eigenvalues that the process holds in it.

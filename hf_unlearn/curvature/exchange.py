@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Rows on their way to the process that owns their group: kept in the backward, packed into one message."""
+"""Exchange of rows between processes: kept in the backward, packed into one message to the owner of their group."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,10 +19,10 @@ class Rows:
     """What one batch holds of one group.
 
     Attributes:
-        leader: names the group.
-        lengths: rows of each sequence.
-        inputs: (n, d_in), the rows of all sequences after one another.
-        gradients: name -> output gradients (n, d_out), one for each backward.
+        leader (`str`): names the group.
+        lengths (`list[int]`): rows of each sequence.
+        inputs (`Tensor`): (n, d_in), the rows of all sequences one after another.
+        gradients (`dict[str, list[Tensor]]`): name -> output gradients (n, d_out), one for each backward.
     """
 
     leader: str
@@ -58,7 +58,7 @@ class RowKeeper:
 
 
 def contents(rows: Mapping[str, Rows]) -> list[tuple]:
-    """What the receivers must know of a batch: (leader, lengths, type and width of the inputs, the same of each gradient)."""
+    """What the receivers must know of a batch: leader, lengths, type and width of the inputs and of each gradient."""
     return [
         (
             leader,
@@ -77,14 +77,14 @@ def exchange_rows(
     processes: Processes,
     device: torch.device,
 ) -> Iterator[Rows]:
-    """Send every group's rows to its owner; yields those of the groups this process owns, in order of the sender's rank.
+    """Send every group's rows to its owner; yields those of this process's groups, in order of the sender's rank.
 
-    Rows travel in their own type, in one message to each process; one's own do not travel. Collective.
+    Rows are sent in their own type, in one message to each process; a process's own are not sent. Collective.
 
     Args:
         rows: of this process's batch, by leader; emptied as they are packed.
         tables: `contents` of each process's batch.
-        device: where messages lie: the model's.
+        device: of the messages: the model's.
     """
     rank = processes.rank
     own = {leader: rows.pop(leader) for leader in sorted(rows) if owners[leader] == rank}

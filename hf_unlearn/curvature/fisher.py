@@ -16,8 +16,8 @@ from .batches import Batch
 
 FISHERS = ("sampled", "probe", "exact", "empirical")
 
-# Logits are made for this many (token, class) pairs at a time, so that [tokens, V] never exists whole: 32 MB in fp32 on
-# a CPU; 512 MB on a GPU, where products of few rows are slow.
+# Logits are made for this many (token, class) pairs at a time, so that [tokens, V] never exists whole: 32 MB in fp32
+# on a CPU; 512 MB on a GPU, where products of few rows are slow.
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 
 
@@ -46,7 +46,7 @@ def logit_gradients(logits: Tensor, noise: Tensor, labels: Tensor, fisher: str) 
 def draw_noise(batch: Batch, seed: int, fisher: str) -> Tensor:
     """One random number for each predicted row: uniform fp64 for "sampled", an int64 key for "probe".
 
-    Each sequence has its own stream, seeded by (seed, place in the data set) on the CPU: the draw does not depend on
+    Each sequence has its own stream, seeded by (seed, place in the dataset) on the CPU: the draw does not depend on
     the batch size, the padding, the device or the number of processes.
     """
     streams = [np.random.default_rng([seed, sequence]) for sequence in batch.sequences]

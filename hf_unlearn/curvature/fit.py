@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""A fit from its first check to its last tensor: who owns what, block after block, pass after pass."""
+"""A fit from its first check to its last tensor: owners of the weights, block after block, pass after pass."""
 
 import functools
 import itertools
@@ -196,7 +196,7 @@ def _identify(curvature, model: nn.Module, targets, fisher, seed, limit, checked
 
 
 def _checksums(model: nn.Module, targets) -> dict[str, tuple]:
-    """Sums and norms of the weights that are no target: hashing all bytes of a large model would take as long as a pass."""
+    """Sums and norms of the weights that are no target: a hash of a large model would take as long as a pass."""
     chosen = {id(module.weight) for module in targets.values()}
     found = {}
     for name, parameter in model.named_parameters():
@@ -212,6 +212,6 @@ def _check_same(identities: list[dict]):
         different = [key for key in identity if identity[key] != identities[0][key]]
         if different:
             raise InputError(
-                f"process {rank} has other {' and '.join(different)} than process 0: start all processes with the same "
-                "package, settings and model"
+                f"process {rank} has other {' and '.join(different)} than process 0: start all processes with the "
+                "same package, settings and model"
             )

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Kinds of curvature, from the simplest on: identity, diagonal, K-FAC and EK-FAC. Each states what it holds and costs."""
+"""Kinds of curvature, from the simplest on: identity, diagonal, K-FAC, EK-FAC. Each states what it holds and costs."""
 
 import warnings
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from .targets import factor_dtype
 class Identity(Curvature):
     """The identity over the targets: natural gradient becomes plain gradient.
 
-    Fitting reads no data; it fixes which weights are meant.
+    Fitting reads no data; it only records the weights.
     """
 
     kind = "identity"
@@ -40,14 +40,11 @@ class Identity(Curvature):
     def make_sums(self, description, targets, leaders):
         raise TypeError("the identity is not measured")
 
-    def _eigenvalues(self, name: str) -> Tensor:
-        return self.tensors[f"eigenvalues.{name}"]
-
 
 class Diagonal(Curvature):
     """diag(G) = (1 / N) sum over sequences of the squared gradient of the sequence, N predicted tokens.
 
-    The squares are of per-sequence (per-sample) gradients; the square of a batch gradient would be another thing.
+    The squares are of per-sequence (per-sample) gradients; the square of a batch's gradient is another quantity.
     """
 
     kind = "diagonal"
@@ -63,9 +60,6 @@ class Diagonal(Curvature):
 
     def make_sums(self, description, targets, leaders):
         return SquareSums(targets)
-
-    def _eigenvalues(self, name: str) -> Tensor:
-        return self.tensors[f"eigenvalues.{name}"]
 
 
 class KFAC(Curvature):
@@ -178,11 +172,8 @@ class EKFAC(KFAC):
         # Squares in the eigenbasis are eigenvalues as they are.
         (Curvature if isinstance(sums, SquareSums) else KFAC).take(self, sums, tokens, show)
 
-    def _eigenvalues(self, name: str) -> Tensor:
-        return self.tensors[f"eigenvalues.{name}"]
-
-    def _largest(self, name: str) -> Tensor:
-        return self._eigenvalues(name).max()
+    # Measured, not products of the factors' values.
+    _eigenvalues, _largest = Curvature._eigenvalues, Curvature._largest
 
 
 def make_curvature(kind: str | Curvature) -> Curvature:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Which weights belong together, which process owns them, and in which block of passes they are measured."""
+"""Layout of a fit: groups of weights that share an input, their owners, and the blocks in which they are measured."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -49,12 +49,7 @@ class Group:
 
 @dataclass
 class Layout:
-    """Blocks of groups, each measured by passes of its own, and the owner (rank) of each group's leader.
-
-    Attributes:
-        blocks (`list[list[Group]]`): in the order of the model.
-        owners (`dict[str, int]`): leader -> rank.
-    """
+    """Blocks of groups, each measured by passes of its own, and the owner (rank) of each group's leader."""
 
     blocks: list[list[Group]]
     owners: dict[str, int]
@@ -100,11 +95,8 @@ def make_layout(
     A block takes groups in the order of the model, so that the backward of its passes stops at its own lowest weight.
 
     Args:
-        kind (`type[Curvature]`): states what it holds of a group, and its owner's work.
-        targets (`Mapping[str, nn.Module]`): weight name -> module.
-        leaders (`Mapping[str, str]`): name -> leader of its group, from `shared_inputs`.
-        size (`int`): number of processes.
-        limit (`int`, *optional*, defaults to `None`): bytes that a process may hold; None for no limit.
+        kind: class of the curvature, which states what it holds of a group, and its owner's work.
+        leaders: name -> leader of its group, from `shared_inputs`.
 
     Raises:
         InputError: one group alone exceeds the limit.

@@ -23,9 +23,9 @@ def matmul_precision(precision: str):
 def block_rows(size: int, device_type: str) -> list[tuple[int, int]]:
     """Row ranges of the blocks in which a symmetric matrix of `size` is accumulated.
 
-    n block-rows cost (1 + 1/n) / 2 of the full product: 4 0.625, 8 0.5625. Smaller blocks than these run below the speed
-    of the full one, and so do edges that are no multiple of 16 (measured at 1376 on a CPU: 8 blocks with ragged edges
-    0.74, with these 0.63).
+    n block-rows cost (1 + 1/n) / 2 of the full product: 0.625 for 4, 0.5625 for 8. Smaller blocks than these run below
+    the speed of the full one, and so do edges that are no multiple of 16 (measured at 1376 on a CPU: 8 blocks with
+    ragged edges 0.74, with these 0.63).
     """
     most, smallest = (4, 2048) if device_type == "cuda" else (8, 64)
     blocks = max(1, min(most, size // smallest))

@@ -71,8 +71,8 @@ def run_pass(
     device, causal, sharded = model_device(model), is_causal(model), is_sharded(model)
     if sharded and fisher == "exact":
         raise InputError(
-            "fisher='exact' makes as many backwards as a batch has places, and on a sharded model all processes must make "
-            "the same number: choose 'sampled' or 'probe'"
+            "fisher='exact' makes as many backwards as a batch has places, and on a sharded model all processes must "
+            "make the same number: choose 'sampled' or 'probe'"
         )
     keeper = RowKeeper(leaders) if size > 1 else None
     receiver = sums if keeper is None else keeper
@@ -198,8 +198,9 @@ def _check_same(digests: list[list[str]], first: int):
             if any(one != found[0] for one in found)
         )
         raise InputError(
-            f"process {', '.join(map(str, different))} read other data than process 0 (batch {first + place}): give all "
-            "processes the same rows in the same order (a sampler that shuffles needs a seeded generator of its own)"
+            f"process {', '.join(map(str, different))} read other data than process 0 (batch {first + place}): give "
+            "all processes the same rows in the same order (a sampler that shuffles needs a seeded generator of its "
+            "own)"
         )
 
 

@@ -1,10 +1,11 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""A fit that was killed goes on inside its pass: running sums and finished stages, in files of each process.
+"""Checkpoints of a fit, which continues inside its pass: running sums and finished stages, in files of each process.
 
 `checkpoint_dir/fit-<identity>/` holds, for stage S (counted over all blocks) and process P:
 - `S-done-P.safetensors`: the tensors that stage S gave, when it is over;
-- `S-ROUNDS-P.safetensors`: the sums after so many rounds of stage S. Each process writes a new one before it deletes the
-  one but last, and has finished one before any begins the next, so a set that all processes have whole always exists.
+- `S-ROUNDS-P.safetensors`: the sums after so many rounds of stage S. Each process writes a new one before it deletes
+  the last but one, and has finished one before any begins the next, so a set that all processes have whole always
+  exists.
 """
 
 import contextlib
@@ -24,11 +25,11 @@ from .passes import Progress
 
 
 class FitCheckpoint:
-    """Files of a fit in progress; all of it does nothing without a folder.
+    """Files of a fit in progress; all methods do nothing without a folder.
 
     Args:
         folder: shared by the processes of one machine, or by all.
-        identity: hash of everything that the result depends on but the data, whose own hash is kept in `Progress`.
+        identity: hash of everything that the result depends on but the data, whose own hash is in `Progress`.
         every: batches, of all processes together, between two sets of sums; 0 writes nothing.
     """
 
@@ -100,7 +101,7 @@ class FitCheckpoint:
         return found
 
     def _positions(self) -> list[tuple[int, int]]:
-        """Where this process could go on: within a stage, or at the beginning of one, when all stages before are done."""
+        """Where this process could continue: within a stage, or at the start of one, when all before it are done."""
         done = 0
         while self._is_whole(self._file(done, None)):
             done += 1

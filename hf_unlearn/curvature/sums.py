@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""What a pass over the data adds up: Kronecker factors, or squares of per-sequence gradients in a basis."""
+"""Sums of a pass over the data: Kronecker factors, or squares of per-sequence gradients in a basis."""
 
 from collections.abc import Callable, Mapping
 
@@ -18,12 +18,13 @@ class KroneckerSums:
     Targets that take the same tensor (gate/up, q/k/v) share one input sum, under the name of their leader.
 
     Args:
-        targets: those to sum; with several processes those that this one owns.
-        leaders: name -> the target whose input sum it shares.
+        targets (`Mapping[str, nn.Module]`): those to sum; with several processes those that this one owns.
+        leaders (`Mapping[str, str]`): name -> the target whose input sum it shares.
 
     Attributes:
-        inputs: leader -> (d_in, d_in). outputs: name -> (d_out, d_out). Upper block-rows until mirrored.
-        counts: leader -> rows in its input sum. Own counts: the backward's are another number.
+        inputs (`dict[str, Tensor]`): leader -> (d_in, d_in), upper block-rows until mirrored.
+        outputs (`dict[str, Tensor]`): name -> (d_out, d_out), likewise.
+        counts (`dict[str, int]`): leader -> rows in its input sum, which are not as many as in the output's.
     """
 
     def __init__(self, targets: Mapping[str, nn.Module], leaders: Mapping[str, str]):
@@ -42,7 +43,7 @@ class KroneckerSums:
             self._add_input(name, self.batch.rows(name, tensor)[0])
 
     def on_gradient(self, name: str, kept: None, gradient: Tensor):
-        # Rows that do not count have gradient 0; when they are few, multiplying them costs less than gathering the rest.
+        # Rows that do not count have gradient 0; when few, multiplying them costs less than gathering the rest.
         rows = gradient.reshape(-1, gradient.shape[-1])
         if sum(self.batch.lengths) < 0.95 * len(rows):
             rows, _ = self.batch.rows(name, gradient)
@@ -77,8 +78,9 @@ class SquareSums:
     al. 2023, arXiv 2308.03296); without, the squares of per-sequence gradients themselves.
 
     Args:
-        targets: those to sum; with several processes those that this one owns.
-        rotations: name -> (Q_A (d_in, d_in), Q_S (d_out, d_out)), or None for the identity.
+        targets (`Mapping[str, nn.Module]`): those to sum; with several processes those that this one owns.
+        rotations (`Mapping[str, tuple[Tensor, Tensor]]`, *optional*, defaults to `None`): name -> (Q_A (d_in, d_in),
+            Q_S (d_out, d_out)); None for the identity.
     """
 
     counts: Mapping[str, int] = {}

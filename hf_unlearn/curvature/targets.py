@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Which weights of a model carry curvature."""
+"""Targets: the weights of a model that carry curvature."""
 
 import re
 import sys
@@ -57,9 +57,11 @@ def select_targets(model: nn.Module, target_modules: str | list[str] | None = No
     """Weights that carry curvature: `state_dict` name -> the module that owns it.
 
     Args:
-        target_modules: None for the linear layers of the MLP blocks; a string is a regular expression that must match
-            a whole module name; a list holds module names or their ends (`"down_proj"`). Names are those of the base
-            model: the prefixes and `.base_layer` that PEFT adds may be left out.
+        model (`nn.Module`): also wrapped by PEFT.
+        target_modules (`str` or `list[str]`, *optional*, defaults to `None`): None for the linear layers of the MLP
+            blocks; a string is a regular expression that must match a whole module name; a list holds module names or
+            their ends (`"down_proj"`). Names are those of the base model: the prefixes and `.base_layer` that PEFT
+            adds may be left out.
 
     Raises:
         InputError: nothing matches (the message lists the linear modules), a matched weight is tied to another
@@ -76,7 +78,8 @@ def select_targets(model: nn.Module, target_modules: str | list[str] | None = No
     if not chosen:
         wanted = "the linear layers of an MLP block" if target_modules is None else repr(target_modules)
         raise InputError(
-            f"target_modules: no linear module matches {wanted}; the model has {', '.join(_grouped(linears)) or 'none'}"
+            f"target_modules: no linear module matches {wanted}; the model has "
+            f"{', '.join(_grouped(linears)) or 'none'}"
         )
     owners = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
