@@ -6,6 +6,7 @@ Whoever uses a method asks what [`Method`] names, never which method it is.
 
 import abc
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,9 @@ class Method(abc.ABC):
         Raises:
             InputError: they do not fit the number of forget rows or of processes.
         """
+        args = copy.copy(args)
+        if self.own_steps is not None:
+            args.max_steps = self.own_steps
         return args
 
     def prepare(self, run: Run):
@@ -145,8 +149,7 @@ class Method(abc.ABC):
         """None: the trainer's loop over batches of `loss`. Else the method's own work, in parts.
 
         A generator changes the weights in place and yields after each part what there is to log: the trainer then counts
-        a step (`run.state.global_step`), logs, evaluates and writes a checkpoint. `configure` sets `max_steps` to the number
-        of parts. A run that is resumed has the weights of the checkpoint, and as many parts behind it as steps.
+        a step (`run.state.global_step`), logs, evaluates and writes a checkpoint. `own_steps` is the number of parts. A run that is resumed has the weights of the checkpoint, and as many parts behind it as steps.
         """
         return None
 

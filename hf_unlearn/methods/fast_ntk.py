@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Fast-NTK: one closed-form step over BatchNorm, prompt and head parameters (arXiv 2312.14923)."""
 
-import copy
 import dataclasses
 import logging
 import math
@@ -142,11 +141,6 @@ class FastNTK(Method):
         return settings | {
             name: self.report[name] for name in ("solver", "target_scale", "absent_margin") if name in self.report
         }
-
-    def configure(self, args, forget_rows):
-        args = copy.copy(args)
-        args.max_steps = self.own_steps
-        return args
 
     def prepare(self, run):
         self.report = {}
