@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Markdown tables: of a comparison, of benchmark scores, of fine-tuning attacks, and of any texts."""
+"""Markdown tables: of a comparison, of benchmark scores, and of any texts."""
 
 from collections.abc import Mapping, Sequence
 
@@ -89,33 +89,3 @@ def _accuracy(score) -> str:
 def _in_unit(score, value: float, sign: str = "") -> str:
     share = score.metric.startswith(("acc", "exact_match"))
     return f"{100 * value:{sign}.1f} %" if share else f"{value:{sign}.4g}"
-
-
-def attack_text(rows: Sequence[Mapping], curves: Sequence[Mapping]) -> str:
-    """Fine-tuning attacks in Markdown, recoveries in brackets, and how to read them.
-
-    Args:
-        rows, curves: of `evaluation.relearn.AttackTable`.
-    """
-    header = ["method", "attack", "rate", "metric", "original", "unlearned", "attacked", "attacked, then update"]
-    header += ["original, attacked", "original, attacked, then update"]
-    number = lambda value: f"{value:.3f}"
-    back = lambda value, share: f"{number(value)} ({MISSING if share is None else f'{100 * share:.0f} %'})"
-    body = [
-        [
-            *(row["method"], row["attack"], f"{row['learning_rate']:g}", row["metric"]),
-            *(number(row["original"]), number(row["unlearned"])),
-            back(row["relearned"], row["recovery"]),
-            back(row["relearned_with_update"], row["recovery_with_update"]),
-            number(row["control"]),
-            back(row["control_with_update"], row["control_recovery_with_update"]),
-        ]
-        for row in rows
-    ]
-    settings = curves[0]["settings"]
-    reading = (
-        f"Attacks: {settings['steps']} steps of {settings['batch_size']} rows, {settings['optimizer']}; all weights. "
-        "In brackets: share of what was lost that is back."
-    )
-    notes = dict.fromkeys(f"- {row['method']}, {row['metric']}: {row['note']}" for row in rows if row["note"])
-    return "\n".join([markdown_table(header, body, "llrl"), "", reading, *notes])

@@ -2,8 +2,8 @@
 import pytest
 
 from hf_unlearn.evaluation.harness_scores import Score
-from hf_unlearn.report.tables import attack_text, format_table, markdown_table, score_table
-from tests.support.reports import CLASS_ROWS, TASK_ROWS, TOFU_ROWS, attacks, task_row, tofu_row
+from hf_unlearn.report.tables import format_table, markdown_table, score_table
+from tests.support.reports import CLASS_ROWS, TASK_ROWS, TOFU_ROWS, task_row, tofu_row
 
 
 def test_cells_are_escaped_and_aligned():
@@ -83,15 +83,3 @@ def test_table_of_scores():
         "| words (word_perplexity) | 7 | – | 12.5 | – | – |",
     ]
     assert score_table({"model": before}, ["wmdp"]).splitlines()[0] == "| task | questions | chance | model |"
-
-
-def test_table_of_attacks():
-    table = attacks()
-    lines = attack_text(table.rows, table.curves).splitlines()
-    row = table.rows[0]
-    assert lines[0].count("|") == 11 and len(lines) == 2 + 16 + 2 + 2
-    assert lines[1] == "|---|---|---:|---|---:|---:|---:|---:|---:|---:|"
-    assert lines[2].startswith(f"| kfade | benign | 0.001 | bio | {row['original']:.3f} | {row['unlearned']:.3f} |")
-    assert f"{row['relearned']:.3f} ({100 * row['recovery']:.0f} %)" in lines[2]
-    assert "(–)" in next(line for line in lines if line.startswith("| none"))
-    assert "2 steps of 3 rows, AdamW" in lines[-3] and lines[-1].startswith("- none, general: the original")

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 
 from ...errors import InputError
 from ...evaluation.relearn import AttackTable, attack_table
+from ...report.attacks import attack_section
 from ...report.page import Section
-from ...report.plots import relearn_plot
 from ...runtime.cache import cached_json
 
 
@@ -73,39 +73,4 @@ def relearning(problem, cell, best: str) -> Section:
     key = {"identity": cell.identity, "attacks": asdict(attacks)}
     key |= {"updates": {label: update.sha256() for label, update in updates.items()}}
     table = AttackTable(**cached_json(cell.folder / "relearn.json", key, attack))
-    return section(table, problem)
-
-
-def section(table: AttackTable, problem) -> Section:
-    """The table and its picture, of the first domain."""
-    percent = lambda value: f"{100 * value:.1f}"
-    back = lambda value, share: percent(value) + ("" if share is None else f" ({100 * share:.0f} % back)")
-    header = ["method", "attack", "learning rate", "task", "original", "unlearned", "attacked"]
-    header += ["attacked, update added again", "original, attacked", "original, attacked, then update"]
-    body = [
-        [
-            row["method"],
-            row["attack"],
-            f"{row['learning_rate']:g}",
-            row["metric"],
-            percent(row["original"]),
-            percent(row["unlearned"]),
-            back(row["relearned"], row["recovery"]),
-            back(row["relearned_with_update"], row["recovery_with_update"]),
-            percent(row["control"]),
-            back(row["control_with_update"], row["control_recovery_with_update"]),
-        ]
-        for row in table.rows
-    ]
-    settings = table.curves[0]["settings"]
-    return Section(
-        "Does it come back? Relearning attacks",
-        f"All weights are fine-tuned for {settings['steps']} steps of {settings['batch_size']} sequences ({settings['optimizer']}). "
-        "Accuracy in percent; in brackets the share of what was lost that is back. The last columns are the paper's defence: "
-        "the update is added again after the fine-tuning.",
-        header=header,
-        table=body,
-        name="relearn.png",
-        figure=relearn_plot(table.curves, chance=problem.asked[problem.domains[0]].chance),
-        alt="Accuracy during fine-tuning attacks, one panel an attack, one line a method",
-    )
+    return attack_section(table.rows, table.curves, problem.asked[problem.domains[0]].chance)

@@ -3,10 +3,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from .base import Axis, Column, Line, Vocabulary
+from .base import Line, Vocabulary
 from .classes import FORGOTTEN, PROBE, TOLERANCE, ClassVocabulary
 from .tasks import LOST, POINTS, TaskVocabulary
-from .tofu import REACHED, TofuVocabulary
+from .tofu import TofuVocabulary
 
 
 # Rows that lack the key of every kind, as those of a run where all diverged, count as the first.
@@ -18,11 +18,8 @@ __all__ = [
     "LOST",
     "POINTS",
     "PROBE",
-    "REACHED",
     "TOLERANCE",
-    "Axis",
     "ClassVocabulary",
-    "Column",
     "Line",
     "TaskVocabulary",
     "TofuVocabulary",
