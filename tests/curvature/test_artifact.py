@@ -8,10 +8,10 @@ import torch
 
 from hf_unlearn.curvature import KFAC, Curvature, artifact
 from hf_unlearn.errors import InputError
-from tests.support.curvature import batches, fit_columns, solutions
+from tests.support.curvature import KIND_NAMES, batches, fit_columns, solutions
 
 
-@pytest.mark.parametrize("kind", ["ekfac", "kfac", "diagonal", "identity"])
+@pytest.mark.parametrize("kind", KIND_NAMES)
 def test_save_and_load_to_the_same_bits(model, data, kind, tmp_path, monkeypatch):
     monkeypatch.setattr(artifact, "SHARD_BYTES", 2000)
     curvature = fit_columns(model, data, kind=kind)

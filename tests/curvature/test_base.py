@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_unlearn.errors import InputError, NumericalError
-from tests.support.curvature import fit_columns
+from tests.support.curvature import KIND_NAMES, fit_columns
 
 
 def test_solve_refuses_what_it_cannot_do(model, data):
@@ -45,7 +45,7 @@ def test_norm_adds_over_weights(model, data):
     assert curvature.norm(steps) == pytest.approx(math.sqrt(sum(parts)), rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["ekfac", "kfac", "diagonal", "identity"])
+@pytest.mark.parametrize("kind", KIND_NAMES)
 def test_spectrum_of_a_block(model, data, kind):
     curvature = fit_columns(model, data, kind=kind)
     name = curvature.names[0]

@@ -15,6 +15,7 @@ from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.optim import NaturalGradientAscent
 from hf_unlearn.runtime.sharded import is_dtensor, whole
 from tests.support.curvature import (
+    KIND_NAMES,
     THIRTEEN,
     assert_same_solution,
     factors,
@@ -30,12 +31,10 @@ from tests.support.models import make_llama
 
 pytestmark = pytest.mark.multi_process
 
-KINDS = ("ekfac", "kfac", "diagonal", "identity")
-
 
 def fit_and_save(folder, size, data):
     accelerator = launched(size)
-    for kind in KINDS:
+    for kind in KIND_NAMES:
         curvature = fitted(kind, data=data, accelerator=accelerator)
         curvature.save_pretrained(folder / kind)
         steps, norm = solved(curvature)
@@ -49,7 +48,7 @@ def test_any_number_of_processes_gives_the_matrix_and_step_of_one(tmp_path, size
     """13 rows in 7 batches (the last of one row), then in one: processes without data take part."""
     data = rows(per_batch)
     debug_launcher(fit_and_save, (tmp_path, size, data), num_processes=size)
-    for kind in KINDS:
+    for kind in KIND_NAMES:
         alone = fitted(kind, data=data)
         ranks = [torch.load(tmp_path / f"{kind}-{rank}.pt") for rank in range(size)]
         for steps, norm, _ in ranks:

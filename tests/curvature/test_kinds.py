@@ -21,6 +21,7 @@ from hf_unlearn.curvature import (
 from hf_unlearn.curvature.layout import make_layout
 from hf_unlearn.errors import InputError
 from tests.support.curvature import (
+    KIND_NAMES,
     Counted,
     Stopping,
     batches,
@@ -33,9 +34,6 @@ from tests.support.curvature import (
     tiny,
 )
 from tests.support.curvature_cases import CASES, CLOSE, NAME, dense, eigenbasis, small_llama
-
-
-KIND_NAMES = ("ekfac", "kfac", "diagonal", "identity")
 
 
 @functools.cache

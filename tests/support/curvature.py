@@ -31,6 +31,7 @@ def ragged(padding_side="right", vocab=50, lengths=(7, 4, 5, 3, 6), prompt=2, se
     return ids, labels, mask
 
 
+KIND_NAMES = ("ekfac", "kfac", "diagonal", "identity")
 THIRTEEN = ragged(vocab=20, lengths=(7, 4, 5, 3, 6, 4, 4, 7, 5, 6, 3, 5, 6))
 
 
