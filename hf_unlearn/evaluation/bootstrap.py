@@ -32,9 +32,9 @@ def quantile_bands(
     counts, which costs O(N) instead of a sort.
 
     Args:
-        values: (N,) grouped by sequence.
-        tokens: (S,) how many of them each sequence has, summing to N.
-        levels: in [0, 1].
+        values (`np.ndarray`): (N,) grouped by sequence.
+        tokens (`np.ndarray`): (S,) how many of them each sequence has, summing to N.
+        levels (`Sequence[float]`): in [0, 1].
     """
     values, levels = np.asarray(values, dtype=np.float64), np.asarray(levels, dtype=np.float64)
     order = np.argsort(values, kind="stable")

@@ -35,12 +35,17 @@ def generate_completions(
 
     Args:
         model: the original model; it writes the completions. Not used when they are given.
-        instructions: rows with instruction, and input where there is one; with `given` also output.
-        temperature: 0 is greedy and the same every time; above 0 is drawn with `seed` in batches of `batch_size`.
-        template: the prompt: "alpaca", "chat" (the tokenizer's chat template) or a `QATemplate` whose question is the
-            instruction, a blank line and the input. By default "chat" where the tokenizer has a chat template.
-        given: take each row's output as its completion, instead of letting the model write one.
-        max_length: in tokens. Longer prompts are an error, longer given outputs are cut.
+        instructions (`Iterable[Mapping[str, str]]`): rows with instruction, and input where there is one; with `given`
+            also output.
+        temperature (`float`, *optional*, defaults to `0.0`): 0 is greedy and the same every time; above 0 is drawn
+            with `seed` in batches of `batch_size`.
+        template (`QATemplate` or `str`, *optional*): the prompt: "alpaca", "chat" (the tokenizer's chat template) or a
+            `QATemplate` whose question is the instruction, a blank line and the input. By default "chat" where the
+            tokenizer has a chat template.
+        given (`bool`, *optional*, defaults to `False`): take each row's output as its completion, instead of letting
+            the model write one.
+        max_length (`int`, *optional*, defaults to `1024`): in tokens. Longer prompts are an error, longer given
+            outputs are cut.
 
     Raises:
         InputError: no rows, a row without instruction (or output), a prompt that is too long, no EOS token.
@@ -122,9 +127,9 @@ def worst_completions(
     """The k completions that the model left furthest, worst first.
 
     Args:
-        result: measured on `rows`.
+        result (`KLResult`): measured on `rows`.
         rows: of `generate_completions`, in the order in which they were measured.
-        by: what of a completion's per-token KL orders it.
+        by (`str`, *optional*, defaults to `"mean"`): what of a completion's per-token KL orders it.
 
     Returns:
         JSON-able dicts: row (its number), kl (mean), kl_max, tokens, prompt, completion, pieces (text and KL of every

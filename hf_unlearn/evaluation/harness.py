@@ -56,26 +56,29 @@ def evaluate_tasks(
     Args:
         models: a causal model (also a PEFT model), or {label: model}; in place of a model also a function without
             arguments that gives it, called when its turn comes, so that only one needs to be in memory.
-        tasks: names: `wmdp`, `wmdp_bio`, `mmlu`, `mmlu_virology`, `hellaswag` ... Those outside WMDP and MMLU take ten
-            seconds more, as lm-eval then reads all of its names.
-        questions: {task name: [{"question", "choices", "answer": index}]}, all of which are tasks too. The prompt is
-            `Question: ...\\nAnswer:`, the choices follow after a space, and the likeliest (summed log-probability) is
-            taken.
-        data_dir: folder with local copies of WMDP and MMLU (`wmdp/bio_test.jsonl.gz`, `mmlu/test.jsonl` with a column
-            `subject`, `mmlu/dev.jsonl` for examples; also flat: see `data.sources.LOCAL_NAMES`); otherwise the Hub.
-        include_path: folder with your own lm-eval task files; their names win over the built-in ones.
-        limit: take the first `limit` questions of each task only (of each of MMLU's 57, too).
-        num_fewshot: examples before each question, for tasks that do not fix 0 (WMDP does).
-        batch_size: prompts in one forward pass.
-        max_length: tokens of prompt and answer; longer prompts are cut from the left. Default: the model's own
-            (`max_position_embeddings`), 2048 if it has none.
-        log_samples: also return every question with its responses.
-        cache: read and write results; what was answered once for the same weights, tokenizer, tasks, data, limit and
-            lm-eval is not asked again.
-        cache_dir: default `cache_folder()/harness`.
-        accelerator: with several processes (a `PartialState` will do), each answers every n-th batch and all get the
-            result; all must call this. Without it the calling process works alone.
-        progress: print the number of questions and show a bar, on the main process.
+        tasks (`Sequence[str]`, *optional*): names: `wmdp`, `wmdp_bio`, `mmlu`, `mmlu_virology`,
+            `hellaswag` ... Those outside WMDP and MMLU take ten seconds more, as lm-eval then reads all of its names.
+        questions (`Mapping[str, Sequence[Mapping]]`, *optional*): {task name: [{"question", "choices", "answer":
+            index}]}, all of which are tasks too. The prompt is `Question: ...\\nAnswer:`, the choices follow after a
+            space, and the likeliest (summed log-probability) is taken.
+        data_dir (`str` or `Path`, *optional*): folder with local copies of WMDP and MMLU (`wmdp/bio_test.jsonl.gz`,
+            `mmlu/test.jsonl` with a column `subject`, `mmlu/dev.jsonl` for examples; also flat: see
+            `data.sources.LOCAL_NAMES`); otherwise the Hub.
+        include_path (`str` or `Path`, *optional*): folder with your own lm-eval task files; their names win over the
+            built-in ones.
+        limit (`int`, *optional*): take the first `limit` questions of each task only (of each of MMLU's 57, too).
+        num_fewshot (`int`, *optional*): examples before each question, for tasks that do not fix 0 (WMDP does).
+        batch_size (`int`, *optional*, defaults to `16`): prompts in one forward pass.
+        max_length (`int`, *optional*): tokens of prompt and answer; longer prompts are cut from the left. Default: the
+            model's own (`max_position_embeddings`), 2048 if it has none.
+        log_samples (`bool`, *optional*, defaults to `False`): also return every question with its responses.
+        cache (`bool`, *optional*, defaults to `True`): read and write results; what was answered once for the same
+            weights, tokenizer, tasks, data, limit and lm-eval is not asked again.
+        cache_dir (`str` or `Path`, *optional*): default `cache_folder()/harness`.
+        accelerator (*optional*): with several processes (a `PartialState` will do), each answers every n-th batch and
+            all get the result; all must call this. Without it the calling process works alone.
+        progress (`bool`, *optional*, defaults to `True`): print the number of questions and show a bar, on the main
+            process.
 
     Raises:
         InputError: no task, an unknown one, missing or malformed data, a tokenizer that does not fit a model, lm-eval

@@ -24,8 +24,8 @@ class SpreadLM(HFLM):
     get all answers: so the answers of one process and of many are the same bits on like machines.
 
     Args:
-        share: rank and number of processes.
-        bar_file: where to show a bar; None for no bar.
+        share (`tuple[int, int]`, *optional*, defaults to `(0, 1)`): rank and number of processes.
+        bar_file (*optional*): where to show a bar; None for no bar.
 
     Attributes:
         truncated: number of prompts that were cut from the left to fit `max_length`.

@@ -63,7 +63,8 @@ def question_task(name: str, rows: Sequence[Mapping]) -> ConfigurableTask:
     """A multiple-choice task in memory: `Question: ...\\nAnswer:`, each choice after a space, metric `acc`.
 
     Args:
-        rows: dicts with question, choices (two or more) and answer, the index of the right choice.
+        rows (`Sequence[Mapping]`): dicts with question, choices (two or more) and answer, the index of the right
+            choice.
     """
     if not rows:
         raise InputError(f"the task {name} has no questions: give it at least one")

@@ -49,8 +49,9 @@ def gradient_norm(model, input_ids: Sequence[int], predicted: Sequence[bool]) ->
     """Mean over weights of the L2 norm of the gradient of one item's loss (Duan et al. 2024, white box).
 
     Args:
-        input_ids: (T,) one unpadded sequence.
-        predicted: (T,) marks the tokens whose mean log-probability is differentiated (the answer without EOS).
+        input_ids (`Sequence[int]`): (T,) one unpadded sequence.
+        predicted (`Sequence[bool]`): (T,) marks the tokens whose mean log-probability is differentiated (the answer
+            without EOS).
 
     Gradients are taken of every floating-point weight, frozen or not, and `.grad` is left alone. None for no tokens.
     """

@@ -79,12 +79,13 @@ def relearn(
     Args:
         model: any causal LM with floating-point weights; it stays where it lies.
         rows: `datasets.Dataset` with input_ids and labels, question and answer, or text (then with `tokenizer`).
-        evaluate: the model in eval mode to an accuracy, or to {metric: value}. Called at step 0, every `eval_steps`
-            steps and at the end, and once for each of `updates`.
-        batch_size: rows of one step. They are drawn in random order, without replacement until all were seen.
-        updates: {label: update}: each is added to the attacked weights, evaluated and taken out again: the paper's
-            defence, theta_finetuned + (theta_unlearned - theta_base).
-        start: the scores at step 0, where they are known.
+        evaluate (`Callable`): the model in eval mode to an accuracy, or to {metric: value}. Called at step 0, every
+            `eval_steps` steps and at the end, and once for each of `updates`.
+        batch_size (`int`, *optional*, defaults to `8`): rows of one step. They are drawn in random order, without
+            replacement until all were seen.
+        updates (`Mapping[str, UpdateDelta]`, *optional*): {label: update}: each is added to the attacked weights,
+            evaluated and taken out again: the paper's defence, theta_finetuned + (theta_unlearned - theta_base).
+        start (`Mapping[str, float]`, *optional*): the scores at step 0, where they are known.
 
     Raises:
         InputError: no rows, bad numbers, a quantised model, an update of another model.
@@ -224,10 +225,13 @@ def attack_table(
 
     Args:
         original: the model before unlearning, from which the updates were taken.
-        updates: {method: its update}; `UpdateDelta.between(original, unlearned)` makes one of two models.
-        attacks: {name: rows}, for example benign (Wikitext), related (the domain's harmless texts), a few forget rows.
-        evaluate: as for `relearn`, of what was to be forgotten.
-        learning_rates: each attack runs at each. Small models move too little at the paper's 1e-5.
+        updates (`Mapping[str, UpdateDelta]`): {method: its update}; `UpdateDelta.between(original, unlearned)` makes
+            one of two models.
+        attacks (`Mapping[str, object]`): {name: rows}, for example benign (Wikitext), related (the domain's harmless
+            texts), a few forget rows.
+        evaluate (`Callable`): as for `relearn`, of what was to be forgotten.
+        learning_rates (`Sequence[float]`, *optional*, defaults to `(1e-5,)`): each attack runs at each. Small models
+            move too little at the paper's 1e-5.
         settings: further arguments of `relearn`.
 
     Raises:

@@ -148,9 +148,10 @@ def score_answers(
     """Teacher-forced scores of encoded rows (see `encode`), in their order.
 
     Args:
-        batch_size: rows a batch; batches are filled in order of length and cut further where their logits would not
-            fit the budget.
-        moments: also the mean and variance of log p over the vocabulary (min-k++), at about twice the cost per logit.
+        batch_size (`int`, *optional*, defaults to `32`): rows a batch; batches are filled in order of length and cut
+            further where their logits would not fit the budget.
+        moments (`bool`, *optional*, defaults to `False`): also the mean and variance of log p over the vocabulary
+            (min-k++), at about twice the cost per logit.
 
     Raises:
         NumericalError: the model gives logits that are not finite.
@@ -230,8 +231,9 @@ def generate_ids(
     penalties of that config are switched off. `max_new_tokens` counts new tokens only.
 
     Args:
-        temperature: 0 decodes greedily, which does not depend on `batch_size` (but for ties within rounding); above 0
-            draws from the whole distribution, and then `seed` and `batch_size` decide together.
+        temperature (`float`, *optional*, defaults to `0.0`): 0 decodes greedily, which does not depend on `batch_size`
+            (but for ties within rounding); above 0 draws from the whole distribution, and then `seed` and `batch_size`
+            decide together.
 
     Raises:
         InputError: a prompt without tokens, or a negative temperature.

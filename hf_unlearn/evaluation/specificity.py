@@ -127,13 +127,16 @@ class TokenKL:
         reference_model: the original model. When its log-probabilities fit `cache_bytes`, or `top_k` is given, they
             are computed now, and the model may be changed in place or freed afterwards. Otherwise it is kept and run
             again at every call.
-        dataloader: dicts of (B, T) tensors `input_ids`, `labels`, and what else the models take. Read once and kept
-            on the CPU, so a shuffling loader gives one order for all models.
-        cache_bytes: memory (of the CPU) for the reference's log-probabilities, N * V * 4 bytes (8 in fp64).
-        top_k: keep the reference's k most likely tokens at each position, with the exact probability of the rest, and
-            say in `KLResult.approximation` how far that may be off: 8 k + 16 bytes a token. "auto": the largest k that
-            fits `cache_bytes`, and all of the vocabulary when that fits (then nothing is approximated).
-        seed: of the one token of the rest that is drawn at every position (`Approximation.estimate`).
+        dataloader (`Iterable`): dicts of (B, T) tensors `input_ids`, `labels`, and what else the models take. Read
+            once and kept on the CPU, so a shuffling loader gives one order for all models.
+        cache_bytes (`int`, *optional*, defaults to `2**30`): memory (of the CPU) for the reference's
+            log-probabilities, N * V * 4 bytes (8 in fp64).
+        top_k (`int` or `str`, *optional*): keep the reference's k most likely tokens at each position, with the exact
+            probability of the rest, and say in `KLResult.approximation` how far that may be off: 8 k + 16 bytes a
+            token. "auto": the largest k that fits `cache_bytes`, and all of the vocabulary when that fits (then
+            nothing is approximated).
+        seed (`int`, *optional*, defaults to `0`): of the one token of the rest that is drawn at every position
+            (`Approximation.estimate`).
 
     Raises:
         InputError: no predicted token in the data, `top_k` below 1 or no k that fits; at a call: another vocabulary,

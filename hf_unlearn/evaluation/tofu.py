@@ -176,17 +176,18 @@ def evaluate(
     """Evaluate a causal LM (or PEFT model) on TOFU, where it lies and in eval mode; its mode is restored.
 
     Args:
-        splits: `datasets.Dataset`s under `forget` and `retain` (question, answer, paraphrased_answer,
+        splits (`Mapping`): `datasets.Dataset`s under `forget` and `retain` (question, answer, paraphrased_answer,
             perturbed_answer: a list), `real_authors` and `world_facts` (no paraphrase), `holdout` (question, answer,
             for the membership scores). Any may be absent or None.
-        retain_log: log of the model retrained without the forget rows; gives forget quality and the reference of
-            privleak.
-        template: `hf_unlearn.data.tofu.QATemplate`; its default when None. A hash of it is stored in the log.
-        metrics: names from `METRICS`, or None for all that the splits allow. What a metric is made of comes with it.
-            ROUGE generates and the gradient norm goes item by item: a sweep asks for less, such as
-            `("forget_truth_ratio", "retain_Q_A_Prob")`.
-        max_new_tokens: of the greedy generations for ROUGE.
-        reference_model: for `mia_reference`, scored with the same tokenizer.
+        retain_log (`Mapping`, *optional*): log of the model retrained without the forget rows; gives forget quality
+            and the reference of privleak.
+        template (*optional*): `hf_unlearn.data.tofu.QATemplate`; its default when None. A hash of it is stored in the
+            log.
+        metrics (`Iterable[str]`, *optional*): names from `METRICS`, or None for all that the splits allow. What a
+            metric is made of comes with it. ROUGE generates and the gradient norm goes item by item: a sweep asks for
+            less, such as `("forget_truth_ratio", "retain_Q_A_Prob")`.
+        max_new_tokens (`int`, *optional*, defaults to `200`): of the greedy generations for ROUGE.
+        reference_model (*optional*): for `mia_reference`, scored with the same tokenizer.
 
     Returns:
         The log, in open-unlearning's TOFU_EVAL.json layout (see `tofu_logs`), with a key `hf_unlearn` for template

@@ -153,12 +153,14 @@ def summarize(log: Mapping, retain_log: Mapping | None = None, legacy: bool = Fa
     """The numbers of one evaluation, recomputed from per-item values.
 
     Args:
-        log: as `evaluate` returns it or open-unlearning wrote it; with `legacy`, an `eval_log_aggregated.json` of the
-            original TOFU repository.
-        retain_log: of the model retrained without the forget set, same layout. Without it `forget_quality` is None
-            and privleak takes AUC 0.5 for the retain model (`privleak_retain_auc` says which).
-        legacy: aggregate as the original repository: the first 300 rows of a split, no epsilon, truth ratios as
-            geometric means; `model_utility_arithmetic` is the older variant with arithmetic means.
+        log (`Mapping`): as `evaluate` returns it or open-unlearning wrote it; with `legacy`, an
+            `eval_log_aggregated.json` of the original TOFU repository.
+        retain_log (`Mapping`, *optional*): of the model retrained without the forget set, same layout. Without it
+            `forget_quality` is None and privleak takes AUC 0.5 for the retain model (`privleak_retain_auc` says
+            which).
+        legacy (`bool`, *optional*, defaults to `False`): aggregate as the original repository: the first 300 rows of a
+            split, no epsilon, truth ratios as geometric means; `model_utility_arithmetic` is the older variant with
+            arithmetic means.
 
     Returns:
         Always: model_utility (harmonic mean of nine, None when one is missing), forget_quality (KS p-value),

@@ -55,7 +55,7 @@ def render_card(context: Mapping) -> str:
     """Render a model card (README.md with a YAML header).
 
     Args:
-        context: `method` (its name) and, all optional:
+        context (`Mapping`): `method` (its name) and, all optional:
 
             - model_name, repo_id, license, language, datasets, pipeline_tag: of the model that is published;
             - base_model, base_revision: Hub id that unlearning started from (of anything else only that it is not on

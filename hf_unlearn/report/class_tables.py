@@ -43,7 +43,7 @@ def class_sections(rows: Sequence[Mapping], paper: Mapping | None = None) -> lis
     Methods stand below one another, images per class beside one another, the paper's columns after them.
 
     Args:
-        rows: rows of all methods, sizes and seeds, those of linear probing (`PROBE`) among them.
+        rows (`Sequence[Mapping]`): rows of all methods, sizes and seeds, those of linear probing (`PROBE`) among them.
         paper (*optional*): of `paper_figures`.
     """
     vocabulary = ClassVocabulary()

@@ -28,7 +28,7 @@ class Section:
         title, text: heading, and sentences below it.
         header, table: a table of texts.
         name, figure: a matplotlib figure and its file name ("relearn.png"); `alt` says what it shows.
-        examples: (what it is, the text itself).
+        examples (`Sequence[tuple[str, str]]`, *optional*): (what it is, the text itself).
     """
 
     title: str
@@ -77,16 +77,17 @@ def write_report(
     """Write results.json, report.json, report.md, pareto.png, kl.png and report.html (one file, works offline).
 
     Args:
-        rows: one dict a method, size and seed, all of one kind (`vocabulary_of`): method, what the kind measures,
-            seconds, peak_memory_mb, settings, and note where something needs saying; the kind's references among them.
-            A value may be None: not measured. Rows that differ in their seed alone are one line of the table, mean ±
-            standard deviation.
-        candidates: the same for every setting that was tried.
-        kl_samples: {method: KL of every token, nats}.
-        sections: further parts of the report; their figures are written too.
-        settings: of the whole run.
-        summary: plain sentences on what happened, first thing on the page.
-        notes: what the reader should know before trusting the numbers.
+        rows (`Sequence[Mapping]`): one dict a method, size and seed, all of one kind (`vocabulary_of`): method, what
+            the kind measures, seconds, peak_memory_mb, settings, and note where something needs saying; the kind's
+            references among them. A value may be None: not measured. Rows that differ in their seed alone are one line
+            of the table, mean ± standard deviation.
+        candidates (`Sequence[Mapping]`, *optional*): the same for every setting that was tried.
+        kl_samples (`Mapping[str, Sequence[float]]`, *optional*): {method: KL of every token, nats}.
+        sections (`Sequence[Section]`, *optional*): further parts of the report; their figures are
+            written too.
+        settings (`Mapping`, *optional*): of the whole run.
+        summary (`str`, *optional*): plain sentences on what happened, first thing on the page.
+        notes (`Sequence[str]`, *optional*): what the reader should know before trusting the numbers.
 
     Returns:
         {file name: path}; kl.png only when there are KL samples.

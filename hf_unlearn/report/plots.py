@@ -118,9 +118,11 @@ def kl_distribution(
     """Share of retained tokens whose KL divergence from the original lies below x, one curve a method.
 
     Args:
-        kl_samples: {method: per-token KL in nats}. Values that rounding made zero or negative count as `SMALLEST_KL`.
-        methods: all methods of the report, in its order, so that each has one colour in every picture.
-        references: `Vocabulary.references`, drawn in black.
+        kl_samples (`Mapping[str, Sequence[float]]`): {method: per-token KL in nats}. Values that rounding made zero or
+            negative count as `SMALLEST_KL`.
+        methods (`Sequence[str]`, *optional*): all methods of the report, in its order, so that each
+            has one colour in every picture.
+        references (`Sequence[str]`, *optional*): `Vocabulary.references`, drawn in black.
     """
     figure, (ax,) = _figure(1, 4.6)
     style = styles([*methods, *kl_samples], references)
@@ -156,9 +158,10 @@ def kl_quantile_plot(
     bootstrap bands, pointwise, completions resampled.
 
     Args:
-        results: {method: `KLResult`}.
-        methods: all methods of the report, in its order, so that each has one colour in every picture.
-        references: `Vocabulary.references`, drawn in black.
+        results (`Mapping[str, object]`): {method: `KLResult`}.
+        methods (`Sequence[str]`, *optional*): all methods of the report, in its order, so that each
+            has one colour in every picture.
+        references (`Sequence[str]`, *optional*): `Vocabulary.references`, drawn in black.
     """
     figure, axes = _figure(2, 4.8)
     style = styles([*methods, *results], references)
@@ -204,9 +207,9 @@ def relearn_plot(curves: Sequence[Mapping], metric: str | None = None, *, chance
     The open marker at the end of a line is the attacked model with the method's update added once more.
 
     Args:
-        curves: of `AttackTable`: method, attack, learning_rate, steps, scores and with_update.
-        metric: of the scores; the first by default.
-        chance: the value of guessing, drawn as a line.
+        curves (`Sequence[Mapping]`): of `AttackTable`: method, attack, learning_rate, steps, scores and with_update.
+        metric (`str`, *optional*): of the scores; the first by default.
+        chance (`float`, *optional*): the value of guessing, drawn as a line.
     """
     metric = metric or next(iter(curves[0]["scores"][0]))
     titles = list(dict.fromkeys((curve["attack"], curve["learning_rate"]) for curve in curves))
@@ -260,10 +263,10 @@ def class_bars(
     """Class forgetting: one panel a metric, a group of bars for every number of images per class.
 
     Args:
-        lines: of `ClassVocabulary`; error bars are standard deviations over seeds, hatched is what has no number as
-            relearning did not end in time.
-        metrics: {key: title of its panel}.
-        references: `ClassVocabulary.references`; the first relearns nothing.
+        lines (`Sequence[Line]`): of `ClassVocabulary`; error bars are standard deviations over seeds, hatched is what
+            has no number as relearning did not end in time.
+        metrics (`Mapping[str, str]`): {key: title of its panel}.
+        references (`Sequence[str]`): `ClassVocabulary.references`; the first relearns nothing.
         paper (*optional*): the paper's figures, shown as diamonds.
     """
     from matplotlib.lines import Line2D

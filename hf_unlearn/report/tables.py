@@ -11,8 +11,8 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], align: 
     """A table of texts; a `|` within a cell is escaped.
 
     Args:
-        header: headings.
-        body: rows of cells, each as long as the header.
+        header (`Sequence[str]`): headings.
+        body (`Sequence[Sequence[str]]`): rows of cells, each as long as the header.
         align (`str`, *optional*): one letter a column, "l" or "r"; columns without one are to the right, the first to
             the left.
     """
@@ -28,7 +28,7 @@ def table_cells(
     """Header and lines with their cells: of all `rows`, those of several seeds as mean ± standard deviation.
 
     Args:
-        rows: of the table, the model before unlearning among them.
+        rows (`Sequence[Mapping]`): of the table, the model before unlearning among them.
         candidates (*optional*): show these instead, each as a line of its own. What was not measured is a dash.
     """
     vocabulary = vocabulary_of(rows)
@@ -62,8 +62,9 @@ def score_table(scores: Mapping[str, Mapping], tasks: Sequence[str]) -> str:
     """Benchmark scores in Markdown: a row a task, accuracies in percent with standard errors.
 
     Args:
-        scores: {label: {task: `evaluation.harness_scores.Score`}}; the last column is last label minus first.
-        tasks: what to show.
+        scores (`Mapping[str, Mapping]`): {label: {task: `evaluation.harness_scores.Score`}}; the last column is last
+            label minus first.
+        tasks (`Sequence[str]`): what to show.
     """
     labels = list(scores)
     header = ["task", "questions", "chance", *labels, *(["change"] if len(labels) > 1 else [])]

@@ -42,9 +42,9 @@ class Column:
     """One column of the table.
 
     Args:
-        head: its heading.
-        value: the number of a run, or None where there is none; any value where runs are not averaged.
-        show: the number as text.
+        head (`str`): its heading.
+        value (`Callable`): the number of a run, or None where there is none; any value where runs are not averaged.
+        show (`Callable`): the number as text.
         spread (*optional*): the standard deviation over seeds as text, by default as the number.
         suffix (*optional*): what stands behind the number, from a row.
         error (*optional*): the text of one run's own error, from a row; with several seeds the spread stands there.
@@ -75,9 +75,9 @@ class Axis:
     """One axis of the frontier.
 
     Args:
-        label: what it shows, and which direction is better.
-        value: (row, row of the original model or None) -> number, or None where it was not measured.
-        scale: (axes, values of all points) -> None; sets scale, limits and ticks.
+        label (`str`): what it shows, and which direction is better.
+        value (`Callable`): (row, row of the original model or None) -> number, or None where it was not measured.
+        scale (`Callable`): (axes, values of all points) -> None; sets scale, limits and ticks.
     """
 
     label: str
@@ -136,7 +136,7 @@ class Vocabulary(abc.ABC):
         """Index of the row to show: least cost among those that reached the goal, else the one that forgot most.
 
         Args:
-            rows: candidates of one line, or rows of methods of one size and seed.
+            rows (`Sequence[Mapping]`): candidates of one line, or rows of methods of one size and seed.
             original (*optional*): the row of the model before unlearning, of that size and seed.
         """
         passing = [index for index, row in enumerate(rows) if self.reached(row, original)]
