@@ -33,8 +33,8 @@ def attack_section(rows: Sequence[Mapping], curves: Sequence[Mapping], chance: f
     return Section(
         "Does it come back? Relearning attacks",
         f"All weights are fine-tuned for {settings['steps']} steps of {settings['batch_size']} sequences "
-        f"({settings['optimizer']}). Accuracy in percent; in brackets the share of what was lost that is back. The last "
-        "columns are the paper's defence: the update is added again after the fine-tuning.",
+        f"({settings['optimizer']}). Accuracy in percent; in brackets the share of what was lost that is back. The "
+        "last columns are the paper's defence: the update is added again after the fine-tuning.",
         header=header,
         table=body,
         name="relearn.png",
