@@ -1,54 +1,22 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Comparison, experiment and recipe on a problem of seconds: the table, the search rule, resume, bad configurations."""
+"""A comparison on a problem of seconds, from the YAML to the files: table, search rule, resume, the recipe, two processes."""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from hf_unlearn.errors import InputError
-from hf_unlearn.experiments import comparison
-from hf_unlearn.experiments import run as experiment
-from hf_unlearn.experiments.comparison import Entry
-from hf_unlearn.experiments.problems.tofu import TofuProblem, load_splits
+from hf_unlearn.experiments.problems.tofu import TofuProblem
+from hf_unlearn.experiments.run import run_experiment
+from hf_unlearn.experiments.search import Search
 from hf_unlearn.report.vocabulary import TofuVocabulary
+from tests.support.experiments import RECIPES, ROOT, TOFU, experiment, write_config
 
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes" / "kfade_tofu.py"
-METHODS = [
-    {
-        "label": "one step",
-        "method": "kfade",
-        "settings": {"curvature": "kfac", "damping": 1e-5},
-        "search": [0.01, 0.05],
-    },
-    {"label": "two steps", "method": "kfade", "settings": {"steps": 2}, "search": [0.02]},
-    {
-        "label": "GradDiff",
-        "method": "first_order",
-        "settings": {"objective": "grad_diff"},
-        "search": [1e-3],
-        "epochs": 2,
-    },
-]
-
-
-CONFIG = {
-    "title": "a problem of seconds",
-    "seed": 0,
-    "data": {"source": "synthetic", "authors": 4, "forget_authors": 1, "questions_per_author": 6},
-    "model": {"scratch": {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "layers": 1, "epochs": 1}},
-    "template": {},
-    "evaluation": {"max_new_tokens": 3, "sweep_rows": 6},
-    "arguments": {"per_device_train_batch_size": 6, "use_cpu": True},
-    "methods": METHODS,
-}
+RECIPE = RECIPES / "kfade_tofu.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,7 +31,7 @@ def cache(tmp_path_factory):
 def finished(tmp_path_factory):
     """(folder, rows) of one whole run."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, experiment.run_experiment(CONFIG, folder, progress=False)
+    return folder, run_experiment(experiment(TOFU), folder, progress=False)
 
 
 def row(quality, kl):
@@ -87,11 +55,11 @@ def test_table_report_and_model(finished):
     needed = (
         "method forget_quality ks_statistic n model_utility forget_probability retain_probability retain_kl seconds"
     )
-    for entry in rows:
-        assert {*needed.split(), "peak_memory_mb", "settings"} <= entry.keys()
-        assert entry["n"] == 6 and 0 < entry["forget_probability"] < 1
-    for entry in rows[2:]:
-        assert entry["candidates"] == 2 and entry["seconds"] > 0 and entry["retain_kl"] > 0
+    for row in rows:
+        assert {*needed.split(), "peak_memory_mb", "settings"} <= row.keys()
+        assert row["n"] == 6 and 0 < row["forget_probability"] < 1
+    for row in rows[2:]:
+        assert row["candidates"] == 2 and row["seconds"] > 0 and row["retain_kl"] > 0
     assert json.loads((folder / "results.json").read_text()) == rows
     page = (folder / "report.html").read_text()
     assert "two steps" in page and "http://" not in page.replace("http://www.w3.org", "")
@@ -117,7 +85,7 @@ def test_saved_model_is_original_plus_chosen_update(finished):
     from hf_unlearn import UpdateDelta
 
     folder, _ = finished
-    problem = TofuProblem.from_config(CONFIG, progress=False)
+    problem = TofuProblem.make(experiment(TOFU), None, 0, progress=False)
     before = {name: tensor.clone() for name, tensor in problem.original.state_dict().items()}
     saved = AutoModelForCausalLM.from_pretrained(folder / "model")
     delta = UpdateDelta.from_pretrained(folder / "model/delta")
@@ -129,49 +97,27 @@ def test_saved_model_is_original_plus_chosen_update(finished):
     assert moved == set(delta.tensors)
 
 
-def test_killed_comparison_goes_on_after_the_finished_entries(finished, tmp_path, monkeypatch):
+def test_killed_comparison_goes_on_after_the_finished_lines(finished, tmp_path, monkeypatch):
     searches = []
-    run = comparison._Search.run
+    run = Search.run
 
     def killed_in_the_second(self):
-        searches.append(self.entry.label)
+        searches.append(self.line.label)
         if len(searches) == 2:
             raise KeyboardInterrupt
         return run(self)
 
-    monkeypatch.setattr(comparison._Search, "run", killed_in_the_second)
+    monkeypatch.setattr(Search, "run", killed_in_the_second)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run_experiment(CONFIG, tmp_path / "out", progress=False)
-    rows = experiment.run_experiment(CONFIG, tmp_path / "out", progress=False)
+        run_experiment(experiment(TOFU), tmp_path / "out", progress=False)
+    rows = run_experiment(experiment(TOFU), tmp_path / "out", progress=False)
     assert searches == ["one step", "two steps", "two steps", "GradDiff"]
     measured = lambda rows: [(r["method"], r["forget_quality"], r["retain_kl"], r["forget_probability"]) for r in rows]
     assert measured(rows) == measured(finished[1])
 
 
-def test_bad_configurations(tmp_path):
-    with pytest.raises(InputError, match="no such configuration"):
-        experiment.read_config(tmp_path / "absent.yaml")
-    (tmp_path / "bad.yaml").write_text("methods: [")
-    with pytest.raises(InputError, match="not YAML"):
-        experiment.read_config(tmp_path / "bad.yaml")
-    (tmp_path / "typo.yaml").write_text("metods: []")
-    with pytest.raises(InputError, match="metods"):
-        experiment.read_config(tmp_path / "typo.yaml")
-    with pytest.raises(InputError, match="data: no setting authers; there are authors"):
-        load_splits(CONFIG | {"data": {"source": "synthetic", "authers": 3}})
-    with pytest.raises(InputError, match="methods, x: no setting learning_rate"):
-        experiment.read_entries({"methods": [{"label": "x", "method": "kfade", "learning_rate": 1}]})
-    with pytest.raises(InputError, match="unknown method"):
-        Entry("x", "sorcery", search=[1])
-    with pytest.raises(InputError, match="search"):
-        Entry("x", "kfade")
-    with pytest.raises(InputError, match="share a label"):
-        experiment.run_experiment(CONFIG | {"methods": METHODS[:1] * 2}, tmp_path / "out", progress=False)
-
-
 def test_recipe_from_the_command_line(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(CONFIG))
+    path = write_config(tmp_path / "config.yaml", TOFU)
     command = [sys.executable, str(RECIPE), "--config", str(path), "--output_dir", str(tmp_path / "out")]
     done = subprocess.run([*command, "--only", "one step"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -182,19 +128,9 @@ def test_recipe_from_the_command_line(tmp_path):
     assert absent.returncode == 2 and "Traceback" not in absent.stderr
 
 
-@pytest.mark.parametrize("name", ["kfade_tofu_llama2_7b", "kfade_tofu_phi_1_5"])
-def test_dry_run_of_large_models(name, shared_data):
-    config = experiment.read_config(ROOT / "recipes/configs" / f"{name}.yaml")
-    config["data"]["source"] = str(shared_data / "tofu")
-    text = experiment.dry_run(config)
-    assert "400 forget rows, 3600 retain rows" in text
-    assert ("96 weights" if "llama" in name else "48 weights") in text
-
-
 @pytest.mark.multi_process
 def test_two_processes_make_the_table_of_one(finished, tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(CONFIG))
+    path = write_config(tmp_path / "config.yaml", TOFU)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, str(RECIPE), "--config", str(path), "--output_dir", str(tmp_path / "out"), "--only", "step"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

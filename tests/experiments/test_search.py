@@ -11,8 +11,9 @@ from accelerate.state import AcceleratorState
 
 from hf_unlearn.errors import NumericalError
 from hf_unlearn.evaluation.specificity import TokenKL
-from hf_unlearn.experiments import comparison
-from hf_unlearn.experiments.comparison import Comparison, Entry
+from hf_unlearn.experiments import search
+from hf_unlearn.experiments.comparison import Cell
+from hf_unlearn.experiments.line import Line
 from hf_unlearn.experiments.problem import Problem, Stage
 from tests.support.trainers import COLLATE, make_rows, trained_llama
 
@@ -21,31 +22,36 @@ FORGET, RETAIN = make_rows(6, 1), make_rows(8, 2)
 STAGES = [Stage(str(number), make_rows(4, number), RETAIN) for number in (3, 4, 5)]
 KFADE = {"curvature": "kfac", "damping": 1e-3, "fisher": "probe"}
 # bf16 weights: those after two stages are not the first ones plus both updates, which are rounded twice.
-ENTRIES = {
-    "K-FADE": Entry("K-FADE", "kfade", KFADE, [[0.02, 0.03, 0.04], [0.05, 0.04, 0.03]]),
-    "GradDiff": Entry(
-        "GradDiff", "first_order", {"objective": "grad_diff"}, [[1e-3, 2e-3, 1e-3], [2e-3, 1e-3, 3e-3]], epochs=2
+LINES = {
+    "K-FADE": Line("K-FADE", "kfade", KFADE, {"step_norm": [[0.02, 0.03, 0.04], [0.05, 0.04, 0.03]]}),
+    "GradDiff": Line(
+        "GradDiff",
+        "first_order",
+        {"objective": "grad_diff"},
+        {"learning_rate": [[1e-3, 2e-3, 1e-3], [2e-3, 1e-3, 3e-3]]},
+        epochs=2,
     ),
-    "one stage": Entry("one stage", "kfade", KFADE, [0.02, 0.03], stages="together"),
+    "one stage": Line("one stage", "kfade", KFADE, {"step_norm": [0.02, 0.03]}, stages="together"),
 }
 
 
 class Tiny(Problem):
     """Three stages on a tiny model; the candidate with the greatest forget loss is the best."""
 
-    results = SimpleNamespace(
+    vocabulary = SimpleNamespace(
+        references=("original", "retrained"),
         metrics=("forget_loss",),
         choose=lambda rows: max(range(len(rows)), key=lambda index: rows[index]["forget_loss"] or -1),
         reached=lambda row: True,
     )
-    sections = set()
+    sections = {}
     tokenizer, max_length, stages = None, 64, STAGES
 
     def __init__(self, seed=0):
         self.original, self.seed = trained_llama(torch.bfloat16), seed
         self.kl = TokenKL(self.original, [COLLATE(list(RETAIN))])
 
-    from_config = sizes = card = None
+    make = stage_sizes = architecture = card = None
 
     def prepare(self, folder, identity):
         pass
@@ -53,10 +59,10 @@ class Tiny(Problem):
     def identity(self):
         return {"seed": self.seed}
 
-    def look(self, model):
-        return self.measure(model)[0]
+    def score_candidate(self, model):
+        return self.evaluate(model)[0]
 
-    def measure(self, model, folder=None):
+    def evaluate(self, model, folder=None):
         with torch.no_grad():
             return {"forget_loss": model(**COLLATE(list(FORGET))).loss.item()}, self.kl(model)
 
@@ -68,13 +74,13 @@ class Killed(BaseException):
 @pytest.fixture
 def count(monkeypatch):
     """Counts stages that begin and candidates; raises at the one of a number that a test sets."""
-    counts = SimpleNamespace(begun=0, looks=0, kill_begun=None, kill_look=None, error=Killed)
+    counts = SimpleNamespace(begun=0, scored=0, kill_begun=None, kill_score=None, error=Killed)
     watch(counts, monkeypatch)
     return counts
 
 
 def watch(counts, monkeypatch):
-    train, look = comparison.UnlearnTrainer.train, Tiny.look
+    train, score = search.UnlearnTrainer.train, Tiny.score_candidate
 
     def counted_train(self, *args, **kwargs):
         counts.begun += 1
@@ -82,19 +88,19 @@ def watch(counts, monkeypatch):
             raise counts.error("diverged")
         return train(self, *args, **kwargs)
 
-    def counted_look(self, model):
-        counts.looks += 1
-        if counts.looks == counts.kill_look:
+    def counted_score(self, model):
+        counts.scored += 1
+        if counts.scored == counts.kill_score:
             raise counts.error("diverged")
-        return look(self, model)
+        return score(self, model)
 
-    monkeypatch.setattr(comparison.UnlearnTrainer, "train", counted_train)
-    monkeypatch.setattr(Tiny, "look", counted_look)
+    monkeypatch.setattr(search.UnlearnTrainer, "train", counted_train)
+    monkeypatch.setattr(Tiny, "score_candidate", counted_score)
 
 
-def compare(folder, entry, seed=0):
+def compare(folder, line, seed=0):
     arguments = {"use_cpu": True, "per_device_train_batch_size": 4}
-    compared = Comparison(Tiny(seed), [entry], folder, arguments, seed=seed, progress=False)
+    compared = Cell(Tiny(seed), [line], folder, arguments, seed=seed, progress=False)
     _, row = compared.run()
     return compared, row
 
@@ -114,88 +120,88 @@ def results(compared, row):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Results of runs that nothing killed, with the numbers of stages and looks."""
+    """Results of runs that nothing killed, with the numbers of stages and candidates."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        for label, entry in ENTRIES.items():
-            counts = SimpleNamespace(begun=0, looks=0, kill_begun=None, kill_look=None)
+        for label, line in LINES.items():
+            counts = SimpleNamespace(begun=0, scored=0, kill_begun=None, kill_score=None)
             with patch.context() as inner:
                 watch(counts, inner)
                 found[label] = (
-                    *results(*compare(tmp_path_factory.mktemp("whole"), entry)),
+                    *results(*compare(tmp_path_factory.mktemp("whole"), line)),
                     counts.begun,
-                    counts.looks,
+                    counts.scored,
                 )
     return found
 
 
-@pytest.mark.parametrize("label", ENTRIES)
+@pytest.mark.parametrize("label", LINES)
 def test_killed_in_every_stage(label, whole, count, tmp_path):
-    *expected, stages, looks = whole[label]
-    folder = tmp_path / "entries"
+    *expected, stages, scored = whole[label]
+    folder = tmp_path / "lines"
     for _ in range(stages - 1):
         count.begun, count.kill_begun = 0, 2
         with pytest.raises(Killed):
-            compare(tmp_path, ENTRIES[label])
+            compare(tmp_path, LINES[label])
         assert not [path for path in folder.rglob("*") if path.name.endswith(".part")]
     count.begun, count.kill_begun = 0, None
-    compared, row = compare(tmp_path, ENTRIES[label])
+    compared, row = compare(tmp_path, LINES[label])
     assert count.begun == 1  # all stages but the last were finished before
     assert list(results(compared, row)) == expected
-    assert not list(folder.rglob("kept"))
+    assert not list(folder.rglob("finished"))
     assert row["candidates"] == len(compared.candidates)
-    # Every candidate was looked at once, and the chosen one measured.
-    assert count.looks == looks
+    # Every candidate was scored once.
+    assert count.scored == scored
 
 
 def test_killed_within_a_stage(whole, count, tmp_path):
-    """At the second look of the second run's last stage: that stage is done again, and no candidate counts twice."""
+    """At the second candidate of the second training, in its last stage: that stage is done again, and no candidate counts twice."""
     *expected, stages, _ = whole["GradDiff"]
-    count.kill_look = 4
+    count.kill_score = 4
     with pytest.raises(Killed):
-        compare(tmp_path, ENTRIES["GradDiff"])
-    (kept,) = tmp_path.glob("entries/*/kept")
-    state = json.loads((kept / "state.json").read_text())
-    assert (state["trials"], state["stages"], len(state["rows"])) == (1, 2, 2) and state["seconds"] > 0
-    assert {path.name for path in kept.iterdir()} == {
-        "state.json", "run-1-stage-2.safetensors", f"best-{state['best']}"
+        compare(tmp_path, LINES["GradDiff"])
+    (finished,) = tmp_path.glob("lines/*/finished")
+    state = json.loads((finished / "state.json").read_text())
+    assert (state["trainings"], state["stages"], len(state["rows"])) == (1, 2, 2) and state["seconds"] > 0
+    assert {path.name for path in finished.iterdir()} == {
+        "state.json", "training-1-stage-2.safetensors", f"best-{state['best']}"
     }  # fmt: skip
     count.begun = 0
-    compared, row = compare(tmp_path, ENTRIES["GradDiff"])
+    compared, row = compare(tmp_path, LINES["GradDiff"])
     assert count.begun == 1 and list(results(compared, row)) == expected
     # The time of the stages that were not run again counts.
     assert compared.candidates[2]["seconds"] > state["seconds"]
-    # A finished entry is read, and what a kill left beside it goes.
-    kept.mkdir()
-    again, row = compare(tmp_path, ENTRIES["GradDiff"])
-    assert count.begun == 1 and list(results(again, row)) == expected and not kept.exists()
+    # A finished line is read, and what a kill left beside it goes.
+    finished.mkdir()
+    again, row = compare(tmp_path, LINES["GradDiff"])
+    assert count.begun == 1 and list(results(again, row)) == expected and not finished.exists()
 
 
 def test_other_values_start_again(count, tmp_path):
-    entry = ENTRIES["K-FADE"]
+    line = LINES["K-FADE"]
     changes = [
-        (entry, 0),
-        (Entry(entry.label, "kfade", KFADE, [[0.02, 0.03, 0.05]]), 0),
-        (Entry(entry.label, "kfade", KFADE | {"damping": 1e-2}, entry.search), 0),
-        (entry, 1),
+        (line, 0),
+        (Line(line.label, "kfade", KFADE, {"step_norm": [[0.02, 0.03, 0.05]]}), 0),
+        (Line(line.label, "kfade", KFADE | {"damping": 1e-2}, line.search), 0),
+        (line, 1),
     ]
     keys = set()
     for other, seed in changes:
         count.begun, count.kill_begun = 0, 2
         with pytest.raises(Killed):
             compare(tmp_path, other, seed)
-        (path,) = tmp_path.glob("entries/*/kept/state.json")
+        (path,) = tmp_path.glob("lines/*/finished/state.json")
         state = json.loads(path.read_text())
         # What is kept is what this run did: its first stage, and nothing of the run before.
-        assert (state["trials"], state["stages"]) == (0, 1)
-        assert sorted(file.name for file in path.parent.iterdir()) == ["run-0-stage-1.safetensors", "state.json"]
+        assert (state["trainings"], state["stages"]) == (0, 1)
+        assert sorted(file.name for file in path.parent.iterdir()) == ["state.json", "training-0-stage-1.safetensors"]
         keys.add(state["key"])
     assert len(keys) == len(changes)
 
 
 def test_a_run_that_diverged_is_not_repeated(count, tmp_path):
     count.kill_begun, count.error = 2, NumericalError  # the second stage of the first run
-    compared, row = compare(tmp_path / "whole", ENTRIES["GradDiff"])
+    compared, row = compare(tmp_path / "whole", LINES["GradDiff"])
     assert count.begun == 5 and [candidate.get("note") for candidate in compared.candidates] == [
         "4: diverged",
         None,
@@ -203,17 +209,17 @@ def test_a_run_that_diverged_is_not_repeated(count, tmp_path):
     ]
     expected = results(compared, row)
 
-    count.begun, count.looks, count.kill_look = 0, 0, 2
-    looks = [NumericalError, Killed]
+    count.begun, count.scored, count.kill_score = 0, 0, 2
+    errors = [NumericalError, Killed]
 
     def error(text):
-        raise looks.pop(0)(text)
+        raise errors.pop(0)(text)
 
     count.error = error
     with pytest.raises(Killed):
-        compare(tmp_path / "killed", ENTRIES["GradDiff"])
-    count.begun, count.kill_begun, count.kill_look = 0, None, None
-    compared, row = compare(tmp_path / "killed", ENTRIES["GradDiff"])
+        compare(tmp_path / "killed", LINES["GradDiff"])
+    count.begun, count.kill_begun, count.kill_score = 0, None, None
+    compared, row = compare(tmp_path / "killed", LINES["GradDiff"])
     assert count.begun == 1 and results(compared, row) == expected
 
 
@@ -222,7 +228,7 @@ def test_a_full_disk_keeps_nothing_and_stops_nothing(whole, monkeypatch, tmp_pat
         raise OSError(f"{path} could not be written (No space left on device)")
 
     monkeypatch.setattr("hf_unlearn.experiments.finished_stages.write_safetensors", full)
-    compared, row = compare(tmp_path, ENTRIES["GradDiff"])
+    compared, row = compare(tmp_path, LINES["GradDiff"])
     assert results(compared, row) == whole["GradDiff"][:4]
     assert "a killed run would repeat them" in caplog.text
 
@@ -232,13 +238,15 @@ def two_processes(folder):
     AcceleratorState._reset_state(reset_partial_state=True)
     rank = PartialState(cpu=True).process_index
     for name, kills in {"whole": [None], "killed": [2, None]}.items():
-        counts = SimpleNamespace(begun=0, looks=0, kill_begun=None, kill_look=None, error=Killed)
+        counts = SimpleNamespace(begun=0, scored=0, kill_begun=None, kill_score=None, error=Killed)
         with pytest.MonkeyPatch.context() as patch:
             watch(counts, patch)
             for kill in kills:
                 counts.begun, counts.kill_begun = 0, kill
                 try:
-                    compared, row = compare(folder / name, Entry("K-FADE", "kfade", KFADE, [[0.02, 0.03, 0.04]]))
+                    compared, row = compare(
+                        folder / name, Line("K-FADE", "kfade", KFADE, {"step_norm": [[0.02, 0.03, 0.04]]})
+                    )
                 except Killed:
                     assert kill is not None
         torch.save((results(compared, row), counts.begun), folder / f"{name}-{rank}.pt")
