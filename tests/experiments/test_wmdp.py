@@ -1,88 +1,38 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The WMDP recipe on a miniature of seconds: stages, table, report, resume, relearning, bad input, dry runs."""
 
-import copy
-import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from hf_unlearn import KFade, UnlearnConfig, UnlearnTrainer, UpdateDelta
 from hf_unlearn.errors import InputError
-from hf_unlearn.experiments import comparison
-from hf_unlearn.experiments import run as experiment
-from hf_unlearn.experiments.comparison import Comparison, Entry, added
-from hf_unlearn.experiments.problem import together
+from hf_unlearn.experiments.comparison import Cell
+from hf_unlearn.experiments.line import Line
+from hf_unlearn.experiments.planning import dry_run
+from hf_unlearn.experiments.problem import merge_stages
 from hf_unlearn.experiments.problems import wmdp
+from hf_unlearn.experiments.problems.kinds import KINDS
 from hf_unlearn.experiments.problems.wmdp import WmdpProblem, last_words
+from hf_unlearn.experiments.run import run_experiment
+from hf_unlearn.experiments.search import Search, sum_updates
+from hf_unlearn.experiments.settings import read_experiment, read_yaml
 from hf_unlearn.report.vocabulary import TaskVocabulary
+from tests.support.experiments import CONFIGS, RECIPES, ROOT, WMDP, changed, experiment, run_recipe, write_config
 
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes" / "kfade_wmdp.py"
-CONFIG = {
-    "title": "two hazards of seconds",
-    "problem": "wmdp",
-    "seed": 0,
-    "data": {
-        "source": "hazards",
-        "length": 96,
-        "hazards": {"items": 4, "general_items": 2, "documents": 2, "prose": 6, "exchanges": 6, "instructions": 12},
-    },
-    "stages": [
-        {"name": "first", "task": "toxins", "forget": {"toxins-forget": None}, "retain": {"general": None}},
-        {
-            "name": "second",
-            "task": "intrusion",
-            "forget": {"intrusion-forget": None},
-            "retain": {"intrusion-retain": None, "general": None},
-        },
-    ],
-    "model": {"scratch": {"vocab_size": 500, "hidden_size": 48, "intermediate_size": 96, "layers": 2, "epochs": 12}},
-    "evaluation": {"general": "general", "completions": 6, "search_completions": 3, "max_new_tokens": 4},
-    "relearn": {
-        "attacks": {"benign": {"general": 6}},
-        "methods": ["RMU"],
-        "steps": 4,
-        "eval_steps": 2,
-        "batch_size": 2,
-        "learning_rates": [1e-3],
-    },
-    "arguments": {"per_device_train_batch_size": 8, "use_cpu": True},
-    "methods": [
-        {
-            "label": "margin",
-            "method": "kfade",
-            "settings": {"objective": "margin", "damping": 1e-6, "steps": 2},
-            "search": [[0.02, 0.05]],
-        },
-        {
-            "label": "RMU",
-            "method": "first_order",
-            "stages": "together",
-            "settings": {"objective": "rmu", "layer": 1, "retain_weight": 10.0},
-            "search": [1e-3],
-            "epochs": 2,
-        },
-    ],
-}
+RECIPE = "kfade_wmdp"
+NO_ATTACKS = {"evaluation__relearning": None}
 
 
-def changed(**sections) -> dict:
-    return copy.deepcopy(CONFIG) | sections
-
-
-def load_recipe():
-    spec = importlib.util.spec_from_file_location("kfade_wmdp", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def problem_of(config) -> WmdpProblem:
+    return WmdpProblem.make(experiment(config), None, 0, progress=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,7 +47,7 @@ def cache(tmp_path_factory):
 def finished(tmp_path_factory):
     """(folder, rows) of one whole run."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, experiment.run_experiment(CONFIG, folder, progress=False)
+    return folder, run_experiment(experiment(WMDP), folder, progress=False)
 
 
 def row(lost, general_loss, kl):
@@ -153,9 +103,9 @@ def test_table_report_and_model(finished):
 
 def test_stages_follow_one_another_and_their_updates_add_up(finished, tmp_path):
     """The oracle: two trainers by hand, the second starting where the first ended."""
-    problem = WmdpProblem.from_config(changed(relearn=None), progress=False)
-    entry = Entry("by hand", "kfade", {"damping": 1e-6, "steps": 1}, [[0.01, 0.03]])
-    compared = Comparison(problem, [entry], tmp_path / "compared", CONFIG["arguments"], progress=False)
+    problem = problem_of(changed(WMDP, **NO_ATTACKS))
+    line = Line("by hand", "kfade", {"damping": 1e-6, "steps": 1}, {"step_norm": [[0.01, 0.03]]})
+    compared = Cell(problem, [line], tmp_path / "compared", WMDP["arguments"], progress=False)
     before = {name: tensor.clone() for name, tensor in problem.original.state_dict().items()}
     compared.run()
     assert all(torch.equal(tensor, before[name]) for name, tensor in problem.original.state_dict().items())
@@ -170,7 +120,7 @@ def test_stages_follow_one_another_and_their_updates_add_up(finished, tmp_path):
                 save_strategy="no",
                 disable_tqdm=True,
                 kl_rows=0,
-                **CONFIG["arguments"],
+                **WMDP["arguments"],
                 seed=0,
             ),  # fmt: skip
             stage.forget,
@@ -178,7 +128,7 @@ def test_stages_follow_one_another_and_their_updates_add_up(finished, tmp_path):
             processing_class=problem.tokenizer,
         )
         trainer.train()
-        updates = added(updates, trainer.update_delta().tensors)
+        updates = sum_updates(updates, trainer.update_delta().tensors)
     found = compared.update("by hand").tensors
     assert found.keys() == updates.keys()
     for name, tensor in updates.items():
@@ -201,7 +151,7 @@ def test_saved_model_is_original_plus_update(finished):
     from transformers import AutoModelForCausalLM
 
     folder, _ = finished
-    before = WmdpProblem.from_config(CONFIG, progress=False).original.state_dict()
+    before = problem_of(WMDP).original.state_dict()
     saved = AutoModelForCausalLM.from_pretrained(folder / "model")
     delta = UpdateDelta.from_pretrained(folder / "model/delta")
     assert delta.tensors
@@ -209,111 +159,118 @@ def test_saved_model_is_original_plus_update(finished):
         assert torch.allclose(tensor, before[name] + delta.tensors.get(name, 0), atol=1e-3), name  # stored as bf16
 
 
-def test_together_keeps_a_shared_retain_row_once():
-    stages = WmdpProblem.from_config(CONFIG, progress=False).stages
-    (one,) = together(stages)
+def test_merged_stages_keep_a_shared_retain_row_once():
+    stages = problem_of(WMDP).stages
+    (one,) = merge_stages(stages)
     assert len(one.forget) == sum(len(stage.forget) for stage in stages)
     assert len(one.retain) == len(stages[1].retain)  # the second stage retains all that the first does
     assert sorted(one.retain["input_ids"]) == sorted(stages[1].retain["input_ids"])
 
 
-def test_killed_run_goes_on_after_the_finished_entries(finished, tmp_path, monkeypatch):
+def test_killed_run_goes_on_after_the_finished_lines(finished, tmp_path, monkeypatch):
     searches, generated = [], []
-    run = comparison._Search.run
+    run = Search.run
 
     def killed_in_the_second(self):
-        searches.append(self.entry.label)
+        searches.append(self.line.label)
         if len(searches) == 2:
             raise KeyboardInterrupt
         return run(self)
 
-    monkeypatch.setattr(comparison._Search, "run", killed_in_the_second)
+    monkeypatch.setattr(Search, "run", killed_in_the_second)
     generate = wmdp.generate_completions
     counted = lambda *args, **kwargs: generated.append(1) or generate(*args, **kwargs)
     monkeypatch.setattr(wmdp, "generate_completions", counted)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run_experiment(changed(relearn=None), tmp_path / "out", progress=False)
-    rows = experiment.run_experiment(changed(relearn=None), tmp_path / "out", progress=False)
+        run_experiment(experiment(WMDP, **NO_ATTACKS), tmp_path / "out", progress=False)
+    rows = run_experiment(experiment(WMDP, **NO_ATTACKS), tmp_path / "out", progress=False)
     assert searches == ["margin", "RMU", "RMU"] and len(generated) == 1
     measured = lambda rows: [(row["method"], row["accuracy"], row["kl"], row["kl_interval"]) for row in rows]
     assert measured(rows) == measured(finished[1])
 
 
 # ---- bad input: one line, exit code 2 ------------------------------------------------------------------------------------
-STAGE = CONFIG["stages"][0]
-HUB = {"problem": "wmdp", "evaluation": {"general": "mmlu"}, "methods": CONFIG["methods"]}
+STAGE, (MARGIN, RMU) = WMDP["data"]["stages"][0], WMDP["methods"]
+
+
+def stages(*stages) -> dict:
+    return changed(WMDP, data__stages=list(stages))
+
+
+def methods(*lines) -> dict:
+    return changed(WMDP, methods=list(lines))
+
+
 BAD = {
-    "unknown section": (changed(stags=[]), "stags; the sections are"),
-    "unknown setting of data": (
-        changed(data={"source": "hazards", "lenght": 3}),
-        "data: no setting lenght; there are",
+    "unknown section": (changed(WMDP, stags=["first"]), "no section stags; the sections are"),
+    "unknown setting of data": (changed(WMDP, data__lenght=3), "data: no setting lenght; there are"),
+    "unknown size of the miniature": (changed(WMDP, data__hazards={"itms": 3}), "data.hazards: no setting itms"),
+    "sizes without the miniature": (changed(WMDP, data__source="hub"), "data.hazards: these sizes belong to source"),
+    "unknown source": (
+        changed(WMDP, data__source="hazard"),
+        "data.source: 'hazard' is unknown: choose hub or hazards",
     ),
-    "unknown setting of a stage": (changed(stages=[STAGE | {"retian": {}}]), "stages, first: no setting retian"),
+    "no stages": (changed(WMDP, data__stages=None), "data: stages is missing"),
+    "unknown setting of a stage": (stages(STAGE | {"retian": {}}), "data.stages, first: no setting retian"),
     "a stage without retain": (
-        changed(stages=[{"name": "first", "forget": {"general": None}}]),
-        "stages, first: retain is missing",
+        stages({"name": "first", "forget": {"general": None}}),
+        "data.stages, first: retain is missing",
     ),
-    "a stage twice": (changed(stages=[STAGE, STAGE]), "stages share a name: first"),
-    "a corpus without a number": (changed(stages=[STAGE | {"forget": ["toxins-forget"]}]), "how many sequences"),
+    "a stage twice": (stages(STAGE, STAGE), "data.stages share a name: first"),
+    "a corpus without a number": (stages(STAGE | {"forget": ["toxins-forget"]}), "how many sequences"),
     "unknown corpus": (
-        changed(stages=[STAGE | {"forget": {"toxin": None}}]),
+        stages(STAGE | {"forget": {"toxin": None}}),
         "no corpus 'toxin' in the miniature; there are",
     ),
-    "too many sequences": (changed(stages=[STAGE | {"retain": {"general": 10**6}}]), "1000000 were asked for"),
-    "unknown task": (changed(stages=[STAGE | {"task": "poisons"}]), "no task poisons in the miniature; there are"),
+    "too many sequences": (stages(STAGE | {"retain": {"general": 10**6}}), "1000000 were asked for"),
+    "unknown task": (stages(STAGE | {"task": "poisons"}), "no task poisons in the miniature; there are"),
     "unknown setting of a method": (
-        changed(methods=[CONFIG["methods"][0] | {"settings": {"dampning": 1.0}}]),
+        methods(MARGIN | {"settings": {"dampning": 1.0}}),
         "margin: settings: dampning is no setting of kfade; there are",
     ),
     "a search of another length": (
-        changed(methods=[CONFIG["methods"][0] | {"search": [[0.1, 0.2, 0.3]]}]),
+        methods(MARGIN | {"search": {"step_norm": [[0.1, 0.2, 0.3]]}}),
         "3 values in [0.1, 0.2, 0.3] of its search, for 2 stages",
     ),
     "fewer sequences than steps": (
-        changed(methods=[CONFIG["methods"][0] | {"settings": {"steps": 4, "forget_batch_size": 8}}]),
+        methods(MARGIN | {"settings": {"steps": 4, "forget_batch_size": 8}}),
         "but 4 steps of 8 need 32",
     ),
     "no such layers": (
-        changed(
-            methods=[CONFIG["methods"][0] | {"settings": {"target_modules": r"model\.layers\.9\.mlp.*", "steps": 2}}]
-        ),
+        methods(MARGIN | {"settings": {"target_modules": r"model\.layers\.9\.mlp.*", "steps": 2}}),
         "target_modules",
     ),
-    "no such layer of RMU": (
-        changed(methods=[CONFIG["methods"][1] | {"settings": {"objective": "rmu", "layer": 7}}]),
-        "RMU: the model has MLPs in layers 0 to 1",
+    "no such layer of RMU": (methods(RMU | {"settings": {"layer": 7}}), "RMU: the model has MLPs in layers 0 to 1"),
+    "unknown argument": (changed(WMDP, arguments={"lerning_rate": 1.0}), "no setting lerning_rate; see UnlearnConfig"),
+    "a number that is text": (changed(WMDP, evaluation__max_new_tokens="1e1"), "write it with a point"),
+    "unknown attack": (
+        changed(WMDP, evaluation__relearning__atacks={"benign": {"general": 6}}),
+        "evaluation.relearning: no setting atacks",
     ),
-    "unknown argument": (changed(arguments={"lerning_rate": 1.0}), "lerning_rate"),
-    "a number that is text": (
-        changed(evaluation={"general": "general", "max_new_tokens": "1e1"}),
-        "write it with a point",
-    ),
-    "unknown attack": (changed(relearn=CONFIG["relearn"] | {"atacks": {}}), "relearn: no setting atacks"),
-    "no model": (changed(model={}), "model.scratch is missing"),
+    "no model": (changed(WMDP, model={"dtype": "float32"}), "model.original is missing"),
+    "no model of the miniature": (changed(WMDP, model={"original": "lab/tiny"}), "model.scratch is missing"),
 }
 
 
-def run_recipe(tmp_path, config: dict, capsys, *more: str) -> tuple[int, str]:
-    """Exit code and the last line of stderr."""
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    with pytest.raises(SystemExit) as stopped:
-        load_recipe().main(["--config", str(path), "--output_dir", str(tmp_path / "out"), "--relearn", *more])
-    return stopped.value.code, capsys.readouterr().err.strip().splitlines()[-1]
+def stopped(tmp_path, config: dict, capsys, *more: str) -> str:
+    """The last line of stderr of a recipe that refuses its input."""
+    path = write_config(tmp_path / "config.yaml", config)
+    assert run_recipe(RECIPE, "--config", path, "--output_dir", tmp_path / "out", "--relearn", *more) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(name, tmp_path, capsys):
     config, message = BAD[name]
-    code, line = run_recipe(tmp_path, config, capsys)
-    assert code == 2 and line.startswith("error: ") and message in line, line
+    line = stopped(tmp_path, config, capsys)
+    assert line.startswith("error: ") and message in line, line
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     """A tiny model that guesses better than chance on a few real-looking questions, corpora and questions in a folder."""
     folder = tmp_path_factory.mktemp("local")
-    original = WmdpProblem.from_config(CONFIG, progress=False)
+    original = problem_of(WMDP)
     original.original.save_pretrained(folder / "model")
     original.tokenizer.save_pretrained(folder / "model")
     data = folder / "data"
@@ -334,9 +291,8 @@ def local(tmp_path_factory):
     ]
     config = {
         "problem": "wmdp",
-        "data": {"data_dir": str(data), "length": 96},
+        "data": {"data_dir": str(data), "length": 96, "stages": stages},
         "model": {"original": str(folder / "model"), "dtype": "float32"},
-        "stages": stages,
         "evaluation": {"general": "wmdp_cyber", "completions": 4, "max_new_tokens": 4},
         "arguments": {"use_cpu": True},
         "methods": [
@@ -344,7 +300,7 @@ def local(tmp_path_factory):
                 "label": "margin",
                 "method": "kfade",
                 "settings": {"objective": "margin", "damping": 1e-6},
-                "search": [0.05],
+                "search": {"step_norm": [0.05]},
             }
         ],
     }
@@ -365,7 +321,7 @@ def write_questions(data: Path, config: dict):
     for letter in "ABCD":
         for task in ("bio", "cyber"):
             (data / "wmdp" / f"{task}_test.jsonl").write_text(questions(letter, 6))
-        problem = WmdpProblem.from_config({"title": "", "seed": 0} | config, progress=False)
+        problem = problem_of(config)
         if problem.ask(problem.original, tasks=["wmdp_bio"])["wmdp_bio"].accuracy > 0.5:
             return
     raise AssertionError("the model prefers no letter")
@@ -374,7 +330,7 @@ def write_questions(data: Path, config: dict):
 def test_local_files_and_the_tasks_of_the_harness(local, tmp_path):
     folder, config = local
     write_questions(folder / "data", config)
-    rows = experiment.run_experiment({"title": "local", "seed": 0} | config, tmp_path / "out", progress=False)
+    rows = run_experiment(experiment(config), tmp_path / "out", progress=False)
     assert rows[0]["n"] == {"wmdp_bio": 6, "wmdp_cyber": 6} and rows[0]["accuracy"]["wmdp_bio"] > 0.5
     assert rows[1]["kl"] > 0
     settings = json.loads((tmp_path / "out/report.json").read_text())["settings"]
@@ -385,25 +341,20 @@ def test_bad_local_files(local, tmp_path, capsys):
     folder, config = local
     data, broken = folder / "data", tmp_path / "data"
 
-    def stopped(**sections):
-        code, line = run_recipe(tmp_path, copy.deepcopy(config) | sections, capsys)
-        assert code == 2, line
-        return line
+    refused = lambda **keys: stopped(tmp_path, changed(config, **keys), capsys)
 
     def without(*names):
-        import shutil
-
         shutil.rmtree(broken, ignore_errors=True)
         shutil.copytree(data, broken, ignore=shutil.ignore_patterns(*names))
-        return {"data_dir": str(broken), "length": 96}
+        return str(broken)
 
     write_questions(data, config)
-    assert "hf auth login" in stopped(data=without("bio_forget*"))
-    assert "Salesforce/wikitext" in stopped(data=without("wikitext*"))
-    assert "mmul" in stopped(evaluation=config["evaluation"] | {"general": "mmul"})
+    assert "hf auth login" in refused(data__data_dir=without("bio_forget*"))
+    assert "Salesforce/wikitext" in refused(data__data_dir=without("wikitext*"))
+    assert "mmul" in refused(evaluation__general="mmul")
     place = without()
     (broken / "wmdp/bio_test.jsonl").write_text(questions("A", 2) + '\n{"question": "and?", "choices": ["one"]}')
-    assert "bio_test.jsonl, line 3" in stopped(data=place)
+    assert "bio_test.jsonl, line 3" in refused(data__data_dir=place)
     from transformers import AutoModelForCausalLM
 
     small = AutoModelForCausalLM.from_pretrained(folder / "model")
@@ -411,14 +362,14 @@ def test_bad_local_files(local, tmp_path, capsys):
     small.save_pretrained(tmp_path / "small")
     for file in (folder / "model").glob("tokenizer*"):
         (tmp_path / "small" / file.name).write_bytes(file.read_bytes())
-    assert "use the model's own tokenizer" in stopped(model={"original": str(tmp_path / "small")})
-    assert "cannot load the model" in stopped(model={"original": str(tmp_path / "absent")})
+    assert "use the model's own tokenizer" in refused(model={"original": str(tmp_path / "small")})
+    assert "cannot load the model" in refused(model={"original": str(tmp_path / "absent")})
 
 
 @pytest.mark.parametrize("name", ["kfade_wmdp_zephyr_7b", "kfade_wmdp_llama2_7b"])
 def test_dry_run_of_large_models(name, capsys):
     """Without weights and without data."""
-    load_recipe().main(["--config", str(ROOT / "recipes/configs" / f"{name}.yaml"), "--dry_run"])
+    assert run_recipe(RECIPE, "--config", CONFIGS / f"{name}.yaml", "--dry_run") == 0
     text = capsys.readouterr().out
     assert "processes: 1" in text
     assert "bio: 10000 forget rows, 4000 retain rows" in text and "cyber: 10000 forget rows, 8000 retain rows" in text
@@ -426,36 +377,38 @@ def test_dry_run_of_large_models(name, capsys):
 
 
 def test_dry_run_needs_numbers():
-    config = experiment.read_config(ROOT / "recipes/configs/kfade_wmdp_zephyr_7b.yaml")
-    config["stages"][0]["retain"] = {"wikitext": None}
-    with pytest.raises(InputError, match="say how many sequences"):
-        experiment.dry_run(config)
-    config = experiment.read_config(ROOT / "recipes/configs/kfade_wmdp_zephyr_7b.yaml")
-    config["stages"][1]["forget"] = {"cyber": 9999}
+    config = read_yaml(CONFIGS / "kfade_wmdp_zephyr_7b.yaml", "")
+    first, second = config["data"]["stages"]
+    with pytest.raises(InputError, match="data.stages, bio: a dry run reads no text: say how many sequences"):
+        dry_run(experiment(config, data__stages=[first | {"retain": {"wikitext": None}}, second]))
     with pytest.raises(InputError, match="stage cyber has 9999 sequences but 4 steps of 2500 need 10000"):
-        experiment.dry_run(config)
+        dry_run(experiment(config, data__stages=[first, second | {"forget": {"cyber": 9999}}]))
 
 
 def test_the_embedded_default_is_well_formed():
-    config = experiment.read_config(default="wmdp_demo.yaml")
-    entries = experiment.read_entries(config)
-    assert len({entry.candidates for entry in entries}) == 1  # equal budgets
-    assert {stage["task"] if "task" in stage else stage["name"] for stage in config["stages"]} == {
-        "toxins",
-        "intrusion",
-    }
-    for entry in entries:
-        for trial in entry.search:
-            for value in entry.values(trial, 2 if entry.stages == "each" else 1):
-                entry.make(value)
+    default = read_experiment(None, "wmdp_demo.yaml", KINDS)
+    assert len({line.candidates for line in default.lines}) == 1  # equal budgets
+    assert {stage.task for stage in default.data.stages} == {"toxins", "intrusion"}
+    for line in default.lines:
+        for values in line.trainings(2 if line.stages == "each" else 1):
+            for of_stage in values.stages:
+                line.make(of_stage)
 
 
 @pytest.mark.multi_process
 def test_two_processes_make_the_table_of_one(finished, tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(CONFIG))
+    path = write_config(tmp_path / "config.yaml", WMDP)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, str(RECIPE), "--config", str(path), "--output_dir", str(tmp_path / "out"), "--only", "margin"]
+    command = [
+        *launch,
+        str(RECIPES / f"{RECIPE}.py"),
+        "--config",
+        str(path),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--only",
+        "margin",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]

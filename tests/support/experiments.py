@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from hf_unlearn.experiments.problems.kinds import KINDS
-from hf_unlearn.experiments.settings import Experiment, make_experiment
+from hf_unlearn.experiments.settings import Experiment, make_experiment, override, read_yaml
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,16 +40,105 @@ TOFU = {
     ],
 }
 
+WMDP = {
+    "title": "two hazards of seconds",
+    "problem": "wmdp",
+    "seed": 0,
+    "data": {
+        "source": "hazards",
+        "length": 96,
+        "hazards": {"items": 4, "general_items": 2, "documents": 2, "prose": 6, "exchanges": 6, "instructions": 12},
+        "stages": [
+            {"name": "first", "task": "toxins", "forget": {"toxins-forget": None}, "retain": {"general": None}},
+            {
+                "name": "second",
+                "task": "intrusion",
+                "forget": {"intrusion-forget": None},
+                "retain": {"intrusion-retain": None, "general": None},
+            },
+        ],
+    },
+    "model": {"scratch": {"vocab_size": 500, "hidden_size": 48, "intermediate_size": 96, "layers": 2, "epochs": 12}},
+    "evaluation": {
+        "general": "general",
+        "completions": 6,
+        "search_completions": 3,
+        "max_new_tokens": 4,
+        "relearning": {
+            "attacks": {"benign": {"general": 6}},
+            "methods": ["RMU"],
+            "steps": 4,
+            "eval_steps": 2,
+            "batch_size": 2,
+            "learning_rates": [1e-3],
+        },
+    },
+    "arguments": {"per_device_train_batch_size": 8, "use_cpu": True},
+    "methods": [
+        {
+            "label": "margin",
+            "method": "kfade",
+            "settings": {"objective": "margin", "damping": 1e-6, "steps": 2},
+            "search": {"step_norm": [[0.02, 0.05]]},
+        },
+        {
+            "label": "RMU",
+            "method": "rmu",
+            "stages": "together",
+            "settings": {"layer": 1, "retain_weight": 10.0},
+            "search": {"learning_rate": [1e-3]},
+            "epochs": 2,
+        },
+    ],
+}
 
-def changed(config: Mapping, **sections) -> dict:
-    """A copy with other sections; those that are None are left out."""
-    config = copy.deepcopy(dict(config)) | sections
-    return {name: section for name, section in config.items() if section is not None}
+# Fast-NTK's protocol with every part that it has.
+CLASSES = read_yaml(None, "fast_ntk_demo.yaml") | {
+    "seeds": [0, 1],
+    "model": {
+        "config": {"model_type": "cifar_resnet", "depth": 8, "width": 4, "image_size": 8},
+        "pretrain": {"train": "digits:train", "per_class": 6, "epochs": 2, "learning_rate": 5.0e-3, "batch_size": 32},
+        "new_head": True,
+    },
+    "tuning": {"epochs": 8, "learning_rate": 2.0e-2, "batch_size": 20},
+    "evaluation": {"relearning": {"learning_rate": 1e-2, "max_epochs": 3}, "probe": True},
+    "methods": [
+        {
+            "label": "Max Loss",
+            "method": "first_order",
+            "settings": {"objective": "max_loss"},
+            "search": {"learning_rate": [0.01]},
+            "epochs": 3,
+        },
+        {
+            "label": "Random Label",
+            "method": "first_order",
+            "settings": {"objective": "random_label"},
+            "search": {"learning_rate": [0.01]},
+            "epochs": 2,
+        },
+        {"label": "Fast-NTK", "method": "fast_ntk", "search": {"ridge": [0.1]}},
+    ],
+}
+CLASSES["data"] |= {"per_class": [4], "holdout_per_class": 5}
+# The smallest run of it: one method, one candidate, no relearning, no probe, random weights.
+ONE_CLASS_LINE = CLASSES | {
+    "seeds": [0],
+    "model": {"config": {"model_type": "cifar_resnet", "depth": 8, "width": 2, "image_size": 8}},
+    "tuning": {"epochs": 3, "learning_rate": 2e-2, "batch_size": 20},
+    "evaluation": {},
+    "methods": CLASSES["methods"][-1:],
+}
 
 
-def experiment(config: Mapping, **sections) -> Experiment:
-    """The experiment of a mapping, with other sections."""
-    return make_experiment(changed(config, **sections), KINDS)
+def changed(config: Mapping, **keys) -> dict:
+    """A copy with other sections, or with `data__forget=...` other keys of a section; those that are None are left out."""
+    return override(copy.deepcopy(dict(config)), {name.replace("__", "."): value for name, value in keys.items()})
+
+
+def experiment(config: Mapping, **keys) -> Experiment:
+    """The experiment of a mapping, `changed`."""
+    return make_experiment(changed(config, **keys), KINDS)
 
 
 def write_config(path: Path, config: Mapping) -> Path:
