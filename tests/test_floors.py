@@ -17,7 +17,8 @@ import hf_unlearn
 PACKAGE = Path(hf_unlearn.__file__).parent
 # A room is a folder, or a module beside them; from the ground up.
 FLOORS = (
-    {"__init__", "errors", "objectives", "peft_types", "version"},
+    {"errors", "objectives", "peft_types", "version"},
+    {"__init__"},
     {"runtime", "models"},
     {"curvature", "data", "deltas", "optim", "requests", "tuners"},
     {"evaluation", "ntk", "report"},

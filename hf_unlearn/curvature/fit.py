@@ -42,10 +42,9 @@ def run_fit(
     """Fill `curvature.tensors` and `curvature.metadata`; see `Curvature.fit`, whose arguments these are."""
     processes: Processes = curvature.processes
     checked = processes.size > 1 or checkpoint_dir is not None
-    (about, identity), *others = processes.share(
-        lambda: _identify(curvature, model, targets, fisher, seed, limit, checked)
-    )
-    _check_same([identity, *(other for _, other in others)])
+    identify = lambda: _identify(curvature, model, targets, fisher, seed, limit, checked)
+    about, identity = processes.share(identify)[processes.rank]
+    processes.agree(identity)
     curvature.tensors = {}
     curvature.metadata = {
         "kind": curvature.kind,
@@ -205,13 +204,3 @@ def _checksums(model: nn.Module, targets) -> dict[str, tuple]:
             total, norm = value.sum(dtype=torch.float64), torch.linalg.vector_norm(value, dtype=torch.float64)
             found[name] = (tuple(value.shape), str(value.dtype), float(total), float(norm))
     return found
-
-
-def _check_same(identities: list[dict]):
-    for rank, identity in enumerate(identities):
-        different = [key for key in identity if identity[key] != identities[0][key]]
-        if different:
-            raise InputError(
-                f"process {rank} has other {' and '.join(different)} than process 0: start all processes with the "
-                "same package, settings and model"
-            )

@@ -2,7 +2,6 @@
 """Sequences of tokens that long texts are cut into: packed, counted, and checked against the model."""
 
 import logging
-from collections.abc import Iterable
 
 from ..errors import InputError
 
@@ -89,17 +88,4 @@ def check_tokenizer(tokenizer, model) -> None:
         logger.warning(
             f"the tokenizer begins texts with id {ours} and the model's config says {theirs}: is it the model's own "
             "tokenizer?"
-        )
-
-
-def check_enough(rows: Iterable, steps: int, batch: int, what: str) -> None:
-    """Refuse fewer rows than `steps` batches of `batch` drawn without replacement.
-
-    Raises:
-        InputError: there are too few.
-    """
-    if len(rows) < steps * batch:
-        raise InputError(
-            f"{what} has {len(rows)} sequences but {steps} steps of {batch} need {steps * batch}: give it more "
-            "text, or lower the steps or the batch"
         )

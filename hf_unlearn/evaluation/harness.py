@@ -3,6 +3,7 @@
 
 import contextlib
 import copy
+import functools
 import gc
 import importlib.metadata
 import inspect
@@ -18,8 +19,8 @@ import torch
 
 from ..data.packing import check_tokenizer
 from ..errors import InputError
-from ..runtime.cache import cache_folder
-from ..runtime.files import read_json, sha256_json, sha256_tensor, write_json
+from ..runtime.cache import cache_folder, cached_json
+from ..runtime.files import sha256_json, sha256_tensor
 from ..runtime.modules import evaluation_mode
 from ..runtime.processes import Processes
 from .harness_scores import HarnessResult, Score, make_score, plain_sample
@@ -98,8 +99,8 @@ def evaluate_tasks(
         loaded = load_tasks(
             tasks, questions=questions, data_dir=data_dir, include_path=include_path, num_fewshot=num_fewshot
         )
-    rank = Processes(accelerator).rank
-    progress = progress and rank == 0
+    processes = Processes(accelerator, "the evaluation")
+    progress = progress and processes.rank == 0
     if progress:
         print(
             f"questions: {', '.join(f'{name} {n}' for name, n in count_questions(loaded, limit).items())}", flush=True
@@ -124,18 +125,16 @@ def evaluate_tasks(
         model = model if is_lent else model()
         check_tokenizer(tokenizer, model)
         key = {**asked, "model": model_hash(model)}
-        found = _agreed(key, folder, cache, accelerator)
-        if was_cached := found is not None:
-            outcome = found
-        else:
-            outcome = _evaluate(model, tokenizer, loaded, settings, batch_size, accelerator, progress)
-            if cache and rank == 0:
-                write_json(folder / f"{sha256_json(key)}.json", {"key": key, **outcome})
+        processes.agree(key)
+        file = folder / f"{sha256_json(key)}.json"
+        known = cache and processes.share(file.is_file)[0]
+        answer = functools.partial(_evaluate, model, tokenizer, loaded, settings, batch_size, processes, progress)
+        outcome = cached_json(file, key, answer, processes) if cache else answer()
         scores[label] = {task: Score(**score) for task, score in outcome["scores"].items()}
-        about[label] = {"sha256": key["model"], "cached": was_cached, **outcome["model"]}
+        about[label] = {"sha256": key["model"], "cached": known, **outcome["model"]}
         samples[label] = outcome["samples"]
         if not is_lent:
-            del model
+            del model, answer
             gc.collect()  # before the next one is loaded
     return HarnessResult(
         scores=scores,
@@ -151,7 +150,9 @@ def evaluate_tasks(
     )
 
 
-def _evaluate(model, tokenizer, loaded: dict, settings: Mapping, batch_size: int, accelerator, progress: bool) -> dict:
+def _evaluate(
+    model, tokenizer, loaded: dict, settings: Mapping, batch_size: int, processes: Processes, progress: bool
+) -> dict:
     """Ask one model all questions: its scores and samples as they are cached."""
     stderr = sys.stderr
     with _quiet(), evaluation_mode(model):
@@ -161,7 +162,6 @@ def _evaluate(model, tokenizer, loaded: dict, settings: Mapping, batch_size: int
 
         if tokenizer.pad_token_id is None:
             tokenizer = copy.deepcopy(tokenizer)  # lm-eval gives it a padding token
-        processes = Processes(accelerator)
         lm = SpreadLM(
             model, tokenizer, share=(processes.rank, processes.size), bar_file=stderr if progress else None,
             batch_size=batch_size, max_length=settings["max_length"],
@@ -192,6 +192,19 @@ def chance_level(task) -> float | None:
         # The requests without a prompt are of another metric (mutual information), not further choices.
         choices[instance.doc_id] = choices.get(instance.doc_id, 0) + bool(instance.args[0])
     return sum(1 / n for n in choices.values() if n) / len(choices)
+
+
+def hash_tasks(
+    tasks: Sequence[str] = (),
+    *,
+    questions: Mapping[str, Sequence[Mapping]] | None = None,
+    data_dir: str | Path | None = None,
+) -> str:
+    """SHA-256 of the settings and rows of tasks, whichever file they lie in; the arguments of [`evaluate_tasks`]."""
+    with _quiet():
+        from .harness_tasks import load_tasks
+
+        return sha256_json(_identity(load_tasks(tasks, questions=questions, data_dir=data_dir), None))
 
 
 def count_questions(loaded: Mapping, limit: int | None = None) -> dict[str, int]:
@@ -245,22 +258,6 @@ def _source(value):
     if isinstance(value, (list, tuple)):
         return [_source(part) for part in value]
     return inspect.getsource(value) if inspect.isfunction(value) else value
-
-
-def _agreed(key: dict, folder: Path, cache: bool, accelerator) -> dict | None:
-    """The cached outcome, read by the main process for all; None when there is none."""
-    path = folder / f"{sha256_json(key)}.json"
-    processes = Processes(accelerator, "the evaluation")
-    found = read_json(path) if cache and processes.rank == 0 and path.is_file() else None
-    if processes.size > 1:
-        shares = processes.gather((key, found))
-        if different := [name for name in key if any(other[name] != key[name] for other, _ in shares)]:
-            raise InputError(
-                f"the processes do not evaluate the same thing (different {', '.join(different)}); give all of them "
-                "the same"
-            )
-        found = shares[0][1]
-    return found
 
 
 def _rows_of_table(loaded: Mapping, tasks: Sequence[str], questions: Mapping) -> list[str]:

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from ..curvature import KINDS, Curvature, plan, select_targets
-from ..data.packing import check_enough
 from ..data.rows import sample_rows
 from ..errors import InputError
 from ..evaluation.specificity import TokenKL
@@ -174,9 +173,12 @@ class NaturalGradient(Method):
 
     # ---- the search ----------------------------------------------------------------------------------------------------
     def check(self, stage):
-        if self.forget_batch_size is not None:
-            what = f"the forget set of stage {stage.name}"
-            check_enough(range(stage.forget_rows), self.steps, self.forget_batch_size, what)
+        needed = self.steps * (self.forget_batch_size or 0)
+        if stage.forget_rows < needed:
+            raise InputError(
+                f"the forget set of stage {stage.name} has {stage.forget_rows} sequences but {self.steps} steps of "
+                f"{self.forget_batch_size} need {needed}: give it more text, or lower the steps or the batch"
+            )
 
     def plan(self, model, stage: StageSize):
         weights = self.targets(model).values()

@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from .files import read_json, sha256_json, temporary_folder, write_json
-from .processes import on_main_process
+from .processes import Processes
 
 
 CACHE_FORMAT = 1  # raise it when a change below makes other models out of the same settings
@@ -47,16 +47,23 @@ def cached_folder(key: dict, build: Callable[[Path], None]) -> Path:
     return target
 
 
-def cached_json(path: Path, key: Mapping, build: Callable[[], object]):
-    """The JSON-able value of `build()`, read from `path` when it was built for the same `key` before.
+def cached_json(path: Path, key: Mapping, build: Callable[[], object], processes: Processes | None = None):
+    """The JSON-able value of `build()`, read from `path` when it was built for the same `key` before. Collective.
 
-    Called by all processes: all build, and one writes.
+    Args:
+        path (`Path`): the file, read and written by the first process alone.
+        key (`Mapping`): all that the value depends on, as JSON; the same on all processes.
+        build (`Callable`): makes the value, on all processes together.
+        processes (`Processes`, *optional*): those that call this; all of the launch by default.
+
+    Raises:
+        OSError: the file could not be read or written, on all processes.
     """
-    key = sha256_json(key)
-    found = read_json(path) if path.is_file() else {}
-    PartialState().wait_for_everyone()
+    key, processes = sha256_json(key), processes or Processes(PartialState(), f"the work kept in {path.name}")
+    first = processes.rank == 0
+    found = processes.share(lambda: read_json(path) if first and path.is_file() else {})[0]
     if found.get("key") == key:
         return found["value"]
     value = build()
-    on_main_process(lambda: write_json(path, {"key": key, "value": value}))
+    processes.share(lambda: write_json(path, {"key": key, "value": value}) if first else None)
     return value

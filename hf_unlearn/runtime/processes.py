@@ -153,13 +153,11 @@ def announced_processes():
 
 
 def on_main_process(action: Callable[[], object]):
-    """Let one process do what touches files; the others wait until it is done."""
+    """Let one process do what touches files; the others wait until it is done, and raise what it raises."""
     from accelerate import PartialState
 
     state = PartialState()
-    if state.is_main_process:
-        action()
-    state.wait_for_everyone()
+    Processes(state, "writing").share(lambda: action() if state.is_main_process else None)
 
 
 def own(processes: Processes, work: Callable[[], T]) -> T:

@@ -87,7 +87,7 @@ class UnlearnTrainer(Trainer):
         callbacks=None,
         evaluator: Callable[[torch.nn.Module], dict[str, float]] | None = None,
     ):
-        args = args if args is not None else UnlearnConfig(output_dir="outputs/unlearn")
+        args = args or UnlearnConfig(output_dir="outputs/unlearn")
         self.model_id = public_name(model if isinstance(model, str) else getattr(model.config, "_name_or_path", None))
         if isinstance(model, str):
             model, processing_class = load_model(model, processing_class, args.model_init_kwargs)
@@ -99,7 +99,7 @@ class UnlearnTrainer(Trainer):
         self.method = method
         self.evaluator = evaluator
         self.cost: dict[str, float] = {}
-        # Scores, and plain words on what was removed, for the card (`cards.render_card`).
+        # Scores, and plain words on what was removed, for the card (`report.cards.render_card`).
         self.card_extras: dict = {}
 
         prepare = lambda rows, what: prepare_rows(rows, what, processing_class, args.max_length)
@@ -109,8 +109,8 @@ class UnlearnTrainer(Trainer):
             self.retain_dataset = prepare(retain_dataset, "retain")
             if shared := count_overlap(self.forget_dataset, self.retain_dataset):
                 logger.warning(
-                    f"{shared} of {len(self.forget_dataset)} forget rows are also retain rows: the retain set will hold "
-                    "the model to what it should forget; remove them from the retain set"
+                    f"{shared} of {len(self.forget_dataset)} forget rows are also retain rows: the retain set will "
+                    "hold the model to what it should forget; remove them from the retain set"
                 )
         if eval_dataset is None and args.eval_strategy != "no":
             eval_dataset = {"forget": self.forget_dataset}
@@ -127,13 +127,14 @@ class UnlearnTrainer(Trainer):
         self._parts_since = 0
         self._begun = False
         self.base_weights: dict[str, torch.Tensor] = {}
+        rows = (
+            PairedRows(self.forget_dataset, self.retain_dataset, args.seed) if method.paired else self.forget_dataset
+        )
         super().__init__(
             model=model,
             args=method.configure(args, len(self.forget_dataset)),
             data_collator=self._collate,
-            train_dataset=PairedRows(self.forget_dataset, self.retain_dataset, args.seed)
-            if method.paired
-            else self.forget_dataset,
+            train_dataset=rows,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             callbacks=callbacks,
@@ -173,8 +174,7 @@ class UnlearnTrainer(Trainer):
         try:
             # Only what may move is copied; a resumed run takes it from the original model, before the checkpoint loads.
             moving = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-            self.base_weights = whole_on_cpu(moving)
-            folder = Path(self.args.output_dir)
+            self.base_weights, folder = whole_on_cpu(moving), Path(self.args.output_dir)
             try:
                 self._merged_before = self._merged()
                 identity = self.run_identity()
@@ -222,7 +222,7 @@ class UnlearnTrainer(Trainer):
 
     def _run_epoch(self, **kwargs):
         # Trainer tells the epoch to the loader once batches to skip are wrapped around it, where neither the sampler
-        # of several processes nor our data set hears of it: a run resumed within an epoch would see other rows.
+        # of several processes nor our dataset hears of it: a run resumed within an epoch would see other rows.
         kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
         if not self._begun:
             self._begun = True
@@ -268,13 +268,14 @@ class UnlearnTrainer(Trainer):
             return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, **kwargs)
         if self.is_fsdp_enabled:
             raise InputError(
-                f"{self.method.label} does its own work on the whole model: start it without FSDP (plain processes share it)"
+                f"{self.method.label} does its own work on the whole model: start it without FSDP "
+                "(plain processes share it)"
             )
         return run_parts(self, parts, resume_from_checkpoint, trial)
 
     # ---- the loss ------------------------------------------------------------------------------------------------
     def _get_num_items_in_batch(self, batch_samples: list, device) -> Counts | None:
-        """Counts over all micro-batches of a step and all processes. Replaces Trainer's, which sees only top-level labels."""
+        """Counts over the micro-batches of a step and all processes; Trainer's own sees only top-level labels."""
         if not batch_samples:
             return None
         numbers = Counts.numbers(batch_samples)
@@ -355,7 +356,7 @@ class UnlearnTrainer(Trainer):
         return UpdateDelta.between(self.base_weights, whole_on_cpu(now) if self.is_sharded else now, **about)
 
     def _merged(self) -> dict[str, torch.Tensor]:
-        """Empty where the parameters that move are told apart as they are: no adapter, or one that is no change of weights."""
+        """Empty where the parameters that move are compared as they are: no adapter, or one that changes no weights."""
         merging = self.is_peft and not self.method.own_update and can_merge(self.model)
         return merged_weights(self.model) if merging else {}
 
@@ -386,7 +387,7 @@ class UnlearnTrainer(Trainer):
         revision: str | None = None,
         **kwargs,
     ) -> str | None:
-        """Push model, tokenizer, `delta/`, card and `unlearning_log.jsonl` to `hub_model_id` in one commit; returns its URL."""
+        """Push model, tokenizer, `delta/`, card and log to `hub_model_id` in one commit; returns its URL."""
         if not (self.is_world_process_zero() or self.is_sharded):
             return None
         return push(self, commit_message, token, revision)

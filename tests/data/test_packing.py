@@ -4,7 +4,7 @@
 import pytest
 from datasets import Dataset
 
-from hf_unlearn.data.packing import check_enough, check_tokenizer, pack
+from hf_unlearn.data.packing import check_tokenizer, pack
 from hf_unlearn.data.wmdp import load_texts
 from hf_unlearn.errors import InputError
 from hf_unlearn.miniature.training import train_tokenizer
@@ -98,12 +98,3 @@ def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(caplog):
     model.config.bos_token_id = 5
     check_tokenizer(tokenizer, model)
     assert "begins texts with id 1 and the model's config says 5" in caplog.text
-
-
-def test_fewer_sequences_than_steps_need():
-    rows = Dataset.from_dict({"input_ids": [[1, 2]] * 10})
-    check_enough(rows, 2, 5, "the bio forget corpus")
-    with pytest.raises(
-        InputError, match="the bio forget corpus has 10 sequences but 4 steps of 3 need 12: give it more text"
-    ):
-        check_enough(rows, 4, 3, "the bio forget corpus")

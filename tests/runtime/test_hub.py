@@ -67,7 +67,7 @@ def test_delta_alone_can_be_pushed_to_a_branch_of_its_own(tmp_path):
     program = """
 import torch
 from hf_unlearn import UpdateDelta
-from hf_unlearn.hub import push_folder
+from hf_unlearn.runtime.hub import push_folder
 delta = UpdateDelta({"a.weight": torch.ones(2, 2)}, {"method": "KFade"})
 print(delta.push_to_hub("lab/delta"))
 assert UpdateDelta.from_pretrained("lab/delta").sha256() == delta.sha256()
@@ -106,7 +106,7 @@ def test_shards_of_an_earlier_push_do_not_outlive_it(tmp_path):
     program = """
 import torch
 from hf_unlearn import UpdateDelta
-from hf_unlearn.hub import push_folder
+from hf_unlearn.runtime.hub import push_folder
 delta = UpdateDelta({"a.weight": torch.ones(8, 8), "b.weight": torch.ones(8, 8)})
 delta.save_pretrained("here", max_shard_size="1KB")
 open("here/keep.txt", "w").write("x")

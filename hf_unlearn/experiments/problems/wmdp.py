@@ -15,7 +15,7 @@ from ...data.collators import CausalCollator
 from ...data.packing import check_tokenizer
 from ...errors import InputError
 from ...evaluation.completions import generate_completions, worst_completions
-from ...evaluation.harness import Score, evaluate_tasks
+from ...evaluation.harness import Score, evaluate_tasks, hash_tasks
 from ...evaluation.specificity import TokenKL
 from ...miniature.hazards import hazard_model
 from ...report.formats import format_number
@@ -125,8 +125,7 @@ class WmdpProblem(Problem):
 
     def __post_init__(self):
         embedded = self.corpora.questions
-        tasks = [*self.domains, *self.settings.also, self.settings.general]
-        if embedded is not None and (unknown := [task for task in tasks if task not in embedded]):
+        if embedded is not None and (unknown := [task for task in self.tasks if task not in embedded]):
             raise InputError(f"no task {', '.join(unknown)} in the miniature; there are {', '.join(embedded)}")
 
     @classmethod
@@ -166,13 +165,18 @@ class WmdpProblem(Problem):
         """Tasks that ask for what is to be forgotten."""
         return list(dict.fromkeys(stage.task for stage in self.corpora.stages))
 
+    @property
+    def tasks(self) -> list[str]:
+        """All tasks that are asked, those of the domains first."""
+        return list(dict.fromkeys([*self.domains, *self.settings.also, self.settings.general]))
+
     def identity(self):
         return {
             "tokenizer": self.tokenizer.get_vocab(),
             "tasks": [self.domains, self.settings.general, list(self.settings.also)],
+            "questions": hash_tasks(**self._asked(self.tasks)),
             "search": [self.settings.search_questions, self.settings.search_completions],
             "completions": [self.settings.completions, self.settings.max_new_tokens, self.settings.given],
-            "data_dir": self.corpora.data_dir,
         }
 
     # ---- what is measured -------------------------------------------------------------------------------------------
@@ -196,23 +200,26 @@ class WmdpProblem(Problem):
         self, model, limit: int | None = None, tasks: Sequence[str] | None = None, progress: bool = False
     ) -> dict[str, Score]:
         """Scores on `tasks` (all by default), of the first `limit` questions of each."""
-        tasks = list(dict.fromkeys(tasks or [*self.domains, *self.settings.also, self.settings.general]))
-        embedded = self.corpora.questions
+        tasks = tasks or self.tasks
         result = evaluate_tasks(
             model,
             self.tokenizer,
-            tasks if embedded is None else (),
-            questions=embedded and {task: embedded[task] for task in tasks},
-            data_dir=self.corpora.data_dir,
+            **self._asked(tasks),
             limit=limit,
             batch_size=self.settings.batch_size,
             # Hashing and writing are worth it where answers take hours.
-            cache=embedded is None,
+            cache=self.corpora.questions is None,
             accelerator=PartialState(),
             progress=progress,
         )
         scores = next(iter(result.scores.values()))
         return {task: scores[task] for task in tasks}
+
+    def _asked(self, tasks: Sequence[str]) -> dict:
+        """Where the questions of tasks are found, as `evaluate_tasks` takes it."""
+        if (embedded := self.corpora.questions) is not None:
+            return {"questions": {task: embedded[task] for task in tasks}}
+        return {"tasks": tasks, "data_dir": self.corpora.data_dir}
 
     def _completions(self, path: Path, identity: str) -> Dataset:
         """What the original writes to unrelated instructions; kept in the output folder, for it may take hours."""
@@ -243,7 +250,8 @@ class WmdpProblem(Problem):
         return TokenKL(self.original, loader, cache_bytes=REMEMBERED, top_k="auto")
 
     def score_candidate(self, model):
-        asked = self.ask(model, self.settings.search_questions, [*self.domains, self.settings.general])
+        tasks = list(dict.fromkeys([*self.domains, self.settings.general]))
+        asked = self.ask(model, self.settings.search_questions, tasks)
         return self._metrics(asked, self.asked_in_search) | {"kl": self.kl_in_search(model, resamples=2).mean}
 
     def evaluate(self, model, folder=None):
