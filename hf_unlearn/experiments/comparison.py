@@ -206,8 +206,9 @@ class Cell:
         on_main_process(lambda: update.save_pretrained(folder / "delta", dtype=torch.float32))
         with self.updated(line.label) as model:
             metrics, kl = self.problem.evaluate(model, folder)
-        row = self.row(line.label, metrics, chosen["settings"], chosen["seconds"], search.peak_memory)
-        row |= {"reached": self.problem.vocabulary.reached(row | chosen), "candidates": len(search.rows)}
+        # What the candidate's row says beyond the table's numbers (what its method did) stays; numbers are those of the table.
+        row = chosen | self.row(line.label, metrics, chosen["settings"], chosen["seconds"], search.peak_memory)
+        row |= {"reached": self.problem.vocabulary.reached(row), "candidates": len(search.rows)}
         self.candidates += search.rows
         if kl is not None:
             self.kl[line.label] = kl
@@ -225,7 +226,7 @@ class Cell:
         """Save the chosen model of the best line: weights, tokenizer, `delta/`, and a card with the table's numbers."""
         problem = self.problem
         methods = problem.vocabulary.methods(rows)
-        best = methods[problem.vocabulary.choose(methods)]
+        best = methods[problem.vocabulary.choose(methods, rows[0])]  # the original's row is the first
         line = next(line for line in self.lines if line.label == best["method"])
         method = line.make(line.trainings(len(self.stages(line)))[0].stages[0])
         delta = self.update(best["method"])

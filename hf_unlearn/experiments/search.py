@@ -178,7 +178,7 @@ class Search:
             metrics = dict.fromkeys(self.vocabulary.metrics)
             self._failed(trainer, str(error), settings, seconds)
         else:
-            self._add(self.cell.row(self.line.label, metrics, settings, seconds))
+            self._add(self.cell.row(self.line.label, metrics, settings, seconds) | trainer.method.account())
             if self.vocabulary.choose(self.rows) == len(self.rows) - 1:
                 self.best = len(self.rows) - 1, self._update(trainer, settings, swept=about is not None)
         reset_peak_memory()
