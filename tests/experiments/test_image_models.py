@@ -7,11 +7,11 @@ from peft import get_peft_model
 
 from hf_unlearn import BatchNormTuningConfig
 from hf_unlearn.errors import InputError
-from hf_unlearn.experiments.problems.class_forgetting import run_class_forgetting
-from hf_unlearn.experiments.problems.image_models import build_model, load_start
+from hf_unlearn.experiments.problems.image_models import ImageModel, build_model
+from hf_unlearn.experiments.run import run_experiment
 from hf_unlearn.tuners import parameter_share
+from tests.support.experiments import CLASSES, experiment
 from tests.support.images import MODELS, TUNED
-from tests.support.protocols import tiny_protocol
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
@@ -30,19 +30,20 @@ def test_protocol_of_a_model_of_transformers(kind, tmp_path, monkeypatch):
             "learning_rate": 1e-2,
             "batch_size": 32,
         }
-    config = tiny_protocol(
-        model=model,
+    made = experiment(
+        CLASSES,
         seeds=[0],
+        data__per_class=[6],
+        data__classes=3,
+        model=model,
         tuner={"type": "batch_norm", **TUNED[kind]},
-        probe=kind == "resnet",
+        tuning={"epochs": 16, "learning_rate": 2e-2, "batch_size": 24},
+        methods=CLASSES["methods"][-1:],
+        evaluation={"probe": kind == "resnet"},
     )
-    config["data"] |= {"per_class": [6], "classes": 3}
-    config["tuning"] = {"epochs": 16, "learning_rate": 2e-2, "batch_size": 24}
-    config["methods"] = config["methods"][-1:]
-    del config["relearning"]
-    rows = {row["method"]: row for row in run_class_forgetting(config, tmp_path / "out", progress=False)}
-    probes = ["probe: Pre-trained", "probe: Random-init", "probe: Fast-NTK"] if config["probe"] else []
-    assert list(rows) == ["Full", "Fast-NTK", "Retrain", *probes]
+    rows = {row["method"]: row for row in run_experiment(made, tmp_path / "out", progress=False)}
+    probes = ["probe: Pre-trained", "probe: Random-init", "probe: Fast-NTK"] if kind == "resnet" else []
+    assert list(rows) == ["Full", "Retrain", "Fast-NTK", *probes]
     assert rows["Full"]["retain"] >= 40 and rows["Fast-NTK"]["forget"] <= rows["Full"]["forget"]
     model = get_peft_model(build_model(MODELS[kind], 3), BatchNormTuningConfig(**TUNED[kind]))
     assert rows["Fast-NTK"]["parameters"] == parameter_share(model)[0]
@@ -53,13 +54,12 @@ def test_a_new_head_is_drawn_from_the_seed_whatever_wraps_it(tmp_path):
     base = build_model(MODELS["resnet"], 10)
     base.save_pretrained(tmp_path)
     for head in ("classifier", "classifier.1"):
-        config = {"model": {"name": str(tmp_path), "new_head": True}, "tuner": {"modules_to_save": [head]}}
-        first, same, other = (load_start(config, None, 10, seed) for seed in (0, 0, 1))
+        model = ImageModel(name=str(tmp_path), new_head=True)
+        first, same, other = (model.load(None, 10, seed, head) for seed in (0, 0, 1))
         assert torch.equal(first.classifier[1].weight, same.classifier[1].weight)
         assert not torch.equal(first.classifier[1].weight, other.classifier[1].weight)
         assert not torch.equal(first.classifier[1].weight, base.classifier[1].weight)
         embedder = first.resnet.embedder.embedder.convolution.weight
         assert torch.equal(embedder, base.resnet.embedder.embedder.convolution.weight)
-    config["tuner"]["modules_to_save"] = ["head"]
     with pytest.raises(InputError, match=r"the model has no head 'head'; .* the last is classifier\.1"):
-        load_start(config, None, 10, 0)
+        model.load(None, 10, 0, "head")
