@@ -122,7 +122,8 @@ def write_safetensors(
 
     def write(temporary):
         with writing(path):
-            save_file(tensors, temporary, metadata=dict(metadata or {}))
+            # Of no tensors and empty metadata safetensors makes a header that it cannot read.
+            save_file(tensors, temporary, metadata=dict(metadata) if metadata else None)
 
     return atomic_write(path, write)
 
