@@ -17,6 +17,7 @@ from ..data.rows import fingerprint_rows, row_hashes
 from ..deltas import UpdateDelta
 from ..evaluation.specificity import Approximation, KLResult
 from ..report.card import render_card
+from ..report.loading import Loading
 from ..report.page import Section
 from ..runtime.files import (
     open_safetensors,
@@ -240,6 +241,7 @@ class Cell:
                 "method": method.label,
                 "model_name": f"{problem.name} unlearned with {best['method']}",
                 "paper": method.paper,
+                "loading": Loading.of(model, tokenizer=problem.tokenizer is not None, own_update=method.own_update),
                 "base_model": delta.config["base_model"],
                 "base_revision": delta.config["base_revision"],
                 "settings": best["settings"],

@@ -8,6 +8,7 @@ from ..errors import InputError
 from ..runtime.hub import is_repo_id
 from ..version import __version__
 from .formats import format_number, format_p
+from .loading import Loading
 from .rendering import render
 from .vocabulary import KINDS
 
@@ -47,7 +48,7 @@ DEFAULTS = {
     "license": None,
     "language": None,
     "datasets": None,
-    "pipeline_tag": "text-generation",
+    "loading": Loading(),
 }
 
 
@@ -57,7 +58,7 @@ def render_card(context: Mapping) -> str:
     Args:
         context (`Mapping`): `method` (its name) and, all optional:
 
-            - model_name, repo_id, license, language, datasets, pipeline_tag: of the model that is published;
+            - model_name, repo_id, license, language, datasets: of the model that is published;
             - base_model, base_revision: Hub id that unlearning started from (of anything else only that it is not on
               the Hub is told);
             - settings, seed, paper ({"title", "id", "bibtex"}): of the method;
@@ -67,6 +68,7 @@ def render_card(context: Mapping) -> str:
               "lower_is_goal"}; `lower_is_goal` marks hazardous knowledge, which is not to be maximised;
             - delta: {"norm", "tensors", "sha256"} when the update is published beside the weights as `delta/`;
             - hardware, environment: where it ran, {library: version};
+            - loading: a `Loading`, what is needed to load the model;
             - tested: keys of `NOT_SHOWN` that were tested after all; limits: further sentences on what was not shown.
 
     Raises:
@@ -78,8 +80,10 @@ def render_card(context: Mapping) -> str:
         raise InputError(f"a card cannot be rendered: {what} in its context; known are method, {', '.join(DEFAULTS)}")
     card = {**DEFAULTS, **context}
     card["model_name"] = card["model_name"] or (card["repo_id"] or f"{card['method']} unlearned model").split("/")[-1]
+    base = card["base_model"] if is_repo_id(card["base_model"]) else "path/to/the/base/model"
     context = {
         **card,
+        "usage": card["loading"].code(card["repo_id"] or "path/to/this/model", base),
         "header": card_data(card).to_yaml(),
         "base_text": base_text(card["base_model"], card["base_revision"]),
         "metrics": metric_table(card["original"], card["unlearned"], card["retrained"]),
@@ -93,12 +97,12 @@ def card_data(card: Mapping):
     """The YAML header as `huggingface_hub.ModelCardData`, with the scores as model-index."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    results = []
+    results, task = [], card["loading"].task
     for key, name, _, goal in METRICS:
         if card["unlearned"].get(key) is not None and card["forget"]:
             results.append(
                 EvalResult(
-                    task_type=card["pipeline_tag"],
+                    task_type=task or "other",
                     dataset_type=(card["datasets"] or ["custom"])[0],
                     dataset_name=card["forget"],
                     metric_type=key,
@@ -110,7 +114,7 @@ def card_data(card: Mapping):
         goal = " (hazardous knowledge: lower is the goal)" if score.get("lower_is_goal") else ""
         results.append(
             EvalResult(
-                task_type="multiple-choice" if score["metric"] == "acc" else card["pipeline_tag"],
+                task_type="multiple-choice" if score["metric"] == "acc" else task or "other",
                 dataset_type=score["dataset"],
                 dataset_name=score["name"],
                 metric_type=score["metric"],
@@ -119,11 +123,12 @@ def card_data(card: Mapping):
             )
         )
     tag = re.sub(r"[^a-z0-9]+", "-", card["method"].lower()).strip("-")
-    base = {"base_model": card["base_model"], "base_model_relation": "finetune"}
+    adapter = card["loading"].adapter
+    base = {"base_model": card["base_model"], "base_model_relation": "adapter" if adapter else "finetune"}
     return ModelCardData(
         **(base if is_repo_id(card["base_model"]) else {}),
-        library_name="transformers",
-        pipeline_tag=card["pipeline_tag"],
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag=task,
         license=card["license"],
         language=card["language"],
         datasets=card["datasets"],

@@ -5,14 +5,16 @@ import torch
 
 from ..data.rows import fingerprint_rows
 from ..deltas import UpdateDelta
+from ..report.loading import Loading
 from ..runtime.files import sha256_tensors
 from ..runtime.provenance import library_versions
 
 
 def card_context(trainer, delta: UpdateDelta) -> dict:
-    """What `cards.render_card` is given of a run."""
-    cost = trainer.cost
+    """What `report.card.render_card` is given of a run."""
+    cost, tokenizer = trainer.cost, trainer.processing_class is not None
     return {
+        "loading": Loading.of(trainer.model, tokenizer=tokenizer, own_update=trainer.method.own_update),
         "method": trainer.method.label,
         "repo_id": trainer.args.hub_model_id,
         "base_model": trainer.model_id,

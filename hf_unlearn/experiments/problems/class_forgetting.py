@@ -348,7 +348,6 @@ class ClassForgetting(Problem):
             "original": row(full),
             "unlearned": best,
             "retrained": row(retrained),
-            "pipeline_tag": "image-classification",
         }
 
     def facts(self):

@@ -1,0 +1,87 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Lines of Python that load a saved model as it is, for its card."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..runtime.modules import is_peft
+
+
+# Endings of the names of transformers' classes, and what the Hub calls their task.
+TASKS = {
+    "ForCausalLM": "text-generation",
+    "ForImageClassification": "image-classification",
+    "ForSequenceClassification": "text-classification",
+}
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What is needed to load a saved model; by default a causal language model and its tokenizer.
+
+    Args:
+        module, name: where the model's class is imported from, of an adapter that of the model under it.
+        tokenizer: whether one is saved beside it.
+        adapter: whether the folder holds the weights of a PEFT adapter alone.
+        own_type: whether PEFT knows the adapter's type from this package.
+        base_changed: whether the weights under the adapter have changed too.
+        labels: number of classes, where an adapter of a classifier brings a head.
+    """
+
+    module: str = "transformers"
+    name: str = "AutoModelForCausalLM"
+    tokenizer: bool = True
+    adapter: bool = False
+    own_type: bool = False
+    base_changed: bool = False
+    labels: int | None = None
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, *, tokenizer: bool, own_update: bool) -> "Loading":
+        """What a model needs that `save_pretrained` is about to save.
+
+        Args:
+            own_update: whether the method changed weights itself (`Method.own_update`); those under an adapter are not saved.
+        """
+        adapter = next(iter(model.peft_config.values())) if is_peft(model) else None
+        plain = model if adapter is None else model.get_base_model()
+        # FSDP2 puts a class of its own before the model's.
+        kind = next(one for one in type(plain).__mro__ if not one.__module__.startswith("torch."))
+        module = "transformers" if kind.__module__.startswith("transformers.") else kind.__module__
+        if adapter is None:
+            return cls(module, kind.__name__, tokenizer)
+        own_type = type(adapter).__module__.split(".")[0] == __name__.split(".")[0]
+        labels = plain.config.num_labels if kind.__name__.endswith("Classification") else None
+        return cls(module, kind.__name__, tokenizer, True, own_type, own_update, labels)
+
+    @property
+    def task(self) -> str | None:
+        """What the Hub calls it."""
+        return next((task for ending, task in TASKS.items() if self.name.endswith(ending)), None)
+
+    def code(self, place: str, base: str) -> str:
+        """Imports, then `model` and, where one was saved, `tokenizer`.
+
+        Args:
+            place: folder or Hub id of the saved model.
+            base: the same of the model that an adapter is put on.
+        """
+        names = {self.module: [self.name]}
+        lines = [f'model = {self.name}.from_pretrained("{place}")']
+        if self.adapter:
+            names["peft"] = ["PeftModel"]
+            # The base model's own head may be for other classes.
+            head = "" if self.labels is None else f", num_labels={self.labels}, ignore_mismatched_sizes=True"
+            lines = [f'base = {self.name}.from_pretrained("{base}"{head})']
+            if self.base_changed:
+                names["hf_unlearn"] = ["UpdateDelta"]
+                lines.append(f'UpdateDelta.from_pretrained("{place}").apply_to(base)')
+            lines.append(f'model = PeftModel.from_pretrained(base, "{place}")')
+        if self.tokenizer:
+            names.setdefault("transformers", []).append("AutoTokenizer")
+            lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{place}")')
+        imports = [f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names)]
+        if self.own_type and not self.base_changed:
+            imports.insert(0, "import hf_unlearn  # PEFT learns of the adapter's type")
+        return "\n".join([*imports, "", *lines])
