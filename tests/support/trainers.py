@@ -67,3 +67,8 @@ def make_trainer(model, method, folder, forget=FORGET, retain=RETAIN, *, eval_da
 def logged(trainer, name):
     """All values of one logged number, in order."""
     return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def weights(model):
+    """Copies of all parameters by name."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

@@ -19,7 +19,7 @@ from hf_unlearn.methods.first_order import BASELINES
 from hf_unlearn.miniature.training import train_tokenizer
 from tests.support.hub_server import client_environment, hub_server
 from tests.support.models import make_llama
-from tests.support.trainers import FORGET, RETAIN, logged, make_rows, make_trainer, trained_llama
+from tests.support.trainers import FORGET, RETAIN, logged, make_rows, make_trainer, trained_llama, weights
 
 
 GATE = "model.layers.0.mlp.gate_proj.weight"
@@ -37,16 +37,14 @@ def token_nll(model, rows):
     return total, tokens
 
 
-def weights(model):
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
 # RMU's defaults name the layers of a 7B model.
 SMALL = {"rmu": {"layer": 1, "retain_weight": 2.0}}
 
 
 # ---- gradient accumulation --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("objective", sorted({*BASELINES, "rmu"} - {"random_label"}))  # whose labels are drawn as it goes
+@pytest.mark.parametrize(
+    "objective", sorted({*BASELINES, "rmu"} - {"random_label"})
+)  # whose labels are drawn as it goes
 def test_micro_batches_give_the_update_of_the_whole_batch(objective, tmp_path):
     runs = {}
     for name, size, accumulate in (("whole", 8, 1), ("parts", 1, 8)):

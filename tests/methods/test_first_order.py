@@ -1,0 +1,116 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""First-order baselines: terms, weights, references, updates under adapters."""
+
+import copy
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hf_unlearn import FirstOrder, objectives
+from hf_unlearn.errors import InputError
+from hf_unlearn.methods.base import Counts
+from tests.support.methods import (
+    dropout_model,
+    run,
+    trained_adapter,
+)
+from tests.support.trainers import COLLATE, FORGET, RETAIN, make_trainer, trained_llama
+
+
+def test_unknown_first_order_objective():
+    with pytest.raises(InputError, match="choose one of ga, grad_diff"):
+        FirstOrder("gradient")
+
+
+def test_first_order_terms_and_weights():
+    """`loss` against formulas on the model's own logits, with weights other than 1."""
+    model = trained_llama()
+    inputs = {"forget": COLLATE([*FORGET]), "retain": COLLATE([*RETAIN.select(range(8))])}
+    counts = Counts(
+        *(f(inputs[side]["labels"]) for side in inputs for f in (objectives.count_predictions, objectives.count_rows))
+    )
+    log_p = {}
+    for side, batch in inputs.items():
+        scores = (
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.double().log_softmax(-1)
+        )
+        log_p[side] = [
+            [scores[row, place, label].item() for place, label in enumerate(labels[1:]) if label != -100]
+            for row, labels in enumerate(batch["labels"].tolist())
+        ]  # fmt: skip
+    mean = {side: sum(map(sum, rows)) / sum(map(len, rows)) for side, rows in log_p.items()}
+    simnpo = [-2 / 3 * math.log(1 / (1 + math.exp(-(-3 * sum(row) / len(row) - 0.2)))) for row in log_p["forget"]]
+    expected = {
+        "grad_diff": 0.5 * mean["forget"] - 2 * mean["retain"],
+        "finetune": -2 * mean["retain"],
+        "simnpo": 0.5 * sum(simnpo) / 8 - 2 * mean["retain"],
+    }
+    for objective, value in expected.items():
+        method = FirstOrder(objective, beta=3.0, gamma=0.2, forget_weight=0.5, retain_weight=2.0)
+        loss, parts = method.loss(model, inputs, counts)
+        assert loss.item() == pytest.approx(value, rel=1e-5), objective
+        assert parts["retain_loss"].item() == pytest.approx(-mean["retain"], rel=1e-5)
+        assert objective == "finetune" or parts["forget_loss"].item() == pytest.approx(-mean["forget"], rel=1e-5)
+    loss, _ = FirstOrder("ga").loss(model, inputs["forget"], counts)
+    assert loss.item() == pytest.approx(mean["forget"], rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["npo", "kl"])
+@pytest.mark.parametrize("build", [trained_adapter, trained_llama, lambda: dropout_model("gpt2")])
+def test_reference_is_the_model_as_given(objective, build, tmp_path):
+    """At the first step the model is its own reference: NPO is 2 log 2 / beta a row and KL is 0; later it is not."""
+    model = build()
+    reference = copy.deepcopy(model).eval()
+    method = FirstOrder(objective, beta=0.5)
+    trainer = make_trainer(model, method, tmp_path, max_steps=2, learning_rate=1e-2, per_device_train_batch_size=8)
+    terms = []
+    part = "_forget_term" if objective == "npo" else "_retain_term"
+    original = getattr(method, part)
+
+    def watched(model, batch, counts):
+        value = original(model.eval(), batch, counts)  # no dropout: the model can equal its reference
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        with torch.no_grad():
+            logits, old = model(**inputs).logits, reference(**inputs).logits
+        if objective == "npo":
+            nll, old_nll = (objectives.sequence_nll(x, batch["labels"])[0].double() for x in (logits, old))
+            expected = (2 / 0.5 * torch.log1p(torch.exp(-0.5 * (nll - old_nll)))).mean()
+        else:
+            expected = objectives.kl_divergence(logits.double(), old.double(), batch["labels"]).mean()
+        terms.append((value[0].item(), expected.item()))
+        return value
+
+    setattr(method, part, watched)
+    trainer.train()
+    start = 4 * math.log(2) if objective == "npo" else 0.0
+    assert terms[0] == (pytest.approx(start, abs=1e-5), pytest.approx(start, abs=1e-5))
+    assert terms[1][0] == pytest.approx(terms[1][1], rel=1e-3) and abs(terms[1][1] - start) > 1e-4
+
+
+def test_first_order_delta_under_an_adapter_is_the_merged_difference(tmp_path):
+    model = trained_adapter()
+    before = copy.deepcopy(model).merge_and_unload()
+    _, update = run(FirstOrder("grad_diff"), tmp_path, model, max_steps=3, learning_rate=1e-2)
+    after = copy.deepcopy(model).merge_and_unload()
+    names = {
+        f"model.layers.{layer}.{part}.weight" for layer in (0, 1) for part in ("self_attn.q_proj", "mlp.down_proj")
+    }
+    assert set(update) == names
+    for name in names:
+        assert torch.allclose(
+            update[name], after.get_parameter(name) - before.get_parameter(name), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_random_label_never_draws_the_right_one():
+    class Sure(torch.nn.Module):
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=pixel_values)
+
+    labels = torch.arange(3).repeat(200)
+    inputs = {"pixel_values": 30.0 * torch.nn.functional.one_hot(labels, 3), "labels": labels}
+    counts = Counts(len(labels), len(labels))
+    loss, _ = FirstOrder("random_label").loss(Sure(), inputs, counts)
+    assert float(loss) == pytest.approx(30.0)  # each drawn label has a logit 30 below the right one's
