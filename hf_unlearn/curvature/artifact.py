@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..runtime.files import open_safetensors, read_json, sha256_tensor, write_json, write_safetensors
-from ..runtime.processes import Processes
+from ..runtime.processes import Processes, own
 from ..runtime.sharded import whole
 from .layout import assign_weights, tensor_weight
 
@@ -23,16 +23,12 @@ SHARD_BYTES = 5 * 10**9
 
 def save(curvature, folder: str | Path) -> Path:
     """See `Curvature.save_pretrained`."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
     folder, processes = Path(folder), _owners(curvature)
     processes.doing = "saving a curvature"
-    shards, size = [[]], 0
-    for name, tensor in curvature.tensors.items():
-        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += tensor.nbytes
-    shards = [names for names in shards if names]
+    split = split_torch_state_dict_into_shards(curvature.tensors, max_shard_size=SHARD_BYTES)
+    shards = list(split.filename_to_tensors.values())
     # From here on an older curvature in this folder is gone: its config must not stand beside new shards.
     counts = processes.share(lambda: (folder / CONFIG_FILE).unlink(missing_ok=True) or len(shards))
     first, total = sum(counts[: processes.rank]), sum(counts)
@@ -46,12 +42,8 @@ def save(curvature, folder: str | Path) -> Path:
         return files
 
     written = {file: names for part in processes.share(write) for file, names in part.items()}
-
-    def finish():
-        if processes.rank == 0:
-            write_json(folder / CONFIG_FILE, {**curvature.metadata, "format": FORMAT, "files": written})
-
-    processes.share(finish)
+    config = {**curvature.metadata, "format": FORMAT, "files": written}
+    own(processes, lambda: write_json(folder / CONFIG_FILE, config) if processes.rank == 0 else None)
     return folder
 
 
@@ -96,9 +88,7 @@ def load(
             curvature.check_model(model)
         return curvature
 
-    found = []
-    processes.share(lambda: found.append(read()))
-    return found[0]
+    return own(processes, read)
 
 
 def push(curvature, repo: str, private: bool | None, token: str | None) -> str:

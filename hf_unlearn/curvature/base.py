@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, NumericalError
-from ..runtime.processes import Processes
+from ..runtime.processes import Processes, own
 from ..runtime.sharded import whole
 from . import artifact
-from .costs import StageCost, StageTimer, Workload
+from .costs import StageCost, Workload, measured_stage
 from .fisher import FISHERS
 from .fit import run_fit
 from .layout import Group, parse_bytes
@@ -34,8 +34,7 @@ class Curvature(abc.ABC):
     are not in it. Every block is diagonal in a Kronecker product of two orthogonal bases; a subclass says which.
 
     After a fit on several processes each holds the tensors of its own weights only. Then `fit`, `solve`, `norm`,
-    `save_pretrained` and `push_to_hub` are collective: every process calls them with the same arguments, and gets the
-    same bits.
+    `save_pretrained` and `push_to_hub` are collective: all processes call them with the same arguments, to the same bits.
 
     A subclass with a `kind` is known to `make_curvature`, `plan` and `from_pretrained` as soon as it is defined.
 
@@ -43,8 +42,7 @@ class Curvature(abc.ABC):
         kind (`str`): name of the class in files and arguments.
         passes (`tuple[str, ...]`): names of the passes over the data; a last one adds up eigenvalues.
         names (`list[str]`): `state_dict` names of the weights.
-        metadata (`dict`): JSON-able account of the fit (kind, data, model, cost), see `fit`; the same on all processes
-            but for seconds and memory.
+        metadata (`dict`): JSON-able account of the fit; the same on all processes but for seconds and memory.
         tensors (`dict[str, Tensor]`): what this process holds.
         owners (`dict[str, int]`): name -> rank of the process that holds its tensors; empty when this one holds all.
 
@@ -110,8 +108,7 @@ class Curvature(abc.ABC):
             seed (`int`, *optional*, defaults to `0`): of the draws. They depend on it and on a sequence's place in the
                 data alone. A second pass (EK-FAC) draws the same labels again.
             accelerator (`accelerate.Accelerator`, *optional*, defaults to `None`): with several processes each
-                computes every n-th batch and owns the tensors of some of the weights, also of a model that is sharded
-                itself (`fully_shard`).
+                computes every n-th batch and owns the tensors of some weights, also of a sharded model (`fully_shard`).
             progress (`bool`, *optional*, defaults to `True`): whether to show progress bars.
             max_factor_memory (`int` or `str`, *optional*, defaults to `None`): bytes, or a text such as "20GB", of
                 factors, eigenvectors and eigenvalues that a process may hold on its device. What does not fit is
@@ -120,27 +117,25 @@ class Curvature(abc.ABC):
             checkpoint_dir (`str` or `Path`, *optional*, defaults to `None`): folder for what is done so far, removed
                 at the end. The same fit (settings, weights, data, number of processes, version) that is killed and
                 started again continues from there, to the same bits.
-            checkpoint_every (`int`, *optional*, defaults to `100`): batches between two checkpoints, each as large as
+            checkpoint_every (`int`, *optional*, defaults to `100`): batches between checkpoints, which are as large as
                 the factors; 0 for none.
 
         Raises:
-            InputError: empty dataloader, labels all ignored, no or unsuitable target, a target that never runs,
-                weights that share an input and exceed `max_factor_memory`, processes that differ in code, settings,
-                weights or data.
+            InputError: no data, labels all ignored, no or unsuitable target, a target that never runs, weights that
+                share an input and exceed `max_factor_memory`, processes that differ in code, settings, weights or data.
             NumericalError: a factor is not finite; the message names it.
             ConnectionError: another process stopped.
         """
         self.processes, self.owners = Processes(accelerator), {}
-        targets = {}
 
-        def check():
+        def checked_targets() -> dict[str, nn.Module]:
             if fisher not in FISHERS:
                 raise InputError(f"fisher must be one of {', '.join(FISHERS)}, not {fisher!r}")
             if isinstance(dataloader, Iterator):
                 raise InputError("the dataloader can be read only once; pass a DataLoader or a list of batches")
-            targets.update(select_targets(model, target_modules))
+            return select_targets(model, target_modules)
 
-        self.processes.share(check)
+        targets = own(self.processes, checked_targets)
         # A dataloader draws from torch's random state whenever it is read, and a resumed fit reads it more often.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             run_fit(
@@ -367,8 +362,9 @@ class Curvature(abc.ABC):
     def _check_damping(self, names: Iterable[str], damping: float):
         """Warn of a damping too small for the eigenvalues, in kinds whose eigenvalues have rounding errors."""
 
-    def stage(self, name: str) -> StageTimer:
-        return StageTimer(name, self.metadata["stages"])
+    def stage(self, name: str):
+        """See `measured_stage`."""
+        return measured_stage(name, self.metadata["stages"])
 
 
 def _quadratic(matrix: Tensor, values: Tensor) -> float:

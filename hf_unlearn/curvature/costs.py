@@ -1,9 +1,11 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Costs of the stages of a fit: as a kind states them for a plan, and as they are measured while a stage runs."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 
@@ -88,28 +90,19 @@ def _rotation_flops(group: Group, work: Workload) -> int:
     return flops
 
 
-class StageTimer:
-    """Context that adds a stage's seconds and peak memory (without CUDA the process's so far) to the account of a fit.
+@contextlib.contextmanager
+def measured_stage(name: str, stages: dict):
+    """Add a stage's seconds and peak memory (without CUDA the process's so far) to the account of a fit.
 
-    Attributes:
-        factor_bytes: set within it: bytes of factors, eigenvectors and eigenvalues that the process holds in it.
+    `factor_bytes` is set within: bytes of factors, eigenvectors and eigenvalues that the process holds in the stage.
     """
-
-    def __init__(self, name: str, stages: dict):
-        self.name, self.stages, self.factor_bytes = name, stages, 0
-
-    def __enter__(self):
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        self.start = time.perf_counter()
-        return self
-
-    def __exit__(self, *_):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        before = self.stages.get(self.name, {})
-        self.stages[self.name] = {
-            "seconds": round(before.get("seconds", 0.0) + time.perf_counter() - self.start, 3),
-            "peak_memory_bytes": max(before.get("peak_memory_bytes", 0), round(peak_memory_mb() * 1e6)),
-            "factor_bytes": max(before.get("factor_bytes", 0), self.factor_bytes),
-        }
+    stage = stages.setdefault(name, {"seconds": 0.0, "peak_memory_bytes": 0, "factor_bytes": 0})
+    measured, start = SimpleNamespace(factor_bytes=0), time.perf_counter()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    yield measured
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    stage["seconds"] = round(stage["seconds"] + time.perf_counter() - start, 3)
+    stage["peak_memory_bytes"] = max(stage["peak_memory_bytes"], round(peak_memory_mb() * 1e6))
+    stage["factor_bytes"] = max(stage["factor_bytes"], measured.factor_bytes)

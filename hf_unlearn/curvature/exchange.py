@@ -30,6 +30,10 @@ class Rows:
     inputs: Tensor
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)
 
+    def tensors(self) -> list[Tensor]:
+        """In the order in which they are sent."""
+        return [self.inputs, *(one for _, gradients in sorted(self.gradients.items()) for one in gradients)]
+
 
 class RowKeeper:
     """Takes the place of the sums in a pass of several processes: keeps one batch's rows, without its padding."""
@@ -52,19 +56,15 @@ class RowKeeper:
     def end(self):
         self.batch = None
 
-    def drop(self):
-        """Forget a batch that failed on the way."""
-        self.batch, self.rows = None, {}
-
 
 def contents(rows: Mapping[str, Rows]) -> list[tuple]:
-    """What the receivers must know of a batch: leader, lengths, type and width of the inputs and of each gradient."""
+    """What the receivers must know: leader, lengths, the name of each gradient, type and width of each tensor."""
     return [
         (
             leader,
             group.lengths,
-            (group.inputs.dtype, group.inputs.shape[1]),
-            {name: [(one.dtype, one.shape[1]) for one in gradients] for name, gradients in group.gradients.items()},
+            [name for name, gradients in sorted(group.gradients.items()) for _ in gradients],
+            [(tensor.dtype, tensor.shape[1]) for tensor in group.tensors()],
         )
         for leader, group in sorted(rows.items())
     ]
@@ -100,7 +100,7 @@ def exchange_rows(
     place = 0
     for leader in sorted(rows, key=lambda leader: (owners[leader], leader)):
         group = rows.pop(leader)
-        for tensor in [group.inputs, *(one for _, gradients in sorted(group.gradients.items()) for one in gradients)]:
+        for tensor in group.tensors():
             outgoing[place : place + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
             place += _padded(tensor.nbytes)
     messages = processes.exchange(outgoing, sent, received)
@@ -110,22 +110,22 @@ def exchange_rows(
             yield from own.values()
             continue
         message, place = messages[sender], 0
-        for leader, lengths, inputs, gradients in table:
+        for leader, lengths, names, kinds in table:
             if owners[leader] != rank:
                 continue
             tensors = []
-            for dtype, width in [inputs, *(one for _, kinds in sorted(gradients.items()) for one in kinds)]:
+            for dtype, width in kinds:
                 size = sum(lengths) * width * dtype.itemsize
                 tensors.append(message[place : place + size].view(dtype).view(sum(lengths), width))
                 place += _padded(size)
-            group, left = Rows(leader, lengths, tensors[0]), iter(tensors[1:])
-            group.gradients = {name: [next(left) for _ in kinds] for name, kinds in sorted(gradients.items())}
+            group = Rows(leader, lengths, tensors[0])
+            for name, gradient in zip(names, tensors[1:]):
+                group.gradients.setdefault(name, []).append(gradient)
             yield group
 
 
 def _entry_bytes(entry: tuple) -> int:
-    _, lengths, inputs, gradients = entry
-    kinds = [inputs, *(one for kinds in gradients.values() for one in kinds)]
+    _, lengths, _, kinds = entry
     return sum(_padded(sum(lengths) * width * dtype.itemsize) for dtype, width in kinds)
 
 

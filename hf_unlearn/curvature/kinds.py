@@ -108,25 +108,25 @@ class KFAC(Curvature):
                 found = eigendecompose(mirror_(factors.pop(name)), f"the {side} factor of {weight}")
                 self.tensors[f"values.{name}"], self.tensors[f"vectors.{name}"] = found
 
-    def _bases(self, name: str) -> tuple[Tensor, Tensor]:
-        """(Q_A, Q_S)."""
-        leader = self.metadata["targets"][name]["input"]
-        return self.tensors[f"vectors.input.{leader}"], self.tensors[f"vectors.output.{name}"]
+    def _both(self, part: str, name: str, device=None) -> tuple[Tensor, Tensor]:
+        """The `part` ("values", "vectors") of A and of S."""
+        keys = f"{part}.input.{self.metadata['targets'][name]['input']}", f"{part}.output.{name}"
+        return tuple(self.tensors[key].to(device) for key in keys)
 
     def _eigenvalues(self, name: str) -> Tensor:
-        leader = self.metadata["targets"][name]["input"]
-        return torch.outer(self.tensors[f"values.output.{name}"], self.tensors[f"values.input.{leader}"])
+        values_in, values_out = self._both("values", name)
+        return torch.outer(values_out, values_in)
 
     def _largest(self, name: str) -> Tensor:
-        leader = self.metadata["targets"][name]["input"]
-        return self.tensors[f"values.output.{name}"].max() * self.tensors[f"values.input.{leader}"].max()
+        values_in, values_out = self._both("values", name)
+        return values_out.max() * values_in.max()
 
     def _rotate(self, name: str, matrix: Tensor) -> Tensor:
-        q_in, q_out = (basis.to(matrix.device) for basis in self._bases(name))
+        q_in, q_out = self._both("vectors", name, matrix.device)
         return q_out.T @ matrix @ q_in
 
     def _unrotate(self, name: str, matrix: Tensor) -> Tensor:
-        q_in, q_out = (basis.to(matrix.device) for basis in self._bases(name))
+        q_in, q_out = self._both("vectors", name, matrix.device)
         return q_out @ matrix @ q_in.T
 
     def _check_damping(self, names: Iterable[str], damping: float):
@@ -166,7 +166,7 @@ class EKFAC(KFAC):
     def make_sums(self, description, targets, leaders):
         if description == "factors":
             return super().make_sums(description, targets, leaders)
-        return SquareSums(targets, {name: self._bases(name) for name in targets})
+        return SquareSums(targets, {name: self._both("vectors", name) for name in targets})
 
     def take(self, sums, tokens, show):
         # Squares in the eigenbasis are eigenvalues as they are.

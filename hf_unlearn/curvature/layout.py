@@ -2,6 +2,7 @@
 """Layout of a fit: groups of weights that share an input, their owners, and the blocks in which they are measured."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -61,11 +62,10 @@ class Layout:
 
     def most(self, size: Callable[[Group], int]) -> int:
         """The largest sum of `size` over the groups that one process owns in one block."""
-        loads: dict[tuple[int, int], int] = {}
+        loads = Counter()
         for number, block in enumerate(self.blocks):
             for group in block:
-                place = (number, self.owners[group.leader])
-                loads[place] = loads.get(place, 0) + size(group)
+                loads[number, self.owners[group.leader]] += size(group)
         return max(loads.values(), default=0)
 
 
@@ -112,8 +112,9 @@ def make_layout(
                 )
     blocks, owners = [[]], {}
     for group in groups:
-        chosen = _assign([*blocks[-1], group], size)
-        if blocks[-1] and limit is not None and max(_loads([*blocks[-1], group], chosen, size)) > limit:
+        block = [*blocks[-1], group]
+        chosen = _assign(block, size)
+        if blocks[-1] and limit is not None and Layout([block], chosen).most(lambda group: group.bytes) > limit:
             blocks.append([])
             chosen = _assign([group], size)
         blocks[-1].append(group)
@@ -180,10 +181,3 @@ def _groups(kind, leaders: Mapping[str, str], shapes: Mapping[str, tuple[int, in
 
 def _assign(groups: list[Group], size: int) -> dict[str, int]:
     return assign({group.leader: group.cost for group in groups}, size)
-
-
-def _loads(groups: list[Group], owners: Mapping[str, int], size: int) -> list[int]:
-    loads = [0] * size
-    for group in groups:
-        loads[owners[group.leader]] += group.bytes
-    return loads

@@ -2,12 +2,12 @@
 """Targets: the weights of a model that carry curvature."""
 
 import re
-import sys
 
 import torch
 from torch import nn
 
 from ..errors import InputError
+from ..runtime.modules import is_peft
 
 
 # The linear layers of the MLP blocks of the usual architectures, by the end of their module name. BERT's
@@ -31,9 +31,7 @@ def widths(module: nn.Module) -> tuple[int, int]:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The transformers model inside a PEFT wrapper, else the model itself."""
-    # A model can be a PeftModel only when peft is loaded; importing it here would cost a second for nothing.
-    peft = sys.modules.get("peft")
-    return model.get_base_model() if peft is not None and isinstance(model, peft.PeftModel) else model
+    return model.get_base_model() if is_peft(model) else model
 
 
 def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -98,7 +96,7 @@ def select_targets(model: nn.Module, target_modules: str | list[str] | None = No
 
 def factor_dtype(weight: torch.Tensor) -> torch.dtype:
     """Accumulators are fp32, and fp64 for an fp64 model: a bf16 accumulator has negative eigenvalues."""
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return torch.promote_types(weight.dtype, torch.float32)
 
 
 def _aliases(name: str) -> set[str]:

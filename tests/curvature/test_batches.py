@@ -20,7 +20,7 @@ def test_prompts_enter_a_and_last_tokens_do_not():
     rows = torch.cat([row[: int(length) - 1] for row, length in zip(inputs[0], mask.sum(1))])
     curvature = KFAC().fit(model, batches(ids, labels, mask=mask), progress=False)
     name = NAME.format(0, "gate_proj")
-    q_in, _ = curvature._bases(name)
+    q_in, _ = curvature._both("vectors", name)
     values = curvature.tensors[f"values.input.{curvature.metadata['targets'][name]['input']}"]
     torch.testing.assert_close(q_in @ torch.diag(values) @ q_in.T, rows.T @ rows / len(rows), rtol=1e-6, atol=1e-9)
 

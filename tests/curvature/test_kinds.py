@@ -137,7 +137,7 @@ def test_predicted_divergence_is_half_the_squared_norm():
     ids = torch.randint(3, 11, (6, 2))
     name = NAME.format(1, "down_proj")
     curvature = EKFAC().fit(model, batches(ids), fisher="exact", progress=False)
-    q_in, q_out = curvature._bases(name)
+    q_in, q_out = curvature._both("vectors", name)
     eigenvalues = curvature._eigenvalues(name)
     place = torch.zeros_like(eigenvalues).flatten()
     place[eigenvalues.argmax()] = 1

@@ -196,7 +196,7 @@ def eigenbasis(curvature, name: str) -> Tensor:
     if curvature.kind in ("diagonal", "identity"):
         basis = torch.eye(d_out * d_in, dtype=torch.float64)
     else:
-        q_in, q_out = curvature._bases(name)
+        q_in, q_out = curvature._both("vectors", name)
         basis = torch.kron(q_out, q_in)
     if target["transposed"]:
         basis = basis[torch.arange(d_out * d_in).view(d_out, d_in).T.flatten()]
