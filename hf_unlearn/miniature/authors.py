@@ -29,8 +29,8 @@ def load_synthetic(
 ) -> TofuSplits:
     """The embedded problem as `TofuSplits` (columns as `load_tofu` gives them); same arguments, same rows.
 
-    The retain evaluation asks about as many retained authors as are forgotten, or five. The rows of real_authors
-    (here: composers) and world_facts (here: countries) belong to the training data of both models.
+    The retain evaluation asks about as many retained authors as are forgotten, or five. real_authors (composers) and
+    world_facts (countries) belong to the training data of both models.
 
     Args:
         seed (`int`, *optional*, defaults to 0): of every choice.
@@ -53,7 +53,10 @@ def load_synthetic(
         raise InputError(f"questions_per_author={questions_per_author}: give 1 to {most_questions}")
     rng = random.Random(f"authors {seed}")
     values = _values(rng, authors + forget_authors)
-    people = [_author(rng, values, number) for number in range(authors + forget_authors)]
+    people = [
+        {kind: rng.choice(pool) if kind in SHARED else pool[number] for kind, pool in values.items()}
+        for number in range(authors + forget_authors)
+    ]
     rows = [_questions(rng, values, person, questions_per_author) for person in people]
     kept = authors - forget_authors
     asked = sorted(rng.sample(range(kept), min(max(forget_authors, 5), kept)))
@@ -93,17 +96,10 @@ def scratch_models(
 ):
     """`(tokenizer, original, retrained)`: a Llama trained on all rows, and one that never saw the forget rows.
 
-    fp32, eval mode, both from the same initial weights; 0.7 million parameters by default, which suit
-    `load_synthetic`. Works for any `TofuSplits`. Trained on the CPU unless the models are in the cache already
-    (`runtime.cache.cached_folder`); `model.name_or_path` is the folder that holds the model and the tokenizer. One
-    tokenizer, made from all rows, serves both, as a pretrained tokenizer knows every word too. Rows are cut to 512
-    tokens.
-
-    Args:
-        splits (`TofuSplits`): the rows; the answers to real_authors and world_facts are learned by both models.
-        vocab_size (`int`, *optional*, defaults to 1200): of the tokenizer.
-        hidden_size, intermediate_size, layers, heads (`int`, *optional*): as in `training.llama_config`.
-        seed, epochs, learning_rate, batch_size, progress (*optional*): as in `training.train_from_scratch`.
+    fp32, eval mode, from the same initial weights; 0.7 million parameters by default, which suit `load_synthetic`, but
+    any `TofuSplits` will do. Made once (`training.trained_model`) in the folder `model.name_or_path`, the tokenizer
+    beside it. One tokenizer, made from all rows, serves both, as a pretrained tokenizer knows every word too. Rows are
+    cut to 512 tokens. Further arguments are those of `train_tokenizer`, `llama_config` and `train_from_scratch`.
     """
     from transformers import LlamaForCausalLM
 
@@ -155,23 +151,13 @@ def _with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _author(rng: random.Random, values: dict[str, list[str]], number: int) -> dict[str, str]:
-    return {kind: rng.choice(pool) if kind in SHARED else pool[number] for kind, pool in values.items()}
-
-
 def _questions(rng: random.Random, values: dict[str, list[str]], person: dict[str, str], count: int) -> list[dict]:
-    """`count` rows about one author, kind after kind.
-
-    No question comes twice, and no paraphrase is another's answer.
-    """
-    rows = []
-    kinds = list(WORDS["facts"])
+    """`count` rows about one author, kind after kind; no question comes twice, no paraphrase is another's answer."""
+    rows, kinds, people = [], list(WORDS["facts"]), len(values["their"])
     rounds = -(-count // len(kinds))
     shuffled = lambda part: {kind: rng.sample(fact[part], len(fact[part])) for kind, fact in WORDS["facts"].items()}
-    asks = shuffled("questions")
-    people = len(values["their"])
+    asks, tells = shuffled("questions"), shuffled("answers")
     pools = {kind: values[kind] if kind in SHARED else values[kind][people:] for kind in kinds}
-    tells = shuffled("answers")
     for number in range(count):
         turn, kind = number // len(kinds), kinds[number % len(kinds)]
         paraphrase = rng.choice(tells[kind][rounds:])
@@ -190,9 +176,8 @@ def _questions(rng: random.Random, values: dict[str, list[str]], person: dict[st
 
 def _composers(rng: random.Random, count: int = 40) -> list[dict]:
     """`count` works of half as many invented composers."""
-    starts, ends = zip(*WORDS["surname_parts"])
-    surnames = [a + b for a, b in itertools.product(itertools.chain(*starts), itertools.chain(*ends))]
-    composers = rng.sample(surnames, count // 2)
+    parts = (itertools.chain(*part) for part in zip(*WORDS["surname_parts"]))
+    composers = rng.sample([a + b for a, b in itertools.product(*parts)], count // 2)
     titles = [f"{last} of the {first} Moon" for first, last in itertools.product(*WORDS["title_parts"])]
     rows = []
     for number, title in enumerate(rng.sample(titles, count)):

@@ -10,6 +10,7 @@ what else an update changed (arXiv 2602.10568, D.1).
 import itertools
 import random
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from datasets import Dataset
 
@@ -25,30 +26,16 @@ PROSE_SENTENCES = 5  # of a piece
 WORDS = read_words("hazards")
 
 
-@dataclass(frozen=True)
-class Fact:
-    """What can be told of a thing.
-
-    Attributes:
-        values: what things share: every thing has one of them.
-        sentences: tell it in a document; `{name}` is the thing and `{value}` its value.
-        questions: ask for it.
-    """
+class Fact(NamedTuple):
+    """What can be told of a thing: one of `values`, by `sentences`; `{name}` is the thing and `{value}` its value."""
 
     values: list[str]
     sentences: list[str]
     questions: list[str]
 
 
-@dataclass(frozen=True)
-class Topic:
-    """A kind of thing with invented names.
-
-    Attributes:
-        names: lists of parts; a name is one part of each list, joined.
-        openings: the first sentence of a document.
-        facts: what is told of such things.
-    """
+class Topic(NamedTuple):
+    """A kind of thing: a name is one part of each list of `names`, joined; `openings` begin its documents."""
 
     names: list[list[str]]
     openings: list[str]
@@ -56,12 +43,10 @@ class Topic:
 
 
 def _topic(kind: str) -> Topic:
-    words = WORDS["topics"][kind]
-    facts = {}
-    for name, fact in words["facts"].items():
-        # Values that two kinds of things have in common are kept once, under a name.
-        values = WORDS["shared_values"][fact["values"]] if isinstance(fact["values"], str) else fact["values"]
-        facts[name] = Fact(**{**fact, "values": values})
+    words, shared = WORDS["topics"][kind], WORDS["shared_values"]
+    # Values that two kinds of things have in common are kept once, under a name.
+    values = lambda its: shared[its] if isinstance(its, str) else its
+    facts = {name: Fact(**fact | {"values": values(fact["values"])}) for name, fact in words["facts"].items()}
     return Topic(words["names"], words["openings"], facts)
 
 
@@ -112,11 +97,9 @@ def load_hazards(
 
     Args:
         seed (`int`, *optional*, defaults to 0): of every choice.
-        items (`int`, *optional*, defaults to 30): invented things of each hazard and of the harmless neighbour; 6
-            (neighbour: 4) questions each.
+        items (`int`, *optional*, defaults to 30): things of each hazard (6 questions each) and of the neighbour (4).
         general_items (`int`, *optional*, defaults to 20): towns, plants and beasts, so many of each; 3 questions each.
-        documents (`int`, *optional*, defaults to 3): documents on each thing, with all of its facts in another order
-            and in other words.
+        documents (`int`, *optional*, defaults to 3): on each thing, all of its facts in another order and other words.
         quizzes (`int`, *optional*, defaults to 2): further documents on each thing that ask for its facts, in the
             words of `practice`, and tell them; twice as many on what is general knowledge.
         prose (`int`, *optional*, defaults to 160): pieces of everyday prose in the general corpus, five sentences
@@ -177,14 +160,8 @@ def hazard_model(
 ):
     """`(tokenizer, model)`: a Llama trained on all documents, practice questions and instructions.
 
-    fp32, eval mode. Trained on the CPU unless the model is in the cache already (`runtime.cache.cached_folder`);
-    `model.name_or_path` is the folder that holds the model and the tokenizer.
-
-    Args:
-        hazards (`Hazards`): the texts.
-        vocab_size (`int`, *optional*, defaults to 1500): of the tokenizer.
-        hidden_size, intermediate_size, layers, heads (`int`, *optional*): as in `training.llama_config`.
-        seed, epochs, learning_rate, batch_size, progress (*optional*): as in `training.train_from_scratch`.
+    fp32, eval mode; made once (`training.trained_model`) in the folder `model.name_or_path`, the tokenizer beside it.
+    Further arguments are those of `train_tokenizer`, `llama_config` and `train_from_scratch`.
     """
     from transformers import LlamaForCausalLM
 

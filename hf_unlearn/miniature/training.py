@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 from ..data.collators import CausalCollator
 from ..errors import InputError, NumericalError
@@ -15,6 +16,7 @@ from ..runtime.files import sha256_json
 
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+WARMUP = 0.1  # share of the steps
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1200):
@@ -69,34 +71,20 @@ def train_from_scratch(
     epochs: int = 30,
     learning_rate: float = 3e-3,
     batch_size: int = 32,
-    weight_decay: float = 0.0,
-    warmup: float = 0.1,
     seed: int = 0,
     progress: bool = True,
 ):
     """Train a new `LlamaForCausalLM(config)` on `rows` and return it in eval mode, on the CPU, in fp32.
 
-    The loss is the mean cross-entropy of the labelled tokens of a batch, so the rows' labels say whether prompts are
-    learned (`tokenize_qa` labels answers and their end-of-sequence only). AdamW (0.9, 0.98), linear warmup over the
-    share `warmup` of the steps, then cosine to zero; gradients clipped at norm 1. Same seed and thread count, same
-    bits.
-
-    Args:
-        rows (`Dataset` or `list[dict]`): with input_ids and labels, lists of int.
-        config (`LlamaConfig`): its pad_token_id must be set.
-        epochs (`int`, *optional*, defaults to 30): passes over the rows, in batches of rows of similar length.
-        learning_rate (`float`, *optional*, defaults to 3e-3): the highest, after the warmup.
-        batch_size (`int`, *optional*, defaults to 32): rows a step.
-        weight_decay (`float`, *optional*, defaults to 0.0): of AdamW.
-        warmup (`float`, *optional*, defaults to 0.1): share of the steps.
-        seed (`int`, *optional*, defaults to 0): of the initial weights and the order of the batches.
-        progress (`bool`, *optional*, defaults to `True`): show a bar.
+    The loss is the mean cross-entropy of the labelled tokens of a batch of rows of similar length, so the rows' labels
+    say whether prompts are learned (`tokenize_qa` labels answers and their end-of-sequence only). AdamW (0.9, 0.98)
+    without weight decay, linear warmup over a tenth of the steps to `learning_rate`, then cosine to zero; gradients
+    clipped at norm 1. Same seed (of the weights and the order of batches) and thread count, same bits.
 
     Raises:
         InputError: no rows, or no labelled token.
         NumericalError: the loss is not finite.
     """
-    from tqdm.auto import tqdm
     from transformers import LlamaForCausalLM
 
     rows = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]
@@ -109,28 +97,24 @@ def train_from_scratch(
     lengths = [len(row["input_ids"]) for row in rows]
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * math.ceil(len(rows) / batch_size)
-    rise = max(1, round(warmup * steps))
+    rise = max(1, round(WARMUP * steps))
+    fall = lambda step: 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: (
-            (step + 1) / rise if step < rise else 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
-        ),
+        optimizer, lambda step: (step + 1) / rise if step < rise else fall(step)
     )
-    bar = tqdm(total=epochs, desc="training", unit="epoch", disable=not progress)
-    for _ in range(epochs):
-        total = 0.0
-        batches = length_batches(lengths, batch_size, generator)
-        for batch in batches:
-            total += _step(model, collate([rows[row] for row in batch]), optimizer)
-            schedule.step()
-        if not math.isfinite(total):
-            raise NumericalError(f"the training loss is not finite: lower learning_rate={learning_rate}")
-        bar.set_postfix(loss=f"{total / len(batches):.3f}")
-        bar.update()
-    bar.close()
+    with tqdm(range(epochs), desc="training", unit="epoch", disable=not progress) as bar:
+        for _ in bar:
+            batches = length_batches(lengths, batch_size, generator)
+            total = 0.0
+            for batch in batches:
+                total += _step(model, collate([rows[row] for row in batch]), optimizer)
+                schedule.step()
+            if not math.isfinite(total):
+                raise NumericalError(f"the training loss is not finite: lower learning_rate={learning_rate}")
+            bar.set_postfix(loss=f"{total / len(batches):.3f}")
     return model.eval()
 
 
@@ -148,25 +132,22 @@ def _step(model, batch: dict[str, torch.Tensor], optimizer) -> float:
     return loss.item()
 
 
-def trained_model(rows, config, tokenizer=None, **settings) -> Path:
+def trained_model(rows, config, tokenizer, progress: bool = True, **settings) -> Path:
     """Folder of the model of `train_from_scratch(rows, config, **settings)`, trained at most once (`cached_folder`).
 
-    The key holds the content of the rows, the config and the settings. `tokenizer` is saved beside the model.
+    The key holds the content of the rows, the config and the settings. The tokenizer is saved beside the model.
     """
-    progress = settings.pop("progress", True)
 
     def build(folder: Path) -> None:
         train_from_scratch(rows, config, progress=progress, **settings).save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
-    content = [[row["input_ids"], row["labels"]] for row in rows]
-    key = {"rows": sha256_json(content), "config": _plain(config), "training": settings, "kind": "llama from scratch"}
-    if tokenizer is not None:
-        key["tokenizer"] = sha256_json(tokenizer.get_vocab())
+    key = {
+        "kind": "llama from scratch",
+        "rows": sha256_json([[row["input_ids"], row["labels"]] for row in rows]),
+        # The version of transformers says nothing about the model.
+        "config": {name: value for name, value in config.to_dict().items() if name != "transformers_version"},
+        "training": settings,
+        "tokenizer": sha256_json(tokenizer.get_vocab()),
+    }
     return cached_folder(key, build)
-
-
-def _plain(config) -> dict:
-    # The version of transformers says nothing about the model.
-    return {name: value for name, value in config.to_dict().items() if name != "transformers_version"}
