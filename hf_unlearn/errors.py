@@ -13,6 +13,11 @@ class NumericalError(FloatingPointError):
     """A loss, factor or step is not finite. The message names where; commands exit with code 1."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, on one line for a message of our own; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @contextlib.contextmanager
 def exit_codes():
     """Turn errors into the exit codes of every command: 2 for `InputError`, 1 for `NumericalError` and `OSError`.

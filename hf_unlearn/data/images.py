@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 
 IMAGE_COLUMNS = ("image", "img", "pixels")
@@ -46,8 +46,8 @@ def load_images(source: str | Path, split: str = "train", *, label_column: str |
             rows = datasets.load_dataset(str(source), split=split)
         except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
             raise InputError(
-                f"no images at {source!r}, split {split!r} ({str(error).splitlines()[0]}): give a Hub id, a parquet "
-                "file, or a folder with one folder a class"
+                f"no images at {source!r}, split {split!r} ({first_line(error)}): give a Hub id, a parquet file, or a "
+                "folder with one folder a class"
             ) from error
     image = next((name for name in IMAGE_COLUMNS if name in rows.column_names), None)
     label = label_column or next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
@@ -61,14 +61,12 @@ def load_images(source: str | Path, split: str = "train", *, label_column: str |
     if not isinstance(rows.features["labels"], ClassLabel):
         rows = rows.class_encode_column("labels")
     classes = rows.features["labels"].num_classes
-    if wrong := [
-        (row, label) for row, label in enumerate(rows["labels"]) if label is None or not 0 <= label < classes
-    ]:
-        row, label = wrong[0]
-        raise InputError(
-            f"{source}: row {row} has the label {label}, and there are {classes} classes, 0 to {classes - 1}: leave "
-            "out rows without a class"
-        )
+    for row, number in enumerate(rows["labels"]):
+        if number is None or not 0 <= number < classes:
+            raise InputError(
+                f"{source}: row {row} has the label {number}, and there are {classes} classes, 0 to {classes - 1}: "
+                "leave out rows without a class"
+            )
     return rows
 
 
@@ -95,13 +93,7 @@ def find_class(rows: Dataset, name: int | str) -> int:
 def select_per_class(
     rows: Dataset, count: int | None = None, seed: int = 0, classes: Sequence[int] | None = None
 ) -> Dataset:
-    """Equally many rows of every class, in the data's order.
-
-    Args:
-        rows (`Dataset`): with `labels`.
-        count (`int`, *optional*): rows of each class, drawn without replacement; all by default.
-        seed (`int`, *optional*, defaults to 0): of the choice.
-        classes (`Sequence[int]`, *optional*): the classes to keep; all by default.
+    """Rows of every class (of `classes`, all by default), in the data's order: all, or `count` drawn of each.
 
     Raises:
         InputError: a class has fewer.
@@ -120,9 +112,8 @@ def select_per_class(
 def keep_classes(rows: Dataset, classes: Sequence[int]) -> Dataset:
     """The rows of some classes, numbered anew from 0 in the order given."""
     numbers = {old: new for new, old in enumerate(classes)}
-    kept = [row for row, label in enumerate(rows["labels"]) if label in numbers]
     names = [class_names(rows)[old] for old in classes]
-    part = rows.select(kept)
+    part = rows.select([row for row, label in enumerate(rows["labels"]) if label in numbers])
     labels = [numbers[label] for label in part["labels"]]
     return part.remove_columns("labels").add_column("labels", labels).cast_column("labels", ClassLabel(names=names))
 

@@ -3,6 +3,8 @@
 
 import logging
 
+from datasets import Dataset, concatenate_datasets
+
 from ..errors import InputError
 
 
@@ -29,8 +31,6 @@ def pack(texts, tokenizer, length: int = 512, *, min_tokens: int | None = None):
     Raises:
         InputError: `length` below 2, `min_tokens` outside 1..`length`, no `text` column, or no sequence is left.
     """
-    from datasets import Dataset, concatenate_datasets
-
     if length < 2 or not 1 <= (1 if min_tokens is None else min_tokens) <= length:
         raise InputError(
             f"length={length}, min_tokens={min_tokens}: sequences have at least 2 tokens, and min_tokens is from 1 "
@@ -40,13 +40,11 @@ def pack(texts, tokenizer, length: int = 512, *, min_tokens: int | None = None):
         if "text" not in texts.column_names:
             raise InputError(f"the corpus has the columns {', '.join(texts.column_names)}: pack needs `text`")
         texts = texts["text"]
-    parts, documents, dropped, dropped_tokens, kept_tokens = [], 0, 0, 0, 0
+    parts, dropped, dropped_tokens, kept_tokens = [], 0, 0, 0
     for start in range(0, len(texts), TOKENISED_TOGETHER):
-        together = list(texts[start : start + TOKENISED_TOGETHER])
-        documents += len(together)
         sequences = []
         # Not `verbose`: documents longer than the model's context are the rule here, and are cut.
-        for ids in tokenizer(together, verbose=False)["input_ids"]:
+        for ids in tokenizer(list(texts[start : start + TOKENISED_TOGETHER]), verbose=False)["input_ids"]:
             least = min_tokens or (2 if len(ids) < length else length // 2)
             for piece in (ids[at : at + length] for at in range(0, len(ids), length)):
                 if len(piece) >= max(least, 2):  # a lone token predicts nothing
@@ -58,12 +56,12 @@ def pack(texts, tokenizer, length: int = 512, *, min_tokens: int | None = None):
             parts.append(Dataset.from_dict({"input_ids": sequences, "labels": sequences}))
     if not parts:
         raise InputError(
-            f"none of {documents} documents has {max(min_tokens or 2, 2)} tokens: give longer texts, or lower "
+            f"none of {len(texts)} documents has {max(min_tokens or 2, 2)} tokens: give longer texts, or lower "
             "min_tokens"
         )
     packed = concatenate_datasets(parts)
     packed.info.description = (
-        f"{len(packed)} sequences of up to {length} tokens ({kept_tokens} tokens) from {documents} documents; "
+        f"{len(packed)} sequences of up to {length} tokens ({kept_tokens} tokens) from {len(texts)} documents; "
         f"{dropped} short pieces dropped ({dropped_tokens} tokens)"
     )
     logger.info(packed.info.description)

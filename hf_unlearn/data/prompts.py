@@ -4,6 +4,8 @@
 import dataclasses
 from collections.abc import Iterable
 
+from datasets import Dataset
+
 from ..errors import InputError
 from ..runtime.files import sha256_json
 
@@ -31,12 +33,11 @@ class QATemplate:
     chat: bool = False
     date_string: str = "10 Apr 2025"
 
-    def prompt(self, question: str, tokenizer=None) -> str:
-        """The text before the answer, without trailing spaces (chat templates are kept to the letter)."""
-        return self.prompt_and_answer(question, "", tokenizer)[0]
-
     def prompt_and_answer(self, question: str, answer: str, tokenizer=None) -> tuple[str, str]:
-        """The two texts that are tokenised separately; together they are the text that the model sees."""
+        """The two texts that are tokenised separately; together they are the text that the model sees.
+
+        The prompt has no space at its end (a chat template's is kept to the letter).
+        """
         if not self.chat:
             text = f"{self.question_start}{question}{self.question_end}{self.answer_start}"
             prompt = text.rstrip(" ")
@@ -111,8 +112,6 @@ def tokenize_qa(dataset, tokenizer, template: QATemplate | None = None, max_leng
     Raises:
         InputError: no rows, a column question or answer is missing, or as `encode_qa` says.
     """
-    from datasets import Dataset
-
     template = template or QATemplate()
     check_columns(dataset, ("question", "answer"), "the dataset to tokenise")
     rows = [encode_qa(tokenizer, row["question"], row["answer"], template, max_length) for row in dataset]

@@ -6,16 +6,15 @@ import gzip
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", ".tokens", ".raw")
-
 SPLITS = {"train", "test", "valid", "validation", "dev"}
 # How deep below data_dir files are looked for.
 DEPTH = 3
@@ -79,11 +78,8 @@ def _suffix(path: Path) -> str:
 def _stem(name: str) -> str:
     """`Bio_Forget.jsonl.gz` -> `bio-forget`. Wikitext's `.raw` stays: without <unk> it is another text."""
     path = Path(name.lower().removesuffix(".gz"))
-    return (
-        (path.with_suffix("") if path.suffix in SUFFIXES and path.suffix != ".raw" else path)
-        .as_posix()
-        .replace("_", "-")
-    )
+    path = path.with_suffix("") if path.suffix in SUFFIXES and path.suffix != ".raw" else path
+    return path.as_posix().replace("_", "-")
 
 
 def _is_data(path: Path) -> bool:
@@ -94,9 +90,8 @@ def _files_of_folder(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if _is_data(path))
     kinds = sorted({_suffix(path) for path in files})
     if len(kinds) != 1:
-        found = (
-            f"files of several kinds ({', '.join(kinds)})" if kinds else f"no file that ends in {', '.join(SUFFIXES)}"
-        )
+        found = f"files of several kinds ({', '.join(kinds)})"
+        found = found if kinds else f"no file that ends in {', '.join(SUFFIXES)}"
         raise InputError(f"{folder} holds {found}; name one of its files, or a folder with files of one kind")
     return files
 
@@ -149,11 +144,8 @@ def _read_file(path: Path) -> Iterator[tuple]:
         if _suffix(path) == ".parquet":
             import pyarrow.parquet
 
-            number = 0
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
+            batches = pyarrow.parquet.ParquetFile(path).iter_batches()
+            yield from _numbered(path, (row for batch in batches for row in batch.to_pylist()))
             return
         opener = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", encoding="utf-8") as file:
@@ -165,13 +157,17 @@ def _read_file(path: Path) -> Iterator[tuple]:
                 rows = json.load(file)
                 if not isinstance(rows, list):
                     raise InputError(f"{path} does not hold a list of rows; write one row a line and name it .jsonl")
-                yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+                yield from _numbered(path, rows)
             else:
                 yield str(path), file.read()
     except InputError:
         raise
     except (ValueError, EOFError, OSError) as error:  # not JSON or UTF-8, cut short, not gzip or parquet
-        raise InputError(f"{path} cannot be read ({_first_line(error)}); save or download it again") from error
+        raise InputError(f"{path} cannot be read ({first_line(error)}); save or download it again") from error
+
+
+def _numbered(where: str | Path, rows: Iterable) -> Iterator[tuple]:
+    return ((f"{where}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _json_line(line: str, where: str):
@@ -179,10 +175,6 @@ def _json_line(line: str, where: str):
         return json.loads(line)
     except ValueError as error:
         raise InputError(f"{where} is not JSON ({error}); correct it, or remove it") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 # ---- the Hub --------------------------------------------------------------------------------------------------------
@@ -198,7 +190,7 @@ def _read_hub(source: str, data_dir: str | Path | None, split: str) -> Iterator[
     try:
         rows = load_dataset(name, config or None, split=wanted or split)
     except (ValueError, OSError, HfHubHTTPError) as error:  # unknown config or split; no such dataset, no connection
-        reason = _first_line(error)
+        reason = first_line(error)
         if name == GATED:
             raise InputError(
                 f"{name} is gated and could not be loaded ({reason}): ask for access with the form on its dataset "
@@ -214,8 +206,7 @@ def _read_hub(source: str, data_dir: str | Path | None, split: str) -> Iterator[
             f"cannot load {source} from the Hub ({reason}); {cure}, or give data_dir or a path with a local copy"
             f"{_near(source, data_dir)}"
         ) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{source}, row {number}", row
+    yield from _numbered(source, rows)
 
 
 def _near(source: str, data_dir: str | Path | None) -> str:
@@ -225,8 +216,6 @@ def _near(source: str, data_dir: str | Path | None) -> str:
         return f"; did you mean {', '.join(near)}?" if near else ""
     stems = sorted({key.rpartition("/")[2]: path.name for key, path in _local_files(data_dir).items()}.items())
     wanted = {_stem(part) for part in (*re.split("[:/]", source), *LOCAL_NAMES.get(source, ()))}
-    near = [
-        stem for name in sorted(wanted) for stem in difflib.get_close_matches(name, [key for key, _ in stems], n=3)
-    ]
+    near = [stem for name in sorted(wanted) for stem in difflib.get_close_matches(name, dict(stems), n=3)]
     names = [name for stem, name in stems if stem in near] or [name for _, name in stems][:10]
     return f"; {data_dir} has {'files like ' if near else ''}{', '.join(names) or 'no data file'}"

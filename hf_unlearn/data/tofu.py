@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from datasets import Dataset
+
 from ..errors import InputError
 from .prompts import check_columns
 from .sources import read_rows
@@ -23,21 +25,21 @@ class TofuSplits:
     """One unlearning problem.
 
     Attributes:
-        forget, retain, full (`Dataset`): question and answer; `full` is the retain rows, then the forget rows.
-        forget_eval, retain_eval (`Dataset`): also paraphrased_answer and perturbed_answer (a list of wrong answers).
-        real_authors, world_facts (`Dataset`): question, answer and perturbed_answer.
-        holdout (`Dataset` or `None`): question and answer of authors that no model has seen.
-        name (`str`): of the problem, for reports.
+        forget, retain, full: question and answer; `full` is the retain rows, then the forget rows.
+        forget_eval, retain_eval: also paraphrased_answer and perturbed_answer (a list of wrong answers).
+        real_authors, world_facts: question, answer and perturbed_answer.
+        holdout: question and answer of authors that no model has seen, where there are any.
+        name: of the problem, for reports.
     """
 
-    forget: object
-    retain: object
-    full: object
-    forget_eval: object
-    retain_eval: object
-    real_authors: object
-    world_facts: object
-    holdout: object | None
+    forget: Dataset
+    retain: Dataset
+    full: Dataset
+    forget_eval: Dataset
+    retain_eval: Dataset
+    real_authors: Dataset
+    world_facts: Dataset
+    holdout: Dataset | None
     name: str
 
     def evaluation(self) -> dict:
@@ -65,8 +67,7 @@ def load_tofu(
 
     Raises:
         InputError: unknown split, missing folder, file or column, an empty split, a row that is malformed (named by
-        file
-            and line), or a `retain_rows` that is no multiple of 20 or more than there are.
+            file and line), or a `retain_rows` that is no multiple of 20 or more than there are.
     """
     if forget not in FORGET_SPLITS:
         raise InputError(f"unknown forget split {forget!r}; choose one of {', '.join(FORGET_SPLITS)}")
@@ -88,8 +89,6 @@ def load_tofu(
 
 def make_splits(parts: Mapping[str, list[dict] | None], name: str) -> TofuSplits:
     """`TofuSplits` from lists of rows; `full` is made here."""
-    from datasets import Dataset
-
     parts = {**parts, "full": [*parts["retain"], *parts["forget"]]}
     return TofuSplits(name=name, **{key: rows and Dataset.from_list(rows) for key, rows in parts.items()})
 
@@ -130,10 +129,8 @@ def _read(source: str | Path, split: str, columns: tuple[str, ...], optional: bo
 
 
 def _find_file(folder: Path, split: str, optional: bool) -> Path | None:
-    for suffix in SUFFIXES:
-        if (path := folder / f"{split}{suffix}").is_file():
-            return path
-    if optional:
-        return None
+    found = next((path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()), None)
+    if found or optional:
+        return found
     present = sorted(path.name for path in folder.iterdir() if path.name.endswith(SUFFIXES))
     raise InputError(f"{folder} has no {split}.json or .jsonl (also .gz); it has: {', '.join(present) or 'none'}")

@@ -5,9 +5,12 @@
 `sources.read_rows`.
 """
 
+import itertools
 import logging
 import re
 from pathlib import Path
+
+from datasets import Dataset
 
 from ..errors import InputError
 from .rows import check_limit, sample_rows
@@ -37,9 +40,7 @@ def load_texts(source: str | Path, *, data_dir: str | Path | None = None, limit:
     Raises:
         InputError: as `read_rows`; a row without text, no document at all, or `limit` below 1.
     """
-    from datasets import Dataset
-
-    texts = [_text(row, where) for where, row in read_rows(source, data_dir, "train")]
+    texts = [_text(*found) for found in read_rows(source, data_dir, "train")]
     begin = next((text for text in texts if text.strip()), "")
     if TITLE.fullmatch(begin) and len(texts) > 1:
         texts = ["\n".join(text.rstrip("\r\n") for text in texts)]
@@ -52,7 +53,7 @@ def load_texts(source: str | Path, *, data_dir: str | Path | None = None, limit:
     return sample_rows(Dataset.from_dict({"text": kept}), limit, seed)
 
 
-def _text(row, where: str) -> str:
+def _text(where: str, row) -> str:
     if isinstance(row, str):
         return row
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
@@ -83,8 +84,7 @@ def wikitext_articles(text: str) -> list[str]:
 
 # ---- questions and instructions -------------------------------------------------------------------------------------
 def load_questions(source: str | Path, *, data_dir: str | Path | None = None, limit: int | None = None) -> list[dict]:
-    """Multiple-choice questions: `question`, `choices` (two or more), `answer` (an index from 0), and `subject` if
-    given.
+    """Multiple-choice questions: `question`, `choices` (two or more), `answer` (an index from 0), `subject` if given.
 
     An answer may also be written as a letter, A for the first choice.
 
@@ -96,13 +96,13 @@ def load_questions(source: str | Path, *, data_dir: str | Path | None = None, li
         InputError: as `read_rows`; a malformed row, named by file and line; no question.
     """
     check_limit(limit)
-    questions = [_question(row, where) for where, row in read_rows(source, data_dir, "test")]
+    questions = [_question(*found) for found in read_rows(source, data_dir, "test")]
     if not questions:
         raise InputError(f"{source} holds no question: give rows with question, choices and answer")
     return questions[:limit]
 
 
-def _question(row, where: str) -> dict:
+def _question(where: str, row) -> dict:
     if not isinstance(row, dict):
         raise InputError(
             f"{where} is a {type(row).__name__}: a question is an object with question, choices and answer"
@@ -135,21 +135,17 @@ def load_instructions(source: str | Path, *, data_dir: str | Path | None = None,
     Raises:
         InputError: as `read_rows`; a row without an instruction (named by file and line), or no row.
     """
-    from datasets import Dataset
-
     check_limit(limit)
-    rows = []
-    for where, row in read_rows(source, data_dir, "train"):
-        values = (
-            {key: row.get(key) or "" for key in ("instruction", "input", "output")} if isinstance(row, dict) else {}
-        )
-        if not values.get("instruction") or not all(isinstance(value, str) for value in values.values()):
-            raise InputError(
-                f"{where} has no instruction: a row needs instruction, and may have input and output, as text"
-            )
-        rows.append(values)
-        if len(rows) == limit:
-            break
+    rows = [_instruction(*found) for found in itertools.islice(read_rows(source, data_dir, "train"), limit)]
     if not rows:
         raise InputError(f"{source} holds no instruction: give rows with instruction, input and output")
     return Dataset.from_list(rows)
+
+
+def _instruction(where: str, row) -> dict:
+    values = {key: row.get(key) or "" for key in ("instruction", "input", "output")} if isinstance(row, dict) else {}
+    if not values.get("instruction") or not all(isinstance(value, str) for value in values.values()):
+        raise InputError(
+            f"{where} has no instruction: a row needs instruction, and may have input and output, as text"
+        )
+    return values

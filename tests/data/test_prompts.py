@@ -18,7 +18,7 @@ def tokenizer():
 def test_prompt_tokens_and_labels(tokenizer):
     template = QATemplate()
     row = encode_qa(tokenizer, "Who is Ann Smith?", "Ann Smith", template)
-    assert template.prompt("Who?") == "Question: Who?\nAnswer:"
+    assert template.prompt_and_answer("Who?", "Ann") == ("Question: Who?\nAnswer:", " Ann")
     prompt = tokenizer("Question: Who is Ann Smith?\nAnswer:")["input_ids"]
     assert prompt[0] == tokenizer.bos_token_id
     assert row["input_ids"][: len(prompt)] == prompt

@@ -179,7 +179,7 @@ def test_generation_is_greedy_and_stops(tokenizer):
     model = sharp_llama(seed=3)
     model.generation_config.repetition_penalty = 1.9
     model.generation_config.do_sample = True
-    prompts = [tokenizer(TEMPLATE.prompt(question))["input_ids"] for question, _ in ROWS]
+    prompts = [tokenizer(TEMPLATE.prompt_and_answer(*row)[0])["input_ids"] for row in ROWS]
     encoded = scoring.encode(tokenizer, ROWS, TEMPLATE)
     assert prompts == [scoring.prompt_ids(row) for row in encoded]
     texts = scoring.generate_answers(model, tokenizer, prompts, max_new_tokens=7, batch_size=3)
