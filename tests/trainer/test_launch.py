@@ -52,7 +52,8 @@ def trainer_for(name, folder, processes=1, model=None, **arguments):
     batch = alone if processes == 1 else each
     # K-FADE accumulates its whole batch by itself.
     arguments = {"gradient_accumulation_steps": 8 // (batch * processes) or 1, **further, **arguments}
-    model = trained_llama() if model is None else model
+    # GradDiff in fp64: its two gradients nearly cancel on a model that knows both sets, and fp32 rounds what is left.
+    model = trained_llama(torch.float64 if name == "grad_diff" else torch.float32) if model is None else model
     torch.manual_seed(0)  # adapters are drawn
     return make_trainer(model, method(), folder, rows, per_device_train_batch_size=batch, **arguments)
 
