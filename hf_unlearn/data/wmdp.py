@@ -96,13 +96,14 @@ def load_questions(source: str | Path, *, data_dir: str | Path | None = None, li
         InputError: as `read_rows`; a malformed row, named by file and line; no question.
     """
     check_limit(limit)
-    questions = [_question(*found) for found in read_rows(source, data_dir, "test")]
+    questions = [check_question(*found) for found in read_rows(source, data_dir, "test")]
     if not questions:
         raise InputError(f"{source} holds no question: give rows with question, choices and answer")
     return questions[:limit]
 
 
-def _question(where: str, row) -> dict:
+def check_question(where: str, row) -> dict:
+    """A row as `load_questions` gives it; `where` names it in the message of an `InputError`."""
     if not isinstance(row, dict):
         raise InputError(
             f"{where} is a {type(row).__name__}: a question is an object with question, choices and answer"
@@ -112,7 +113,8 @@ def _question(where: str, row) -> dict:
     question, choices, answer = row["question"], row["choices"], row["answer"]
     if not isinstance(question, str) or not question.strip():
         raise InputError(f"{where}: the question must be text, not {question!r}")
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
+    texts = isinstance(choices, list | tuple) and all(isinstance(choice, str) and choice for choice in choices)
+    if not texts or len(choices) < 2:
         raise InputError(f"{where}: choices must be a list of two or more texts, not {choices!r}")
     if isinstance(answer, str) and len(answer) == 1 and answer in LETTERS:
         answer = LETTERS.index(answer)

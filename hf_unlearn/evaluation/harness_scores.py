@@ -46,17 +46,6 @@ class HarnessResult:
     models: dict[str, dict]
     samples: dict[str, dict[str, list[dict]]] | None = None
 
-    def accuracy(self, task: str, label: str | None = None) -> float | None:
-        """Of the only model, or of the one with that label."""
-        label = next(iter(self.scores)) if label is None and len(self.scores) == 1 else label
-        return self.scores[label][task].accuracy
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """{task or group: number of questions}."""
-        first = next(iter(self.scores.values()))
-        return {task: first[task].n for task in self.tasks}
-
     def to_dict(self) -> dict:
         """All of it but the samples, JSON-able."""
         scores = {label: {task: asdict(score) for task, score in of.items()} for label, of in self.scores.items()}

@@ -17,14 +17,13 @@ from datasets.exceptions import DatasetNotFoundError
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
-from ..data.wmdp import load_questions
-from ..errors import InputError
+from ..data.wmdp import check_question, load_questions
+from ..errors import InputError, first_line
 
 
 # The folders of lm-eval that hold WMDP and MMLU: reading only these saves the seconds that all 14,000 names take.
 FOLDERS = [Path(lm_eval.tasks.__file__).parent / name for name in ("wmdp", "mmlu/default")]
 WMDP, MMLU = "cais/wmdp", "cais/mmlu"
-QUESTION_COLUMNS = ("question", "choices", "answer")
 
 
 def load_tasks(
@@ -60,18 +59,11 @@ def load_tasks(
 
 
 def question_task(name: str, rows: Sequence[Mapping]) -> ConfigurableTask:
-    """A multiple-choice task in memory: `Question: ...\\nAnswer:`, each choice after a space, metric `acc`.
-
-    Args:
-        rows (`Sequence[Mapping]`): dicts with question, choices (two or more) and answer, the index of the right
-            choice.
-    """
+    """A multiple-choice task in memory: `Question: ...\\nAnswer:`, each choice after a space, metric `acc`."""
     if not rows:
         raise InputError(f"the task {name} has no questions: give it at least one")
-    for number, row in enumerate(rows, 1):
-        if fault := _fault(row):
-            raise InputError(f"question {number} of the task {name}: {fault}")
-    docs = Dataset.from_list([{key: row[key] for key in QUESTION_COLUMNS} for row in rows])
+    questions = [check_question(f"question {number} of the task {name}", row) for number, row in enumerate(rows, 1)]
+    docs = Dataset.from_list([{key: row[key] for key in ("question", "choices", "answer")} for row in questions])
     return ConfigurableTask(
         config={
             "task": name,
@@ -86,21 +78,6 @@ def question_task(name: str, rows: Sequence[Mapping]) -> ConfigurableTask:
             "metadata": {"version": 1},
         }
     )
-
-
-def _fault(row: Mapping) -> str | None:
-    if missing := [key for key in QUESTION_COLUMNS if key not in row]:
-        return f"it has no {missing[0]}; give question, choices and answer"
-    choices, answer = row["choices"], row["answer"]
-    if (
-        isinstance(choices, str)
-        or len(choices) < 2
-        or not all(isinstance(choice, str) and choice for choice in choices)
-    ):
-        return "choices must be two or more texts"
-    if not isinstance(answer, int) or not 0 <= answer < len(choices):
-        return f"answer must be the index of a choice (0 to {len(choices) - 1}), not {answer!r}"
-    return None
 
 
 def _small_manager(data_dir, include_path, with_examples: bool) -> TaskManager:
@@ -157,12 +134,13 @@ def _load(name: str, manager: TaskManager, small: TaskManager) -> dict:
     if name not in manager.task_index:
         near = difflib.get_close_matches(name, manager.all_tasks, n=5, cutoff=0.7)
         likely = [other for other in manager.all_tasks if name and other.startswith(name)]
-        near = list(dict.fromkeys(near + likely))[:5]
-        listed = f"; did you mean {', '.join(near)}?" if near else ""
+        near = ", ".join(list(dict.fromkeys(near + likely))[:5])
+        listed = f"; did you mean {near}?" if near else ""
         raise InputError(f"there is no task {name!r}{listed} (`lm_eval ls tasks` lists all of lm-eval's)")
     try:
         return manager.load([name])
     except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
         local = ", or give a folder with local copies as data_dir (--data_dir)" if manager is small else ""
-        raise InputError(f"the data of the task {name} cannot be read ({reason}); go online{local}") from error
+        raise InputError(
+            f"the data of the task {name} cannot be read ({first_line(error)}); go online{local}"
+        ) from error

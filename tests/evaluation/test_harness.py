@@ -104,7 +104,7 @@ def test_wmdp_equals_a_hand_count(shared_data):
         assert scores[task].chance == 0.25
         total += accuracy
     assert (scores["wmdp"].n, scores["wmdp"].chance) == (150, 0.25)
-    assert scores["wmdp"].accuracy == pytest.approx(total / 3, abs=1e-12) == result.accuracy("wmdp")
+    assert scores["wmdp"].accuracy == pytest.approx(total / 3, abs=1e-12)
     # cyber's programs are longer than this model's context: cut from the left, as the hand count does.
     cut = [prompt for task in samples.values() for prompt in (sample["prompt"] for sample in task)]
     cut = sum(len(make_tokenizer()(prompt + " A")["input_ids"]) > 257 for prompt in cut)
@@ -125,7 +125,7 @@ def test_mmlu_equals_a_hand_count(shared_data):
         right += count_by_hand(model, asked, samples[f"mmlu_{subject}"])
     assert len(first) == 57 and len(samples) == 57
     assert result.scores["model"]["mmlu"].n == 57
-    assert result.accuracy("mmlu") == pytest.approx(right / 57, abs=1e-12)
+    assert result.scores["model"]["mmlu"].accuracy == pytest.approx(right / 57, abs=1e-12)
     assert result.tasks == ["mmlu", "mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities"]
 
 
@@ -184,9 +184,10 @@ def test_questions_in_memory(capsys):
     score = result.scores["model"]["things"]
     check_score(score, accuracy, 13)
     assert score.chance == pytest.approx((7 / 2 + 6 / 3) / 13)
-    assert result.counts == {"things": 13} and "questions: things 13" in capsys.readouterr().out
+    assert "questions: things 13" in capsys.readouterr().out
     limited = evaluate(model, questions={"things": QUESTIONS}, limit=5)
-    assert limited.accuracy("things") == sum(s["acc"] for s in result.samples["model"]["things"][:5]) / 5
+    five = result.samples["model"]["things"][:5]
+    assert limited.scores["model"]["things"].accuracy == sum(sample["acc"] for sample in five) / 5
     assert evaluate(model, "things", questions={"things": QUESTIONS}, limit=1).scores["model"]["things"].stderr is None
 
 
@@ -371,9 +372,10 @@ def test_bad_input(tmp_path, monkeypatch):
         "absent does not exist": {"tasks": ["wmdp_chem"], "data_dir": tmp_path / "absent"},
         "absent is not a folder": {"tasks": ["wmdp_chem"], "include_path": tmp_path / "absent"},
         "task a has no questions": {"questions": {"a": []}},
-        "question 2 of the task a: it has no answer": {"questions": {"a": [QUESTIONS[0], {"question": "", "choices": []}]}},
+        "question 2 of the task a has no answer": {"questions": {"a": [QUESTIONS[0], {"question": "", "choices": []}]}},
         "question 1 of the task a: choices must": {"questions": {"a": [{**QUESTIONS[0], "choices": ["one"]}]}},
-        "question 1 of the task a: answer must be .*0 to 1.*not 2": {"questions": {"a": [{**QUESTIONS[0], "answer": 2}]}},
+        "of the task b: choices must": {"questions": {"b": [{**QUESTIONS[0], "choices": ("one", "")}]}},
+        "question 1 of the task a: the answer must be .*0 to 1.*not 2": {"questions": {"a": [{**QUESTIONS[0], "answer": 2}]}},
         "limit must be at least 1": {"questions": {"a": QUESTIONS}, "limit": 0},
     }.items():  # fmt: skip
         tasks = settings.pop("tasks", ())
@@ -455,7 +457,8 @@ def test_random_weights_are_at_chance(shared_data):
     """On all 3668 questions of WMDP: within three standard errors of 25 %."""
     result = evaluate(make_model(), "wmdp", data_dir=shared_data, batch_size=32)
     score = result.scores["model"]["wmdp"]
-    assert score.n == 3668 and result.counts == {"wmdp": 3668, **COUNTS}
+    counts = {task: result.scores["model"][task].n for task in result.tasks}
+    assert score.n == 3668 and counts == {"wmdp": 3668, **COUNTS}
     assert abs(score.accuracy - 0.25) < 3 * score.stderr
     assert score.stderr == pytest.approx(math.sqrt(0.25 * 0.75 / 3668), rel=0.1)
 
