@@ -1,7 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Curvature of a model's loss: identity, diagonal, K-FAC and EK-FAC Fisher matrices of linear layers."""
 
-from .base import KINDS, Curvature
+from .artifact import KINDS
+from .base import Curvature
 from .kinds import EKFAC, KFAC, Diagonal, Identity, make_curvature
 from .plan import Plan, plan
 from .targets import select_targets

@@ -3,7 +3,6 @@
 
 import tempfile
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..runtime.files import open_safetensors, read_json, sha256_tensor, write_json, write_safetensors
+from ..runtime.hub import fetch_folder, push_folder
 from ..runtime.processes import Processes, own
 from ..runtime.sharded import whole
 from .layout import assign_weights, tensor_weight
@@ -19,118 +19,148 @@ from .layout import assign_weights, tensor_weight
 CONFIG_FILE = "curvature_config.json"
 FORMAT = 2
 SHARD_BYTES = 5 * 10**9
+# Kind -> class, in order of definition: every subclass of `Curvature` that has a `kind` of its own.
+KINDS: dict[str, type["CurvatureFiles"]] = {}
 
 
-def save(curvature, folder: str | Path) -> Path:
-    """See `Curvature.save_pretrained`."""
-    from huggingface_hub import split_torch_state_dict_into_shards
+class CurvatureFiles:
+    """The part of a `Curvature` that knows files: the kinds by which they are read, saving, loading, pushing."""
 
-    folder, processes = Path(folder), _owners(curvature)
-    processes.doing = "saving a curvature"
-    split = split_torch_state_dict_into_shards(curvature.tensors, max_shard_size=SHARD_BYTES)
-    shards = list(split.filename_to_tensors.values())
-    # From here on an older curvature in this folder is gone: its config must not stand beside new shards.
-    counts = processes.share(lambda: (folder / CONFIG_FILE).unlink(missing_ok=True) or len(shards))
-    first, total = sum(counts[: processes.rank]), sum(counts)
-    files = {
-        f"curvature-{first + number:05d}-of-{total:05d}.safetensors": names for number, names in enumerate(shards, 1)
-    }
-
-    def write() -> dict[str, list[str]]:
-        for file, names in files.items():
-            write_safetensors(folder / file, {name: curvature.tensors[name] for name in names})
-        return files
-
-    written = {file: names for part in processes.share(write) for file, names in part.items()}
-    config = {**curvature.metadata, "format": FORMAT, "files": written}
-    own(processes, lambda: write_json(folder / CONFIG_FILE, config) if processes.rank == 0 else None)
-    return folder
-
-
-def load(
-    kinds: Mapping[str, type],
-    folder_or_repo: str | Path,
-    model: nn.Module | None,
-    device: str | torch.device,
-    revision: str | None,
-    accelerator,
-):
-    """See `Curvature.from_pretrained`; `kinds` are the classes that are known."""
-    from ..runtime.hub import fetch_folder
-
-    processes = Processes(accelerator)
-    processes.doing = "loading a curvature"
-
-    def read():
-        folder = fetch_folder(folder_or_repo, revision, ["curvature*"])
-        if not (folder / CONFIG_FILE).is_file():
-            raise InputError(
-                f"{folder_or_repo} holds no {CONFIG_FILE}: give the folder or repository of a saved curvature"
-            )
-        metadata = read_json(folder / CONFIG_FILE)
-        if metadata.pop("format", None) != FORMAT:
-            raise InputError(f"{folder_or_repo} was written by another version of hf_unlearn: fit the curvature again")
-        if metadata["kind"] not in kinds:
-            raise InputError(
-                f"{folder_or_repo} holds a curvature of the kind {metadata['kind']!r}, which no class has: import the "
-                "module that defines it first"
-            )
-        curvature = kinds[metadata["kind"]]()
-        files, curvature.metadata = metadata.pop("files"), metadata
-        if processes.size > 1 and curvature.passes:
-            curvature.processes = processes
-            curvature.owners = assign_weights(type(curvature), metadata["targets"], processes.size)
-        for file, names in files.items():
-            chosen = [name for name in names if curvature.holds(tensor_weight(name))]
-            with open_safetensors(folder / file, str(device)) as shard:
-                curvature.tensors |= {name: shard.get_tensor(name) for name in chosen}
-        if model is not None:
-            curvature.check_model(model)
-        return curvature
-
-    return own(processes, read)
-
-
-def push(curvature, repo: str, private: bool | None, token: str | None) -> str:
-    """See `Curvature.push_to_hub`."""
-    from ..runtime.hub import push_folder
-
-    processes = _owners(curvature)
-    main = processes.rank == 0
-    with tempfile.TemporaryDirectory() as own:
-        folder = processes.gather(own)[0]
-        save(curvature, folder)
-        processes.doing = "pushing a curvature"
-        push_main = lambda: push_folder(repo, folder, private=private, commit_message="Add curvature", token=token)
-        return processes.share(lambda: push_main() if main else None)[0]
-
-
-def check_model(curvature, model: nn.Module, strict: bool):
-    """See `Curvature.check_model`."""
-    parameters = dict(model.named_parameters())
-    for name, target in curvature.metadata["targets"].items():
-        if name not in parameters:
-            raise InputError(f"the curvature is of another architecture: the model has no {name}; fit it again")
-        if list(parameters[name].shape) != target["shape"]:
-            raise InputError(
-                f"the curvature is of another architecture: {name} is {list(parameters[name].shape)} in the model "
-                f"and {target['shape']} in the curvature; fit it again"
-            )
-    for name, digest in curvature.metadata["weights_sha256"].items():
-        if sha256_tensor(whole(parameters[name])) != digest:
-            if strict:
-                raise InputError(
-                    f"the curvature was fitted on other weights: {name} has other values in this model; fit it "
-                    "again, or load it with Curvature.from_pretrained and pass the object to use it all the same"
-                )
-            warnings.warn(
-                f"the curvature was fitted on other weights: {name} has changed since; refit it, or go on if the "
-                "change is small",
-                stacklevel=3,
-            )
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "kind" not in vars(cls):
             return
+        known = KINDS.get(cls.kind, cls)
+        # A class that is defined again, by a notebook's cell that runs twice, takes its own place.
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InputError(
+                f"the curvature kind {cls.kind!r} is {known.__module__}.{known.__qualname__}: give the new class "
+                "another"
+            )
+        KINDS[cls.kind] = cls
 
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `curvature_config.json` and safetensors shards; the config comes last, so half a folder never loads.
 
-def _owners(curvature) -> Processes:
-    """Those among whom the tensors are spread: this one alone when it holds all."""
-    return curvature.processes if curvature.owners else Processes()
+        Each process writes what it owns, so all of them must see the same folder.
+
+        Raises:
+            OSError: a file could not be written.
+        """
+        from huggingface_hub import split_torch_state_dict_into_shards
+
+        folder, processes = Path(folder), self._spread_over()
+        processes.doing = "saving a curvature"
+        split = split_torch_state_dict_into_shards(self.tensors, max_shard_size=SHARD_BYTES)
+        shards = list(split.filename_to_tensors.values())
+        # From here on an older curvature in this folder is gone: its config must not stand beside new shards.
+        counts = processes.share(lambda: (folder / CONFIG_FILE).unlink(missing_ok=True) or len(shards))
+        first, total = sum(counts[: processes.rank]), sum(counts)
+        files = {f"curvature-{first + n:05d}-of-{total:05d}.safetensors": names for n, names in enumerate(shards, 1)}
+
+        def write() -> dict[str, list[str]]:
+            for file, names in files.items():
+                write_safetensors(folder / file, {name: self.tensors[name] for name in names})
+            return files
+
+        written = {file: names for part in processes.share(write) for file, names in part.items()}
+        config = {**self.metadata, "format": FORMAT, "files": written}
+        own(processes, lambda: write_json(folder / CONFIG_FILE, config) if processes.rank == 0 else None)
+        return folder
+
+    @staticmethod
+    def from_pretrained(
+        folder_or_repo: str | Path,
+        *,
+        model: nn.Module | None = None,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        accelerator=None,
+    ) -> "CurvatureFiles":
+        """Load what `save_pretrained` wrote, of whatever kind and by however many processes, from a folder or the Hub.
+
+        Args:
+            folder_or_repo (`str` or `Path`): a folder, or a repository of the Hub.
+            model (`nn.Module`, *optional*, defaults to `None`): to check the curvature against, see `check_model`.
+            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): where the tensors lie; a solve brings
+                those of one weight at a time to the gradient's device.
+            revision (`str`, *optional*, defaults to `None`): of the repository.
+            accelerator (`accelerate.Accelerator`, *optional*, defaults to `None`): with several processes each loads
+                the tensors of its own weights only.
+
+        Raises:
+            InputError: nothing there, damaged, another format, a kind that no class has, or not of this `model`.
+        """
+        processes = Processes(accelerator, "loading a curvature")
+
+        def read():
+            folder = fetch_folder(folder_or_repo, revision, ["curvature*"])
+            if not (folder / CONFIG_FILE).is_file():
+                raise InputError(
+                    f"{folder_or_repo} holds no {CONFIG_FILE}: give the folder or repository of a saved curvature"
+                )
+            metadata = read_json(folder / CONFIG_FILE)
+            if metadata.pop("format", None) != FORMAT:
+                raise InputError(
+                    f"{folder_or_repo} was written by another version of hf_unlearn: fit the curvature again"
+                )
+            if metadata["kind"] not in KINDS:
+                raise InputError(
+                    f"{folder_or_repo} holds a curvature of the kind {metadata['kind']!r}, which no class has: import "
+                    "the module that defines it first"
+                )
+            curvature = KINDS[metadata["kind"]]()
+            files, curvature.metadata = metadata.pop("files"), metadata
+            if processes.size > 1 and curvature.passes:
+                curvature.processes = processes
+                curvature.owners = assign_weights(type(curvature), metadata["targets"], processes.size)
+            for file, names in files.items():
+                chosen = [name for name in names if curvature.holds(tensor_weight(name))]
+                with open_safetensors(folder / file, str(device)) as shard:
+                    curvature.tensors |= {name: shard.get_tensor(name) for name in chosen}
+            if model is not None:
+                curvature.check_model(model)
+            return curvature
+
+        return own(processes, read)
+
+    def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Upload to the Hub in one commit; the commit's URL."""
+        processes = self._spread_over()
+        with tempfile.TemporaryDirectory() as own_folder:
+            folder = self.save_pretrained(processes.gather(own_folder)[0])
+            processes.doing = "pushing a curvature"
+            push = lambda: push_folder(repo, folder, private=private, commit_message="Add curvature", token=token)
+            return processes.share(lambda: push() if processes.rank == 0 else None)[0]
+
+    def check_model(self, model: nn.Module, strict: bool = False):
+        """Raise InputError when a weight is missing or of another shape; warn when its values are not those fitted.
+
+        With `strict` other values are an InputError too.
+        """
+        parameters = dict(model.named_parameters())
+        for name, target in self.metadata["targets"].items():
+            if name not in parameters:
+                raise InputError(f"the curvature is of another architecture: the model has no {name}; fit it again")
+            if list(parameters[name].shape) != target["shape"]:
+                raise InputError(
+                    f"the curvature is of another architecture: {name} is {list(parameters[name].shape)} in the model "
+                    f"and {target['shape']} in the curvature; fit it again"
+                )
+        for name, digest in self.metadata["weights_sha256"].items():
+            if sha256_tensor(whole(parameters[name])) != digest:
+                if strict:
+                    raise InputError(
+                        f"the curvature was fitted on other weights: {name} has other values in this model; fit it "
+                        "again, or load it with Curvature.from_pretrained and pass the object to use it all the same"
+                    )
+                warnings.warn(
+                    f"the curvature was fitted on other weights: {name} has changed since; refit it, or go on if the "
+                    "change is small",
+                    stacklevel=2,
+                )
+                return
+
+    def _spread_over(self) -> Processes:
+        """The processes that hold the tensors: this one alone when it holds all."""
+        return self.processes if self.owners else Processes()

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Base of every curvature (fit on data, solve, norm, files), and the kinds that are known."""
+"""Base of every curvature: fit on data, solve, norm."""
 
 import abc
 import functools
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import InputError, NumericalError
 from ..runtime.processes import Processes, own
 from ..runtime.sharded import whole
-from . import artifact
+from .artifact import CurvatureFiles
 from .costs import StageCost, Workload, measured_stage
 from .fisher import FISHERS
 from .fit import run_fit
@@ -22,11 +22,7 @@ from .linalg import check_finite, matmul_precision
 from .targets import select_targets
 
 
-# Kind -> class, in order of definition: every subclass of `Curvature` that has a `kind` of its own.
-KINDS: dict[str, type["Curvature"]] = {}
-
-
-class Curvature(abc.ABC):
+class Curvature(CurvatureFiles, abc.ABC):
     """A positive semi-definite matrix G over some weights of a model, block-diagonal over the weights.
 
     G is per predicted token: G = (1 / N) sum over sequences, N predicted tokens (samples for classifiers), so that for
@@ -34,7 +30,7 @@ class Curvature(abc.ABC):
     are not in it. Every block is diagonal in a Kronecker product of two orthogonal bases; a subclass says which.
 
     After a fit on several processes each holds the tensors of its own weights only. Then `fit`, `solve`, `norm`,
-    `save_pretrained` and `push_to_hub` are collective: all processes call them with the same arguments, to the same bits.
+    `save_pretrained` and `push_to_hub` are collective: all processes call them with equal arguments, for equal bits.
 
     A subclass with a `kind` is known to `make_curvature`, `plan` and `from_pretrained` as soon as it is defined.
 
@@ -54,19 +50,6 @@ class Curvature(abc.ABC):
 
     kind: str
     passes: tuple[str, ...] = ()
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if "kind" not in vars(cls):
-            return
-        known = KINDS.get(cls.kind, cls)
-        # A class that is defined again, by a notebook's cell that runs twice, takes its own place.
-        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise InputError(
-                f"the curvature kind {cls.kind!r} is {known.__module__}.{known.__qualname__}: give the new class "
-                "another"
-            )
-        KINDS[cls.kind] = cls
 
     def __init__(self):
         self.metadata, self.tensors, self.owners = {}, {}, {}
@@ -108,7 +91,7 @@ class Curvature(abc.ABC):
             seed (`int`, *optional*, defaults to `0`): of the draws. They depend on it and on a sequence's place in the
                 data alone. A second pass (EK-FAC) draws the same labels again.
             accelerator (`accelerate.Accelerator`, *optional*, defaults to `None`): with several processes each
-                computes every n-th batch and owns the tensors of some weights, also of a sharded model (`fully_shard`).
+                computes every n-th batch and owns the tensors of some weights; `fully_shard`ed models are taken too.
             progress (`bool`, *optional*, defaults to `True`): whether to show progress bars.
             max_factor_memory (`int` or `str`, *optional*, defaults to `None`): bytes, or a text such as "20GB", of
                 factors, eigenvectors and eigenvalues that a process may hold on its device. What does not fit is
@@ -122,7 +105,7 @@ class Curvature(abc.ABC):
 
         Raises:
             InputError: no data, labels all ignored, no or unsuitable target, a target that never runs, weights that
-                share an input and exceed `max_factor_memory`, processes that differ in code, settings, weights or data.
+                share an input and exceed `max_factor_memory`, processes unlike in code, settings, weights or data.
             NumericalError: a factor is not finite; the message names it.
             ConnectionError: another process stopped.
         """
@@ -291,52 +274,6 @@ class Curvature(abc.ABC):
             "effective_rank": float(values.sum() ** 2 / values.square().sum()) if largest > 0 else 0.0,
             "condition": largest / float(positive.min()) if len(positive) else math.inf,
         }
-
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `curvature_config.json` and safetensors shards; the config comes last, so half a folder never loads.
-
-        Each process writes what it owns, so all of them must see the same folder.
-
-        Raises:
-            OSError: a file could not be written.
-        """
-        return artifact.save(self, folder)
-
-    @staticmethod
-    def from_pretrained(
-        folder_or_repo: str | Path,
-        *,
-        model: nn.Module | None = None,
-        device: str | torch.device = "cpu",
-        revision: str | None = None,
-        accelerator=None,
-    ) -> "Curvature":
-        """Load what `save_pretrained` wrote, of whatever kind and by however many processes, from a folder or the Hub.
-
-        Args:
-            folder_or_repo (`str` or `Path`): a folder, or a repository of the Hub.
-            model (`nn.Module`, *optional*, defaults to `None`): to check the curvature against, see `check_model`.
-            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): where the tensors lie; a solve brings
-                those of one weight at a time to the gradient's device.
-            revision (`str`, *optional*, defaults to `None`): of the repository.
-            accelerator (`accelerate.Accelerator`, *optional*, defaults to `None`): with several processes each loads
-                the tensors of its own weights only.
-
-        Raises:
-            InputError: nothing there, damaged, another format, a kind that no class has, or not of this `model`.
-        """
-        return artifact.load(KINDS, folder_or_repo, model, device, revision, accelerator)
-
-    def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload to the Hub in one commit; the commit's URL."""
-        return artifact.push(self, repo, private, token)
-
-    def check_model(self, model: nn.Module, strict: bool = False):
-        """Raise InputError when a weight is missing or of another shape; warn when its values are not those fitted.
-
-        With `strict` other values are an InputError too.
-        """
-        artifact.check_model(self, model, strict)
 
     def holds(self, name: str) -> bool:
         """Whether this process has the tensors of a weight."""

@@ -12,39 +12,25 @@ from ..errors import InputError
 
 @dataclass
 class Batch:
-    """A batch without the samples that predict nothing, and the rows of it that count.
+    """A batch without the samples that predict nothing, and the rows of it that count."""
 
-    Attributes:
-        inputs (`dict`): what the model takes, labels removed.
-        sequences (`list[int]`): for each of the B samples its place in the whole dataset; seeds its label draws.
-        shape (`tuple[int, ...]`): (B, T), or (B,) where there is no token grid.
-        index (`Tensor` or `None`): flat rows of the (B, T) grid that enter the factors, in order; None for all rows.
-        lengths (`list[int]`): rows of each sample in `index`.
-        padded (`bool`): whether the grid has padding.
-        predicted (`Tensor`): flat rows of the outputs (grid or samples) that a label is compared with, in order.
-        counts (`list[int]`): predicted rows of each sample.
-        labels (`Tensor`): the label of each predicted row.
-        label_shape (`tuple[int, ...]`): shape of the labels, (B, T) or (B,), which the outputs must have too.
-    """
-
-    inputs: dict
-    sequences: list[int]
-    shape: tuple[int, ...]
-    index: Tensor | None
-    lengths: list[int]
-    padded: bool
-    predicted: Tensor
-    counts: list[int]
-    labels: Tensor
-    label_shape: tuple[int, ...]
+    inputs: dict  # what the model takes, labels removed
+    sequences: list[int]  # for each of the B samples its place in the whole dataset; seeds its label draws
+    shape: tuple[int, ...]  # (B, T), or (B,) where there is no token grid
+    index: Tensor | None  # flat rows of the (B, T) grid that enter the factors, in order; None for all rows
+    lengths: list[int]  # rows of each sample in `index`
+    padded: bool  # whether the grid has padding
+    predicted: Tensor  # flat rows of the outputs (grid or samples) that a label is compared with, in order
+    counts: list[int]  # predicted rows of each sample
+    labels: Tensor  # the label of each predicted row
+    label_shape: tuple[int, ...]  # (B, T) or (B,), which the outputs must have too
 
     def rows(self, name: str, tensor: Tensor, in_products: bool = False) -> tuple[Tensor, list[int]]:
         """The rows (n, d) of an activation or its gradient that count, sample after sample, and n for each sample.
 
         Gathering costs the same copy that zeroing would, makes every later product smaller, and leaves out whatever
         the model computes at padding (NaN in a fully masked row). With `in_products` the rows only enter sums of
-        g a^T, to which a last token adds nothing (its g is 0): then a batch without padding gives all its rows, not
-        copied.
+        g a^T, to which a last token adds nothing (its g is 0): a batch without padding then gives all rows, uncopied.
 
         Raises:
             InputError: the tensor does not have one row per token (routed experts).

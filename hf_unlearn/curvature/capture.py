@@ -19,11 +19,8 @@ class Capture:
     checkpointed all the same, non-reentrant whatever the user chose: reentrant checkpointing needs an input that
     requires grad, and here the graph begins inside the layer. Everything is restored on exit.
 
-    Args:
-        model (`nn.Module`): the model that is run.
-        targets (`Mapping[str, nn.Module]`): weight name -> module, from `select_targets`.
-        on_input (`Callable`): called with (name, input) in the forward; its result is kept until the gradient comes.
-        on_gradient (`Callable`): called with (name, kept, gradient of the output) in the backward.
+    What `on_input(name, input)` returns in the forward is kept until `on_gradient(name, kept, gradient of the output)`
+    in the backward.
     """
 
     def __init__(

@@ -16,19 +16,12 @@ ALIGNMENT = 16  # bytes: a tensor of any type can be viewed in the middle of a m
 
 @dataclass
 class Rows:
-    """What one batch holds of one group.
-
-    Attributes:
-        leader (`str`): names the group.
-        lengths (`list[int]`): rows of each sequence.
-        inputs (`Tensor`): (n, d_in), the rows of all sequences one after another.
-        gradients (`dict[str, list[Tensor]]`): name -> output gradients (n, d_out), one for each backward.
-    """
+    """What one batch holds of one group."""
 
     leader: str
-    lengths: list[int]
-    inputs: Tensor
-    gradients: dict[str, list[Tensor]] = field(default_factory=dict)
+    lengths: list[int]  # rows of each sequence
+    inputs: Tensor  # (n, d_in), the rows of all sequences one after another
+    gradients: dict[str, list[Tensor]] = field(default_factory=dict)  # name -> (n, d_out), one for each backward
 
     def tensors(self) -> list[Tensor]:
         """In the order in which they are sent."""
@@ -79,12 +72,8 @@ def exchange_rows(
 ) -> Iterator[Rows]:
     """Send every group's rows to its owner; yields those of this process's groups, in order of the sender's rank.
 
-    Rows are sent in their own type, in one message to each process; a process's own are not sent. Collective.
-
-    Args:
-        rows: of this process's batch, by leader; emptied as they are packed.
-        tables: `contents` of each process's batch.
-        device: of the messages: the model's.
+    Rows (by leader, emptied as they are packed) are sent in their own type, in one message to each process, on the
+    model's device; a process's own are not sent. `tables` are the `contents` of each process's batch. Collective.
     """
     rank = processes.rank
     own = {leader: rows.pop(leader) for leader in sorted(rows) if owners[leader] == rank}

@@ -60,9 +60,7 @@ def draw_noise(batch: Batch, seed: int, fisher: str) -> Tensor:
 def output_gradients(outputs: Tensor, head, batch: Batch, fisher: str, seed: int) -> Iterator[Tensor]:
     """Gradients, shaped like `outputs`, to hand to the backward one after another.
 
-    Args:
-        outputs: hidden states (B, T, d) with `head` the map to logits, or the logits themselves with `head` None.
-
+    Outputs are hidden states (B, T, d) with `head` the map to logits, or the logits themselves with `head` None.
     "exact" yields one gradient for each class and each place in the sequence (sequences do not interact): the sum of
     squares over them is the exact generalised Gauss-Newton. The others yield one.
     """

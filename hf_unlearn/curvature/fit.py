@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import InputError
 from ..runtime.files import sha256_json, sha256_tensor
 from ..runtime.modules import model_device
-from ..runtime.processes import Processes
+from ..runtime.processes import Processes, own
 from ..runtime.provenance import code_sha256
 from ..runtime.sharded import whole
 from ..version import __version__
@@ -42,8 +42,7 @@ def run_fit(
     """Fill `curvature.tensors` and `curvature.metadata`; see `Curvature.fit`, whose arguments these are."""
     processes: Processes = curvature.processes
     checked = processes.size > 1 or checkpoint_dir is not None
-    identify = lambda: _identify(curvature, model, targets, fisher, seed, limit, checked)
-    about, identity = processes.share(identify)[processes.rank]
+    about, identity = own(processes, lambda: _identify(curvature, model, targets, fisher, seed, limit, checked))
     processes.agree(identity)
     curvature.tensors = {}
     curvature.metadata = {
@@ -63,7 +62,7 @@ def run_fit(
         curvature.metadata |= {"sequences": 0, "predicted_tokens": 0}
         curvature.fill(targets)
         return
-    leaders = processes.share(lambda: _leaders(model, dataloader, targets))[processes.rank]
+    leaders = own(processes, lambda: _leaders(model, dataloader, targets))
     layout = make_layout(type(curvature), targets, leaders, processes.size, limit)
     for name, leader in leaders.items():
         curvature.metadata["targets"][name]["input"] = leader
@@ -79,7 +78,7 @@ def run_fit(
         of_blocks = f", block {number} of {len(layout.blocks)}" if len(layout.blocks) > 1 else ""
         members = {name for group in block for name in group.names}
         inside = {name: module for name, module in targets.items() if name in members}
-        own = {name: module for name, module in inside.items() if curvature.holds(name)}
+        held = {name: module for name, module in inside.items() if curvature.holds(name)}
         earlier = set(curvature.tensors)
         for description, stage in zip(curvature.passes, stages):
             if stage < at_stage:
@@ -92,9 +91,9 @@ def run_fit(
                     run, inside, leaders=layout.leaders, owners=layout.owners, description=f"{description}{of_blocks}"
                 )
                 progress = _run_stage(
-                    curvature, description, own, earlier, run_inside, checkpoint, stage, rounds, show
+                    curvature, description, held, earlier, run_inside, checkpoint, stage, rounds, show
                 )
-        extents |= {name: curvature.extent(name) for name in own}
+        extents |= {name: curvature.extent(name) for name in held}
         if len(layout.blocks) > 1:
             for key in set(curvature.tensors) - earlier:
                 curvature.tensors[key] = curvature.tensors[key].cpu()
@@ -109,13 +108,14 @@ def run_fit(
     checkpoint.remove()
 
 
-def _run_stage(curvature, description, own, earlier, run, checkpoint, stage: int, rounds: int, show: bool) -> Progress:
+def _run_stage(
+    curvature, description, held, earlier, run, checkpoint, stage: int, rounds: int, show: bool
+) -> Progress:
     """One pass and what is made of it, from `rounds` rounds on that are already in the checkpoint."""
     before, processes, progress = set(curvature.tensors), curvature.processes, Progress()
     with curvature.stage(description) as measured:
-        sums = curvature.make_sums(
-            description, own, {name: curvature.metadata["targets"][name]["input"] for name in own}
-        )
+        leaders = {name: curvature.metadata["targets"][name]["input"] for name in held}
+        sums = curvature.make_sums(description, held, leaders)
         if rounds:
             progress = checkpoint.progress(stage, rounds)
             restore(sums, *checkpoint.load(stage, rounds))
@@ -165,7 +165,7 @@ def _identify(curvature, model: nn.Module, targets, fisher, seed, limit, checked
     import transformers
 
     for name, module in targets.items():
-        if module.weight.device.type == "meta":
+        if module.weight.is_meta:
             raise InputError(
                 f"{name} is offloaded (on the meta device): load the model with a device_map that keeps the target "
                 "layers on a device, or leave them out of target_modules"
@@ -199,7 +199,7 @@ def _checksums(model: nn.Module, targets) -> dict[str, tuple]:
     chosen = {id(module.weight) for module in targets.values()}
     found = {}
     for name, parameter in model.named_parameters():
-        if id(parameter) not in chosen and parameter.device.type != "meta":
+        if id(parameter) not in chosen and not parameter.is_meta:
             value = whole(parameter).detach()
             total, norm = value.sum(dtype=torch.float64), torch.linalg.vector_norm(value, dtype=torch.float64)
             found[name] = (tuple(value.shape), str(value.dtype), float(total), float(norm))

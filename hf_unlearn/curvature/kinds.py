@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import KINDS, Curvature
+from .artifact import KINDS
+from .base import Curvature
 from .costs import factor_costs, square_cost
 from .linalg import eigendecompose, mirror_
 from .sums import KroneckerSums, SquareSums
@@ -148,8 +149,7 @@ class EKFAC(KFAC):
     """G = (Q_S (x) Q_A) diag(L) (Q_S (x) Q_A)^T, L = (1 / N) sum over sequences of (Q_S^T D Q_A)^2.
 
     The bases are those of K-FAC. D is the gradient (d_out, d_in) of one sequence, so L is the exact diagonal of the
-    per-sequence Fisher in the eigenbasis (George et al. 2018, arXiv 1806.03884). A second pass over the same data
-    draws the same labels.
+    per-sequence Fisher in the eigenbasis (George et al. 2018, arXiv 1806.03884). The second pass draws equal labels.
     """
 
     kind = "ekfac"
@@ -180,8 +180,7 @@ def make_curvature(kind: str | Curvature) -> Curvature:
     """A new curvature of a kind, or the one that is given.
 
     Args:
-        kind (`str` or `Curvature`): `"ekfac"`, `"kfac"`, `"diagonal"`, `"identity"`, or the `kind` of a subclass of
-            `Curvature` defined elsewhere.
+        kind (`str` or `Curvature`): `"ekfac"`, `"kfac"`, `"diagonal"`, `"identity"`, or that of a subclass elsewhere.
 
     Raises:
         InputError: no class has this kind.

@@ -20,23 +20,14 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KI
 
 @dataclass
 class Group:
-    """The weights that share one input factor (gate/up, q/k/v). One process owns all that is kept of them.
+    """The weights that share one input factor (gate/up, q/k/v). One process owns all that is kept of them."""
 
-    Attributes:
-        leader (`str`): the first of them that runs, which names the input factor.
-        names (`list[str]`): all of them.
-        d_in (`int`): width of the input.
-        d_out (`list[int]`): width of each one's output.
-        bytes (`int`): what the kind of curvature holds of them while it is measured.
-        cost (`float`): work that their owner does, in the units of the kind.
-    """
-
-    leader: str
-    names: list[str]
+    leader: str  # the first of them that runs, which names the input factor
+    names: list[str]  # all of them
     d_in: int
-    d_out: list[int]
-    bytes: int = 0
-    cost: float = 0.0
+    d_out: list[int]  # of each one
+    bytes: int = 0  # what the kind of curvature holds of them while it is measured
+    cost: float = 0.0  # work that their owner does, in the units of the kind
 
     @property
     def factors(self) -> list[int]:
@@ -93,10 +84,7 @@ def make_layout(
     """Spread the groups over `size` processes, in as few blocks as keep every process within `limit` bytes.
 
     A block takes groups in the order of the model, so that the backward of its passes stops at its own lowest weight.
-
-    Args:
-        kind: class of the curvature, which states what it holds of a group, and its owner's work.
-        leaders: name -> leader of its group, from `shared_inputs`.
+    `kind` is the class of the curvature, `leaders` are those of `shared_inputs`.
 
     Raises:
         InputError: one group alone exceeds the limit.
@@ -152,12 +140,10 @@ def tensor_weight(key: str) -> str:
 
 def assign_weights(kind, targets: Mapping[str, Mapping], size: int) -> dict[str, int]:
     """Name -> rank for a fitted curvature of this class, from its metadata."""
-    shapes = {
-        name: tuple(about["shape"][::-1] if about["transposed"] else about["shape"]) for name, about in targets.items()
-    }
-    groups = _groups(kind, {name: about["input"] for name, about in targets.items()}, shapes, 1)
-    owners = _assign(groups, size)
-    return {name: owners[about["input"]] for name, about in targets.items()}
+    shapes = {name: about["shape"][:: -1 if about["transposed"] else 1] for name, about in targets.items()}
+    leaders = {name: about["input"] for name, about in targets.items()}
+    owners = _assign(_groups(kind, leaders, shapes, 1), size)
+    return {name: owners[leader] for name, leader in leaders.items()}
 
 
 def entry_bytes(targets: Mapping[str, nn.Module]) -> int:

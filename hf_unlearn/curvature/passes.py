@@ -55,10 +55,7 @@ def run_pass(
 
     Every process reads the whole dataloader. In round r the process of rank k computes batch r * size + k; then the
     rows of each group go to its owner, whose `sums` add them in order of rank. One process alone adds as it goes.
-
-    Args:
-        leaders, owners: name -> leader of its group, and leader -> rank; see `layout`.
-        after_round: called when the round is in the sums.
+    `leaders` and `owners` are those of the `Layout`; `after_round` is called when a round is in the sums.
 
     Raises:
         InputError: the processes read different data.

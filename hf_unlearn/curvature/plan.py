@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from .base import KINDS
+from .artifact import KINDS
 from .costs import StageCost, Workload
 from .layout import entry_bytes, make_layout, parse_bytes, shared_inputs
 from .targets import linear_modules, select_targets, unwrap

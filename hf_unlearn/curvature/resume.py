@@ -4,8 +4,7 @@
 `checkpoint_dir/fit-<identity>/` holds, for stage S (counted over all blocks) and process P:
 - `S-done-P.safetensors`: the tensors that stage S gave, when it is over;
 - `S-ROUNDS-P.safetensors`: the sums after so many rounds of stage S. Each process writes a new one before it deletes
-  the last but one, and has finished one before any begins the next, so a set that all processes have whole always
-  exists.
+  the last but one, and has finished one before any begins the next, so all processes always have one set whole.
 """
 
 import contextlib
@@ -27,10 +26,8 @@ from .passes import Progress
 class FitCheckpoint:
     """Files of a fit in progress; all methods do nothing without a folder.
 
-    Args:
-        folder: shared by the processes of one machine, or by all.
-        identity: hash of everything that the result depends on but the data, whose own hash is in `Progress`.
-        every: batches, of all processes together, between two sets of sums; 0 writes nothing.
+    `identity` is a hash of all that the result depends on but the data, whose own is in `Progress`; `every` so many
+    batches, of all processes together, sums are written, and never at 0.
     """
 
     def __init__(self, folder: str | Path | None, identity: str, processes: Processes, every: int):

@@ -15,20 +15,13 @@ from .targets import factor_dtype, widths
 class KroneckerSums:
     """Sums of a a^T over the inputs and g g^T over the output gradients of each target.
 
-    Targets that take the same tensor (gate/up, q/k/v) share one input sum, under the name of their leader.
-
-    Args:
-        targets (`Mapping[str, nn.Module]`): those to sum; with several processes those that this one owns.
-        leaders (`Mapping[str, str]`): name -> the target whose input sum it shares.
-
-    Attributes:
-        inputs (`dict[str, Tensor]`): leader -> (d_in, d_in), upper block-rows until mirrored.
-        outputs (`dict[str, Tensor]`): name -> (d_out, d_out), likewise.
-        counts (`dict[str, int]`): leader -> rows in its input sum, which are not as many as in the output's.
+    Targets (with several processes those that this one owns) that take the same tensor (gate/up, q/k/v) share one
+    input sum, under the name of their leader. Both sums are upper block-rows until mirrored.
     """
 
     def __init__(self, targets: Mapping[str, nn.Module], leaders: Mapping[str, str]):
         self.leaders = leaders
+        # name -> (d_out, d_out), and leader -> (d_in, d_in) and the rows in it, not as many as in the output's.
         self.outputs = {name: _zeros(module, widths(module)[0]) for name, module in targets.items()}
         self.inputs = {
             name: _zeros(module, widths(module)[1]) for name, module in targets.items() if leaders[name] == name
@@ -74,13 +67,9 @@ class SquareSums:
     """Sums over sequences of (Q_S^T D Q_A)^2, D = sum over the sequence's rows of g a^T, the gradient (d_out, d_in).
 
     Every target's input is held from the forward to its gradient, under gradient checkpointing too.
-    With rotations this is the EK-FAC correction (George et al. 2018, arXiv 1806.03884; per sequence as in Grosse et
-    al. 2023, arXiv 2308.03296); without, the squares of per-sequence gradients themselves.
-
-    Args:
-        targets (`Mapping[str, nn.Module]`): those to sum; with several processes those that this one owns.
-        rotations (`Mapping[str, tuple[Tensor, Tensor]]`, *optional*, defaults to `None`): name -> (Q_A (d_in, d_in),
-            Q_S (d_out, d_out)); None for the identity.
+    With rotations, name -> (Q_A (d_in, d_in), Q_S (d_out, d_out)), this is the EK-FAC correction (George et al. 2018,
+    arXiv 1806.03884; per sequence as in Grosse et al. 2023, arXiv 2308.03296); without, the squares of per-sequence
+    gradients themselves.
     """
 
     counts: Mapping[str, int] = {}
@@ -104,14 +93,12 @@ class SquareSums:
         self.batch, self._rotated = None, (None, None)
 
     def add(self, rows: Rows):
-        """Rows of one group from one batch of some process."""
         for name, gradients in rows.gradients.items():
             for gradient in gradients:
                 self._add(name, rows.inputs, lambda: rows.inputs, gradient, rows.lengths)
         self._rotated = (None, None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The running sums themselves, by name: written and read back by a fit that was interrupted."""
         return self.squares
 
     def _add(self, name: str, source: Tensor, rows: Callable[[], Tensor], y: Tensor, lengths: list[int]):

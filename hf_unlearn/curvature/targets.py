@@ -58,8 +58,7 @@ def select_targets(model: nn.Module, target_modules: str | list[str] | None = No
         model (`nn.Module`): also wrapped by PEFT.
         target_modules (`str` or `list[str]`, *optional*, defaults to `None`): None for the linear layers of the MLP
             blocks; a string is a regular expression that must match a whole module name; a list holds module names or
-            their ends (`"down_proj"`). Names are those of the base model: the prefixes and `.base_layer` that PEFT
-            adds may be left out.
+            their ends (`"down_proj"`). What PEFT adds to the base model's names may be left out.
 
     Raises:
         InputError: nothing matches (the message lists the linear modules), a matched weight is tied to another
