@@ -13,9 +13,6 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..errors import InputError
 
 
-DEPTHS = (20, 32, 44, 56, 110)
-
-
 class CifarResNetConfig(PreTrainedConfig):
     r"""
     Args:

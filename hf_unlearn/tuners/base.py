@@ -31,7 +31,7 @@ class PromptConfig(PeftConfig):
 
 
 class TypedTunerLayer(BaseTunerLayer):
-    """A wrapped module that knows what its parameters are in the pretrained model."""
+    """A module, wrapped with its name in the model, that knows what its parameters are in the pretrained model."""
 
     @abstractmethod
     def initial_parameters(self, adapter_name: str) -> dict[str, Tensor]:
@@ -111,13 +111,13 @@ class TypedTuner(BaseTuner):
     def _create_and_replace(
         self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None
     ):
-        if isinstance(target, self.tuner_layer_cls):
-            target.update_layer(adapter_name, peft_config)
-        elif isinstance(target, BaseTunerLayer):
+        wrapped = isinstance(target, self.tuner_layer_cls)
+        if isinstance(target, BaseTunerLayer) and not wrapped:
             raise InputError(f"{current_key} carries an adapter of another type: unload that first")
-        else:
-            layer = self.tuner_layer_cls(target, current_key)
-            layer.update_layer(adapter_name, peft_config)
+        layer = target if wrapped else self.tuner_layer_cls(target, current_key)
+        layer.update_layer(adapter_name, peft_config)
+        layer.set_adapter(layer.active_adapters or [adapter_name], inference_mode=peft_config.inference_mode)
+        if not wrapped:
             self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent, child_name, new_module, child):

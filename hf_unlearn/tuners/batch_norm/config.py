@@ -12,15 +12,12 @@ class BatchNormTuningConfig(PeftConfig):
     """Train the weight and bias of every batch normalisation (Fast-NTK, arXiv:2312.14923, figure 1, left).
 
     Args:
-        target_modules (`list[str]` or `str`, *optional*):
-            Names or a pattern of the layers; every `_BatchNorm` when left out.
+        target_modules (`list[str]` or `str`, *optional*): Names or a pattern of the layers; all by default.
         exclude_modules (`list[str]` or `str`, *optional*): Names or a pattern of layers to leave alone.
-        modules_to_save (`list[str]`, *optional*):
-            Modules trained and saved beside them, the head as a rule: `["classifier"]`.
-        update_running_stats (`bool`, defaults to `False`):
-            Normalise with the batch's statistics in training and move the adapter's copy of the running ones. By
-            default the pretrained statistics are used in training too, so that a sample's output depends on no other
-            sample, as Fast-NTK needs. The base layer's statistics never move.
+        modules_to_save (`list[str]`, *optional*): Modules trained and saved too, as a rule the head: `["classifier"]`.
+        update_running_stats (`bool`, defaults to `False`): Normalise with the batch's statistics in training and move
+            the adapter's copy of the running ones. By default the pretrained ones are used in training too, so that a
+            sample's output depends on no other, as Fast-NTK needs. The base layer's statistics never move.
     """
 
     target_modules: list[str] | str | None = None

@@ -17,11 +17,8 @@ from .config import BatchNormTuningConfig
 class BatchNormTuningLayer(nn.Module, TypedTunerLayer):
     """Runs the active adapter's copy of a batch normalisation; the copy keeps statistics of its own.
 
-    Args:
-        base_layer (`_BatchNorm`):
-            The pretrained layer, never changed; in evaluation mode while it is wrapped, so that a disabled adapter
-            gives the base model in training mode too.
-        name (`str`): where it is in the model, for messages.
+    The pretrained layer never changes, and is in evaluation mode while it is wrapped, so that a disabled adapter gives
+    the base model in training mode too.
     """
 
     adapter_layer_names = ("batch_norm_tuning_layers",)
@@ -39,7 +36,6 @@ class BatchNormTuningLayer(nn.Module, TypedTunerLayer):
         """Add an adapter: a copy of the pretrained layer."""
         self.batch_norm_tuning_layers[adapter_name] = copy.deepcopy(self.pretrained)
         self.update_running_stats[adapter_name] = config.update_running_stats
-        self.set_adapter(self.active_adapters or [adapter_name], inference_mode=config.inference_mode)
         self.train(self.training)
 
     @property

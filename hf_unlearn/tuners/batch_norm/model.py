@@ -1,10 +1,12 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """BatchNorm tuning of a model, and its export to a format that PEFT reads alone."""
 
+import tempfile
 from pathlib import Path
 
 from peft import PeftModel
 from peft.utils import PeftType
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -51,8 +53,7 @@ class BatchNormTuningModel(TypedTuner):
 def export_as_ln_tuning(model: PeftModel, folder: str | Path, adapter_name: str = "default") -> Path:
     """Save a BatchNorm adapter as PEFT's own LN_TUNING, which copies layers whole: PEFT alone loads it.
 
-    The outputs are the same to the bit. What is lost is the training rule: PEFT's layer moves its running statistics
-    in training mode.
+    The outputs are the same to the bit. What is lost is the training rule: PEFT's layer moves its statistics then.
 
     Args:
         model (`PeftModel`): with the adapter.
@@ -65,27 +66,15 @@ def export_as_ln_tuning(model: PeftModel, folder: str | Path, adapter_name: str 
     config = model.peft_config.get(adapter_name)
     if not isinstance(config, BatchNormTuningConfig):
         raise InputError(f"the model has no BatchNorm adapter named {adapter_name!r} to export")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with staged_folder(folder) as staging:
-        model.save_pretrained(staging, selected_adapters=[adapter_name])
-        saved = staging if adapter_name == "default" else staging / adapter_name
-        settings = read_json(saved / "adapter_config.json")
-        settings["peft_type"] = PeftType.LN_TUNING.value
+    with tempfile.TemporaryDirectory() as own, staged_folder(folder) as staging:
+        model.save_pretrained(own, selected_adapters=[adapter_name])
+        saved = Path(own) if adapter_name == "default" else Path(own) / adapter_name
+        settings = read_json(saved / "adapter_config.json") | {"peft_type": PeftType.LN_TUNING.value}
         del settings["update_running_stats"]
-        tensors = _renamed(saved / "adapter_model.safetensors")
-        for file in list(staging.rglob("*")):
-            if file.is_file():
-                file.unlink()
+        tensors = {
+            name.replace(".batch_norm_tuning_layers.", ".ln_tuning_layers."): tensor
+            for name, tensor in load_file(saved / "adapter_model.safetensors").items()
+        }
         write_json(staging / "adapter_config.json", settings)
         write_safetensors(staging / "adapter_model.safetensors", tensors, {"format": "pt"})
-    return folder
-
-
-def _renamed(path: Path) -> dict:
-    from safetensors.torch import load_file
-
-    return {
-        name.replace(".batch_norm_tuning_layers.", ".ln_tuning_layers."): tensor
-        for name, tensor in load_file(path).items()
-    }
+    return Path(folder)

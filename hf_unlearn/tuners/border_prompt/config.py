@@ -18,17 +18,13 @@ class BorderPromptConfig(PromptConfig):
 
     Args:
         border (`int`, defaults to 30): Width in pixels, the paper's (of 224).
-        image_size (`int` or `list[int]`, *optional*):
-            Height and width of the images as the model gets them; one number for square ones. The model's
-            `config.image_size` when left out.
-        init_std (`float`, defaults to 0.0):
-            Standard deviation of the normal that the border is drawn from; 0 starts at the pretrained model.
+        image_size (`int` or `list[int]`, *optional*): Height and width of the images as the model gets them; one
+            number for square ones. The model's `config.image_size` when left out.
+        init_std (`float`, defaults to 0.0): Standard deviation of the border's draw; 0 is the pretrained model.
         init_seed (`int`, defaults to 0): Seed of the draw.
-        target_modules (`list[str]` or `str`, *optional*):
-            Name of the convolution that sees the image; the model's first when left out.
+        target_modules (`list[str]` or `str`, *optional*): The convolution that sees the image; the first by default.
         exclude_modules (`list[str]` or `str`, *optional*): Names or a pattern of modules to leave alone.
-        modules_to_save (`list[str]`, *optional*):
-            Modules trained and saved beside it, the head as a rule: `["classifier"]`.
+        modules_to_save (`list[str]`, *optional*): Modules trained and saved too, as a rule the head: `["classifier"]`.
 
     Raises:
         InputError: a border that leaves no image, or a negative standard deviation.

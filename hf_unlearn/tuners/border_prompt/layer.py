@@ -13,12 +13,7 @@ from .config import BorderPromptConfig
 class BorderPromptLayer(nn.Module, UnmergeableLayer):
     """Adds the borders of the active adapters to the image, then runs the convolution.
 
-    A border is one parameter (channels, pixels), its pixels in the order of rows; the interior has no parameters and
-    passes untouched.
-
-    Args:
-        base_layer (`nn.Conv2d`): the first convolution of the model.
-        name (`str`): where it is in the model, for messages.
+    A border is one parameter (channels, pixels), its pixels in the order of rows; the interior passes untouched.
     """
 
     adapter_layer_names = ("border_prompt_pixels",)
@@ -48,7 +43,6 @@ class BorderPromptLayer(nn.Module, UnmergeableLayer):
         self.border_prompt_places[adapter_name] = places
         self.image_size[adapter_name] = (height, width)
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters or [adapter_name], inference_mode=config.inference_mode)
 
     def initial_parameters(self, adapter_name: str) -> dict[str, Tensor]:
         """Zeros, the border of the pretrained model, by the name of the tuned one."""

@@ -18,20 +18,12 @@ IMPLEMENTATION = "key_value_prompt"
 
 @dataclass
 class Prompts:
-    """What a layer hands to the attention function through its module's keyword arguments.
+    """What a layer hands to the attention function through its module's keyword arguments."""
 
-    Args:
-        keys, values (`Tensor`): (heads, length, head size), or with a leading axis of samples.
-        implementation (`str`):
-            The model's own attention, `"sdpa"` or `"eager"`, which sees the longer keys and values.
-        used (`bool`, defaults to `False`):
-            Set by the attention function: a module that drops its keywords would drop the prompts in silence.
-    """
-
-    keys: Tensor
-    values: Tensor
-    implementation: str
-    used: bool = False
+    keys: Tensor  # (heads, length, head size), or with a leading axis of samples
+    values: Tensor  # likewise
+    implementation: str  # the model's own attention, "sdpa" or "eager", which sees the longer keys and values
+    used: bool = False  # set by the attention function: a module may drop its keywords, and so the prompts, in silence
 
 
 def attention_forward(module: nn.Module):
@@ -55,16 +47,12 @@ def prompted_attention(
 ):
     """Attention over [keys; p_K] and [values; p_V], every query seeing every prompt.
 
-    Prompts come after the module has written keys and values to its cache, so they never enter it, and carry no
-    position.
+    Prompts come after the module has cached its keys and values, so they never enter the cache, and have no position.
 
     Args:
-        module (`nn.Module`): the attention module.
         query (`Tensor`): (B, heads, Q, D).
         key, value (`Tensor`): (B, key/value heads, K, D).
-        attention_mask (`Tensor`, *optional*):
-            True or 0 where a query sees a key, broadcasting to (B, heads, Q, K); None as in transformers.
-        key_value_prompts (`Prompts`): what is appended.
+        attention_mask (`Tensor`, *optional*): True or 0 where a query sees a key, broadcasting to (B, heads, Q, K).
     """
     prompts = key_value_prompts
     prompts.used = True

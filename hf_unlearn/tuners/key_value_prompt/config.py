@@ -17,11 +17,9 @@ class KeyValuePromptConfig(PromptConfig):
         num_prompts (`int`, defaults to 10): Length of p_K and p_V, the paper's.
         init_std (`float`, defaults to 0.02): Standard deviation of the normal that they are drawn from.
         init_seed (`int`, defaults to 0): Seed of the draw, which also depends on the name of the block.
-        target_modules (`list[str]` or `str`, *optional*):
-            Names or a pattern of the attention modules; every one on transformers' attention interface when left out.
+        target_modules (`list[str]` or `str`, *optional*): Names or a pattern of attention modules; all by default.
         exclude_modules (`list[str]` or `str`, *optional*): Names or a pattern of modules to leave alone.
-        modules_to_save (`list[str]`, *optional*):
-            Modules trained and saved beside them, the head as a rule: `["classifier"]`.
+        modules_to_save (`list[str]`, *optional*): Modules trained and saved too, as a rule the head: `["classifier"]`.
 
     Raises:
         InputError: no prompts, or a negative standard deviation.

@@ -19,10 +19,6 @@ class KeyValuePromptLayer(nn.Module, UnmergeableLayer):
 
     The module reads its attention implementation from its config. While it is wrapped it has a shallow copy of that
     config, so the model's config, other models that share it and `set_attn_implementation` go on as before.
-
-    Args:
-        base_layer (`nn.Module`): the attention module.
-        name (`str`): where it is in the model, for messages and the draw of initial prompts.
     """
 
     adapter_layer_names = ("key_value_prompt_keys", "key_value_prompt_values")
@@ -47,14 +43,12 @@ class KeyValuePromptLayer(nn.Module, UnmergeableLayer):
     def update_layer(self, adapter_name: str, config: KeyValuePromptConfig):
         """Add an adapter: p_K and p_V (key/value heads, length, head size), drawn from N(0, init_std^2)."""
         heads, size = head_shape(self.base_layer)
-        seed = (config.init_seed + zlib.crc32(self.name.encode())) % 2**63
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed((config.init_seed + zlib.crc32(self.name.encode())) % 2**63)
         for kind in ("keys", "values"):
             start = torch.randn(heads, config.num_prompts, size, generator=generator) * config.init_std
             getattr(self, f"key_value_prompt_{kind}")[adapter_name] = nn.Parameter(start)
             getattr(self, f"key_value_prompt_initial_{kind}")[adapter_name] = start.clone()
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters or [adapter_name], inference_mode=config.inference_mode)
 
     def initial_parameters(self, adapter_name: str) -> dict[str, Tensor]:
         """The prompts that training started from, by the names of the tuned ones."""
