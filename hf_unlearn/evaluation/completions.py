@@ -8,6 +8,8 @@ KL(original || unlearned) at every completion token, its quantiles (Figure 2), a
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from datasets import Dataset
+
 from ..data.prompts import ALPACA, ALPACA_INPUT, QATemplate, encode_qa
 from ..errors import InputError
 from .scoring import generate_ids, prompt_ids
@@ -21,8 +23,6 @@ def generate_completions(
     *,
     max_new_tokens: int = 128,
     batch_size: int = 32,
-    temperature: float = 0.0,
-    seed: int = 0,
     template: QATemplate | Literal["alpaca", "chat"] | None = None,
     given: bool = False,
     max_length: int = 1024,
@@ -34,11 +34,9 @@ def generate_completions(
     ends with its EOS where the model wrote one.
 
     Args:
-        model: the original model; it writes the completions. Not used when they are given.
+        model: the original model; it writes the completions, greedily. Not used when they are given.
         instructions (`Iterable[Mapping[str, str]]`): rows with instruction, and input where there is one; with `given`
             also output.
-        temperature (`float`, *optional*, defaults to `0.0`): 0 is greedy and the same every time; above 0 is drawn
-            with `seed` in batches of `batch_size`.
         template (`QATemplate` or `str`, *optional*): the prompt: "alpaca", "chat" (the tokenizer's chat template) or a
             `QATemplate` whose question is the instruction, a blank line and the input. By default "chat" where the
             tokenizer has a chat template.
@@ -50,8 +48,6 @@ def generate_completions(
     Raises:
         InputError: no rows, a row without instruction (or output), a prompt that is too long, no EOS token.
     """
-    from datasets import Dataset
-
     encoded = []
     for number, row in enumerate(instructions):
         for column in ("instruction", *(["output"] if given else [])):
@@ -71,8 +67,6 @@ def generate_completions(
             prompts,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
-            temperature=temperature,
-            seed=seed,
             progress=progress,
         )
     return Dataset.from_dict(
@@ -80,7 +74,7 @@ def generate_completions(
             "input_ids": [prompt + new for prompt, new in zip(prompts, completions)],
             "labels": [[-100] * len(prompt) + new for prompt, new in zip(prompts, completions)],
             "prompt": tokenizer.batch_decode(prompts),
-            "completion": [_text_after(tokenizer, prompt, new) for prompt, new in zip(prompts, completions)],
+            "completion": ["".join(_pieces(tokenizer, *pair)).strip() for pair in zip(prompts, completions)],
         }
     )
 
@@ -97,10 +91,6 @@ def _question(instruction: str, context: str, template, tokenizer) -> tuple[str,
     if not isinstance(template, QATemplate):
         raise InputError(f"template={template!r}: choose alpaca, chat or a QATemplate")
     return question, template
-
-
-def _text_after(tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
-    return "".join(_pieces(tokenizer, prompt, new)).strip()
 
 
 def _pieces(tokenizer, prompt: Sequence[int], new: Sequence[int]) -> list[str]:
@@ -121,15 +111,12 @@ def _pieces(tokenizer, prompt: Sequence[int], new: Sequence[int]) -> list[str]:
     return pieces
 
 
-def worst_completions(
-    result: KLResult, rows, tokenizer, k: int = 10, by: Literal["mean", "sum", "max"] = "mean"
-) -> list[dict]:
-    """The k completions that the model left furthest, worst first.
+def worst_completions(result: KLResult, rows: Dataset, tokenizer, k: int = 10) -> list[dict]:
+    """The k completions that the model left furthest, by their mean KL per token, worst first.
 
     Args:
         result (`KLResult`): measured on `rows`.
-        rows: of `generate_completions`, in the order in which they were measured.
-        by (`str`, *optional*, defaults to `"mean"`): what of a completion's per-token KL orders it.
+        rows (`Dataset`): of `generate_completions`, in the order in which they were measured.
 
     Returns:
         JSON-able dicts: row (its number), kl (mean), kl_max, tokens, prompt, completion, pieces (text and KL of every
@@ -137,20 +124,16 @@ def worst_completions(
         with at least half of the completion's largest.
 
     Raises:
-        InputError: `rows` are not the rows of `result`, or an unknown `by`.
+        InputError: `rows` are not the rows of `result`.
     """
-    if by not in ("mean", "sum", "max"):
-        raise InputError(f"by={by!r}: choose mean, sum or max")
     counts = [sum(label != -100 for label in labels[1:]) for labels in rows["labels"]]
     measured = [number for number, count in enumerate(counts) if count]
     counts = [count for count in counts if count]
     if counts != result.sequence_tokens.tolist():
         raise InputError("these rows are not those that the KL was measured on, or not in that order: pass the same")
     sequences = result.per_token.split(counts)
-    score = {"mean": lambda kl: kl.mean(), "sum": lambda kl: kl.sum(), "max": lambda kl: kl.max()}[by]
-    order = sorted(range(len(sequences)), key=lambda i: -float(score(sequences[i])))
     worst = []
-    for i in order[:k]:
+    for i in sorted(range(len(sequences)), key=lambda i: -float(sequences[i].mean()))[:k]:
         row, kl = rows[measured[i]], sequences[i].tolist()
         prompt = prompt_ids(row)
         pieces = _pieces(tokenizer, prompt, row["input_ids"][len(prompt) :])

@@ -5,13 +5,16 @@ Batches are sorted by length and the output head runs at answer positions only, 
 tensor is ever made. Works on any causal LM of transformers and on PEFT models, where the model lies.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from ..data.collators import CausalCollator
 from ..errors import InputError, NumericalError
 from ..runtime.loading import padding_id
 from ..runtime.modules import evaluation_mode, model_device
@@ -56,15 +59,14 @@ class AnswerScore:
         return slice(0, len(self.token_log_probs) - self.eos)
 
 
-def budget(table: Mapping[str, int], device: torch.device) -> int:
-    return table.get(device.type, table["other"])
+def rows_within(budget: Mapping[str, int], device: torch.device, vocabulary: int) -> int:
+    """How many rows of logits a budget allows on a device; at least one."""
+    return max(1, budget.get(device.type, budget["other"]) // vocabulary)
 
 
-def encode(tokenizer, rows: Sequence[tuple[str, str]], template, max_length: int = 512) -> list[dict]:
-    """Token ids and labels (-100 on the prompt) of (question, answer) rows."""
-    from ..data.prompts import encode_qa
-
-    return [encode_qa(tokenizer, question, answer, template, max_length=max_length) for question, answer in rows]
+def reduction_rows(logits: torch.Tensor) -> int:
+    """How many rows of (n, V) are reduced at a time."""
+    return rows_within(REDUCTION_BUDGET, logits.device, logits.shape[1])
 
 
 def predicted_logits(model, inputs: Mapping[str, torch.Tensor], predicted: torch.Tensor) -> torch.Tensor:
@@ -115,7 +117,7 @@ def logit_blocks(model, batch: Mapping[str, torch.Tensor]) -> Iterator[tuple[tor
     counts = predicted.sum(1).tolist()
     vocabulary = model.get_input_embeddings().weight.shape[0]
     device = model_device(model)
-    most = budget(LOGIT_BUDGET, device) // vocabulary
+    most = rows_within(LOGIT_BUDGET, device, vocabulary)
     group: list[int] = []
     for row in [*range(len(counts)), None]:
         if group and (row is None or sum(counts[r] for r in group) + counts[row] > most):
@@ -129,12 +131,6 @@ def logit_blocks(model, batch: Mapping[str, torch.Tensor]) -> Iterator[tuple[tor
             group.append(row)
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> torch.Tensor:
-    width = max(map(len, rows))
-    fill = lambda row: [value] * (width - len(row))
-    return torch.tensor([fill(row) + list(row) if left else list(row) + fill(row) for row in rows])
-
-
 def score_answers(
     model,
     tokenizer,
@@ -145,7 +141,7 @@ def score_answers(
     progress: bool = False,
     description: str = "scoring",
 ) -> list[AnswerScore]:
-    """Teacher-forced scores of encoded rows (see `encode`), in their order.
+    """Teacher-forced scores of rows as `data.prompts.encode_qa` gives them, in their order.
 
     Args:
         batch_size (`int`, *optional*, defaults to `32`): rows a batch; batches are filled in order of length and cut
@@ -158,17 +154,12 @@ def score_answers(
     """
     scores: list[AnswerScore | None] = [None] * len(encoded)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
-    pad = padding_id(tokenizer)
+    collate = CausalCollator(padding_id(tokenizer))
     bar = tqdm(total=len(order), desc=description, disable=not progress, leave=False)
     with evaluation_mode(model), bar:
         for start in range(0, len(order), batch_size):
             items = order[start : start + batch_size]
-            ids = [encoded[i]["input_ids"] for i in items]
-            batch = {
-                "input_ids": _pad(ids, pad),
-                "labels": _pad([encoded[i]["labels"] for i in items], -100),
-                "attention_mask": _pad([[1] * len(row) for row in ids], 0),
-            }
+            batch = collate([encoded[i] for i in items])
             blocks = [_token_statistics(*block, moments) for block in logit_blocks(model, batch)]
             empty = np.zeros(0)
             columns = [np.concatenate(column) for column in zip(*blocks)] or [empty] * (4 if moments else 2)
@@ -185,7 +176,7 @@ def score_answers(
 
 def _token_statistics(logits: torch.Tensor, labels: torch.Tensor, moments: bool) -> list[np.ndarray]:
     """log p of the labels, whether they are the argmax, and on demand mean and variance of log p; each (n,)."""
-    rows = max(1, budget(REDUCTION_BUDGET, logits.device) // logits.shape[1])
+    rows = reduction_rows(logits)
     pieces = [_reduce(*piece, moments) for piece in zip(logits.split(rows), labels[:, None].split(rows))]
     columns = [torch.cat(column) for column in zip(*pieces)]
     if not torch.isfinite(columns[0]).all():
@@ -221,56 +212,44 @@ def generate_ids(
     *,
     max_new_tokens: int = 200,
     batch_size: int = 32,
-    temperature: float = 0.0,
-    seed: int = 0,
     progress: bool = False,
 ) -> list[list[int]]:
-    """Token ids that continue token-id prompts, in their order, each up to and with the token that ended it.
+    """Token ids that continue token-id prompts greedily, in their order, each up to and with the token that ended it.
 
     Stops at the tokenizer's EOS and at those of the model's generation config; sampling, beams and repetition
-    penalties of that config are switched off. `max_new_tokens` counts new tokens only.
-
-    Args:
-        temperature (`float`, *optional*, defaults to `0.0`): 0 decodes greedily, which does not depend on `batch_size`
-            (but for ties within rounding); above 0 draws from the whole distribution, and then `seed` and `batch_size`
-            decide together.
+    penalties of that config are switched off. The ids do not depend on `batch_size`, but for ties within rounding.
 
     Raises:
-        InputError: a prompt without tokens, or a negative temperature.
+        InputError: a prompt without tokens.
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise InputError("a question gives an empty prompt: add a question text or a template with a start tag")
-    if temperature < 0:
-        raise InputError(f"temperature={temperature}: give 0 (greedy) or more")
     configured = model.generation_config.eos_token_id
     stops = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
     pad, device = padding_id(tokenizer), model_device(model)
-    sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    padded = functools.partial(pad_sequence, batch_first=True, padding_side="left")
     results: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     bar = tqdm(total=len(order), desc="generating", disable=not progress, leave=False)
-    # Sampling has no generator of its own in transformers: the global one is seeded inside, and as it was afterwards.
-    seeded = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=temperature > 0)
-    with evaluation_mode(model), bar, seeded:
-        if temperature > 0:
-            torch.manual_seed(seed)
+    with evaluation_mode(model), bar:
         for start in range(0, len(order), batch_size):
             items = order[start : start + batch_size]
-            ids = _pad([prompts[i] for i in items], pad, left=True)
-            mask = _pad([[1] * len(prompts[i]) for i in items], 0, left=True)
+            ids = padded([torch.tensor(prompts[i]) for i in items], padding_value=pad)
+            mask = padded([torch.ones(len(prompts[i]), dtype=torch.long) for i in items])
             output = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
                 num_beams=1,
                 repetition_penalty=1.0,
                 no_repeat_ngram_size=0,
                 use_cache=True,
                 pad_token_id=pad,
                 eos_token_id=sorted(stops) or None,
-                **sampling,
             )
             for i, new in zip(items, output[:, ids.shape[1] :].tolist()):
                 # What follows the first stop is padding.
@@ -278,23 +257,3 @@ def generate_ids(
                 results[i] = new[: end + 1]
             bar.update(len(items))
     return results
-
-
-def generate_answers(
-    model,
-    tokenizer,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int = 200,
-    batch_size: int = 32,
-    progress: bool = False,
-) -> list[str]:
-    """Greedy continuations (`generate_ids`) as text, special tokens removed and stripped.
-
-    Raises:
-        InputError: a prompt without tokens.
-    """
-    ids = generate_ids(
-        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
-    )
-    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..errors import InputError, NumericalError
 from ..runtime.modules import evaluation_mode
 from .bootstrap import mean_interval, quantile_bands
-from .scoring import LOG_PROB_FLOOR, REDUCTION_BUDGET, budget, logit_blocks, predicted_tokens
+from .scoring import LOG_PROB_FLOOR, logit_blocks, predicted_tokens, reduction_rows
 from .top_k import TopK, bytes_per_token, divergences, keep_top, most_that_fit
 
 
@@ -73,10 +73,6 @@ class KLResult:
     sequence_tokens: torch.Tensor = field(repr=False)
     approximation: Approximation | None = None
 
-    def quantiles(self, levels: Iterable[float] = QUANTILES) -> dict[float, float]:
-        """Quantiles of the per-token divergence: a small mean can hide a few tokens that changed entirely."""
-        return {level: float(np.quantile(self.per_token.numpy(), level)) for level in levels}
-
     def quantile_bands(
         self,
         levels: Sequence[float] = QUANTILES,
@@ -86,6 +82,8 @@ class KLResult:
         resamples: int = 500,
     ) -> np.ndarray:
         """Quantiles over tokens, or over the means of sequences, with 95 % bootstrap bands (paper, Figure 2).
+
+        A small mean can hide a few tokens that changed entirely.
 
         Returns:
             (3, levels): the quantile, and the pointwise lower and upper end of its band; sequences are resampled.
@@ -171,8 +169,8 @@ class TokenKL:
         likelihoods = []
         generator = torch.Generator().manual_seed(seed)
         with evaluation_mode(reference_model):
-            for log_probs, ids in self._blocks(reference_model, "reference"):
-                likelihoods.append(log_probs.gather(1, ids[:, None])[:, 0].cpu())
+            for log_probs, of_data in self._blocks(reference_model, "reference"):
+                likelihoods.append(of_data)
                 if self.top_k is not None:
                     self._cache.append(keep_top(log_probs, self.top_k, generator))
                 elif self.cached:
@@ -205,8 +203,8 @@ class TokenKL:
         parts, likelihoods = [], []
         # Both modes are entered here, not inside the generators, whose ends come in no certain order.
         with evaluation_mode(model), evaluation_mode(self._reference or model):
-            for reference, (log_probs, ids) in zip(references, self._blocks(model, "KL"), strict=True):
-                likelihoods.append(log_probs.gather(1, ids[:, None])[:, 0].cpu())
+            for reference, (log_probs, of_data) in zip(references, self._blocks(model, "KL"), strict=True):
+                likelihoods.append(of_data)
                 exact = self.top_k is None
                 parts.append(_divergence(reference, log_probs)[None] if exact else divergences(reference, log_probs))
         measured = torch.cat(parts, dim=1)
@@ -237,18 +235,18 @@ class TokenKL:
         )
 
     def _blocks(self, model, description: str):
-        """(log-probabilities (n, V), token ids (n,)) over the data, in its order; the same blocks for every model."""
+        """(log-probabilities (n, V), those of the data's tokens (n,) on the CPU), the same blocks for any model."""
         for batch in tqdm(self.batches, desc=description, disable=not self.progress, leave=False):
             for logits, ids in logit_blocks(model, batch):
                 log_probs = logits.log_softmax(-1).clamp_min_(LOG_PROB_FLOOR)
-                if not torch.isfinite(log_probs.gather(1, ids[:, None])).all():
+                of_data = log_probs.gather(1, ids[:, None])[:, 0].cpu()
+                if not torch.isfinite(of_data).all():
                     raise NumericalError("the model's logits are not finite: it diverged; use a smaller step")
-                yield log_probs, ids
+                yield log_probs, of_data
 
     def _fresh_reference(self):
         start = 0
-        for log_probs, ids in self._blocks(self._reference, "reference"):
-            now = log_probs.gather(1, ids[:, None])[:, 0].cpu()
+        for log_probs, now in self._blocks(self._reference, "reference"):
             then = self._likelihoods[start : start + len(now)]
             start += len(now)
             # An update in place of the reference itself would silently read as KL 0.
@@ -272,7 +270,7 @@ def _divergence(reference: torch.Tensor, log_probs: torch.Tensor) -> torch.Tenso
     reference = reference.to(log_probs.device)
     if reference.dtype != log_probs.dtype:
         reference, log_probs = reference.float(), log_probs.float()
-    rows = max(1, budget(REDUCTION_BUDGET, reference.device) // reference.shape[1])
+    rows = reduction_rows(reference)
     parts = [
         torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1, dtype=torch.float64)
         for p, q in zip(reference.split(rows), log_probs.split(rows))

@@ -6,22 +6,26 @@
 
 from collections.abc import Iterable, Mapping
 
+from tqdm.auto import tqdm
+
+from ..data.prompts import QATemplate, encode_qa
+from ..data.tofu import EVAL_COLUMNS, QA_COLUMNS, WRONG_COLUMNS
 from ..errors import InputError
 from ..runtime.files import sha256_json
-from ..version import __version__
+from ..runtime.provenance import library_versions
 from . import memorization, privacy, scoring
-from .tofu_logs import MIA_METRICS, UTILITY_PARTS, aggregates, format_summary, read_log, summarize, write_log
+from .tofu_logs import MIA_METRICS, UTILITY_PARTS, aggregates, read_log, summarize, write_log
 
 
-__all__ = ["METRICS", "evaluate", "format_summary", "read_log", "summarize", "write_log"]
+__all__ = ["METRICS", "evaluate", "read_log", "summarize", "write_log"]
 
 PREFIXES = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
 COLUMNS = {
-    "forget": ("question", "answer", "paraphrased_answer", "perturbed_answer"),
-    "retain": ("question", "answer", "paraphrased_answer", "perturbed_answer"),
-    "real_authors": ("question", "answer", "perturbed_answer"),
-    "world_facts": ("question", "answer", "perturbed_answer"),
-    "holdout": ("question", "answer"),
+    "forget": EVAL_COLUMNS,
+    "retain": EVAL_COLUMNS,
+    "real_authors": WRONG_COLUMNS,
+    "world_facts": WRONG_COLUMNS,
+    "holdout": QA_COLUMNS,
 }
 ANSWER_COLUMNS = {"Q_A_Prob": "answer", "Q_A_PARA_Prob": "paraphrased_answer", "Q_A_PERT_Prob": "perturbed_answer"}
 
@@ -65,20 +69,16 @@ def _chosen(metrics: Iterable[str] | None, splits: Mapping, reference_model) -> 
     """The metrics to compute, with those they are made of; refuses what the splits cannot give."""
     if metrics is None:
         names = [name for name in METRICS if all(split in splits for split in _split_of(name))]
-        if reference_model is None:
-            names = [name for name in names if name != "mia_reference"]
-        return names
+        return [name for name in names if name != "mia_reference" or reference_model is not None]
     names = [metrics] if isinstance(metrics, str) else list(metrics)
-    unknown = [name for name in names if name not in REQUIREMENTS]
-    if unknown:
+    if unknown := [name for name in names if name not in REQUIREMENTS]:
         raise InputError(f"unknown metric {', '.join(unknown)}; choose among {', '.join(METRICS)}")
     wanted: dict[str, None] = {}
     while names:
         name = names.pop()
         wanted[name] = None
         names.extend(REQUIREMENTS[name])
-        missing = [split for split in _split_of(name) if split not in splits]
-        if missing:
+        if missing := [split for split in _split_of(name) if split not in splits]:
             raise InputError(f"{name} needs the split {', '.join(missing)}; given: {', '.join(splits)}")
     if "mia_reference" in wanted and reference_model is None:
         raise InputError("mia_reference needs reference_model=, a model that never saw the forget set")
@@ -99,8 +99,7 @@ def _needed_columns(names: Iterable[str]) -> dict[str, set[str]]:
 def _check_columns(splits: Mapping, needed: Mapping[str, set[str]]) -> None:
     for split, columns in needed.items():
         present = list(splits[split].column_names)
-        missing = [column for column in COLUMNS[split] if column in columns and column not in present]
-        if missing:
+        if missing := [column for column in COLUMNS[split] if column in columns and column not in present]:
             raise InputError(
                 f"split {split} has no column {', '.join(missing)} (it has {', '.join(present)}): "
                 "add it, or ask for metrics= that do without"
@@ -109,7 +108,7 @@ def _check_columns(splits: Mapping, needed: Mapping[str, set[str]]) -> None:
             raise InputError(f"split {split} is empty: leave it out or give rows")
         if "perturbed_answer" in columns:
             for row, wrong in enumerate(splits[split]["perturbed_answer"]):
-                if not isinstance(wrong, list) or not wrong:
+                if not wrong or not isinstance(wrong, list):
                     raise InputError(f"split {split}, row {row}: perturbed_answer must be a list of wrong answers")
 
 
@@ -118,7 +117,6 @@ class _Passes:
 
     def __init__(self, tokenizer, template):
         self.tokenizer, self.template = tokenizer, template
-        self.rows: list[tuple[str, str]] = []
         self.places: dict[tuple[str, str], list] = {}
         self.encoded: list[dict] = []
         self.scores: list = []
@@ -126,29 +124,22 @@ class _Passes:
     def add(self, split: str, column: str, dataset) -> None:
         places = []
         for question, answers in zip(dataset["question"], dataset[column]):
-            start = len(self.rows)
+            start = len(self.encoded)
             single = isinstance(answers, str)
-            self.rows += [(question, answer) for answer in ([answers] if single else answers)]
-            places.append(start if single else list(range(start, len(self.rows))))
+            for answer in [answers] if single else answers:
+                self.encoded.append(encode_qa(self.tokenizer, question, answer, self.template))
+            places.append(start if single else list(range(start, len(self.encoded))))
         self.places[split, column] = places
 
     def run(self, model, batch_size: int, moments: bool, progress: bool) -> None:
-        self.encoded = scoring.encode(self.tokenizer, self.rows, self.template)
         # The vocabulary moments double the work per logit: only the rows of the membership scores need them.
-        heavy = (
-            [i for split in ("forget", "holdout") for i in self.places.get((split, "answer"), [])] if moments else []
-        )
-        light = sorted(set(range(len(self.rows))) - set(heavy))
-        self.scores = [None] * len(self.rows)
+        members = ("forget", "holdout") if moments else ()
+        heavy = [i for split in members for i in self.places.get((split, "answer"), [])]
+        light = sorted(set(range(len(self.encoded))) - set(heavy))
+        self.scores = [None] * len(self.encoded)
         for chosen, with_moments in ((light, False), (heavy, True)):
-            found = scoring.score_answers(
-                model,
-                self.tokenizer,
-                [self.encoded[i] for i in chosen],
-                batch_size=batch_size,
-                moments=with_moments,
-                progress=progress,
-            )
+            rows, how = [self.encoded[i] for i in chosen], {"batch_size": batch_size, "progress": progress}
+            found = scoring.score_answers(model, self.tokenizer, rows, moments=with_moments, **how)
             for i, score in zip(chosen, found):
                 self.scores[i] = score
 
@@ -197,8 +188,6 @@ def evaluate(
         InputError: a split, column, metric or reference model is missing, or perturbed answers are not lists.
         NumericalError: the model gives logits that are not finite.
     """
-    from ..data.prompts import QATemplate
-
     template = template or QATemplate()
     splits = {name: split for name, split in splits.items() if split is not None}
     if unknown := [name for name in splits if name not in COLUMNS]:
@@ -222,9 +211,8 @@ def evaluate(
         elif name.startswith("mia_"):
             log[name] = _membership(name, model, passes, splits, reference_model, batch_size, progress)
         elif name.endswith("_Q_A_ROUGE"):
-            split = _split_of(name)[0]
-            items = _rouge(model, tokenizer, splits[split], passes, split, max_new_tokens, batch_size, progress)
-            log[name] = _metric(items)
+            how = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}
+            log[name] = _metric(_rouge(model, passes, _split_of(name)[0], splits, how))
         else:
             log[name] = _metric(_likelihood(name, passes, log))
     values = aggregates(log, retain_log)
@@ -258,12 +246,12 @@ def _likelihood(name: str, passes: _Passes, log: Mapping) -> list[dict]:
     split = _split_of(name)[0]
     items = []
     for score in passes.of(split, ANSWER_COLUMNS[name.removeprefix(f"{PREFIXES[split]}_")]):
-        losses = [s.nll_mean for s in score] if isinstance(score, list) else [score.nll_mean]
+        single = not isinstance(score, list)
+        losses = [one.nll_mean for one in ([score] if single else score)]
         probabilities = [None if loss is None else memorization.probability(loss) for loss in losses]
-        if isinstance(score, list):
-            items.append({"prob": probabilities, "avg_loss": losses})
-        else:
-            items.append({"prob": probabilities[0], "avg_loss": losses[0]})
+        items.append(
+            {"prob": probabilities[0] if single else probabilities, "avg_loss": losses[0] if single else losses}
+        )
     return items
 
 
@@ -271,25 +259,25 @@ def _unless_missing(formula, correct: float | None, wrong: list) -> float | None
     return None if correct is None or None in wrong else formula(correct, wrong)
 
 
-def _rouge(model, tokenizer, dataset, passes, split, max_new_tokens, batch_size, progress) -> list[dict]:
+def _rouge(model, passes: _Passes, split: str, splits: Mapping, how: Mapping) -> list[dict]:
+    """ROUGE of greedy generations, without special tokens and stripped."""
     prompts = [scoring.prompt_ids(row) for row in passes.encoded_of(split)]
-    generations = scoring.generate_answers(
-        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    generations = scoring.generate_ids(model, passes.tokenizer, prompts, **how)
+    questions, answers = (
+        passes.tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in (prompts, generations)
     )
     return [
         {
-            **memorization.rouge(truth.strip(), generation),
-            "input": tokenizer.decode(prompt, skip_special_tokens=True),
+            **memorization.rouge(truth.strip(), answer.strip()),
+            "input": question,
             "ground_truth": truth.strip(),
-            "generation": generation,
+            "generation": answer.strip(),
         }
-        for truth, generation, prompt in zip(dataset["answer"], generations, prompts)
+        for truth, question, answer in zip(splits[split]["answer"], questions, answers)
     ]
 
 
 def _membership(name, model, passes, splits, reference_model, batch_size, progress) -> dict:
-    from tqdm.auto import tqdm
-
     log = {}
     for split in ("forget", "holdout"):
         scores, encoded, texts = passes.of(split, "answer"), passes.encoded_of(split), splits[split]["answer"]
@@ -322,9 +310,6 @@ def _gradient_norm(model, row: Mapping, score: scoring.AnswerScore) -> float | N
 
 
 def _record(model, tokenizer, template, splits: Mapping, max_new_tokens: int) -> dict:
-    import torch
-    import transformers
-
     return {
         "template_sha256": template.fingerprint(tokenizer),
         "counts": {name: len(split) for name, split in splits.items()},
@@ -335,5 +320,5 @@ def _record(model, tokenizer, template, splits: Mapping, max_new_tokens: int) ->
         "seeds": {},  # greedy decoding and full passes: nothing is drawn
         "max_new_tokens": max_new_tokens,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "versions": {"hf_unlearn": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": library_versions(),
     }

@@ -61,19 +61,6 @@ def write_log(path: str | Path, log: Mapping) -> Path:
     return atomic_write(path, lambda temporary: temporary.write_bytes(data))
 
 
-def item_values(metric: Mapping, field: str) -> list:
-    """The per-item values of one field, in the log's order; None where the item or the field has none."""
-    return [None if item is None else item.get(field) for item in metric["value_by_index"].values()]
-
-
-def _item_field(name: str) -> str:
-    return "rougeL_recall" if name.endswith("_ROUGE") else "prob" if "_Prob" in name else "score"
-
-
-def _mean_of_item(value) -> float | None:
-    return memorization.mean(value) if isinstance(value, list) else value
-
-
 def aggregates(log: Mapping, retain_log: Mapping | None = None) -> dict:
     """Every aggregate of a log, recomputed: metric -> number or None; the means of membership scores as
     "mia_loss/forget" and "mia_loss/holdout".
@@ -84,13 +71,13 @@ def aggregates(log: Mapping, retain_log: Mapping | None = None) -> dict:
     values: dict = {}
     for name, metric in log.items():
         if name.startswith("mia_"):
-            scores = {}
-            for part in ("forget", "holdout"):
-                scores[part] = _values(metric.get(part), "score", f"{name}/{part}")
-                values[f"{name}/{part}"] = memorization.mean(scores[part])
-            values[name] = privacy.auc(scores["forget"], scores["holdout"])
+            scores = _membership(log, name)
+            values |= {f"{name}/{part}": memorization.mean(found) for part, found in scores.items()}
+            values[name] = privacy.auc(**scores)
         elif isinstance(metric, Mapping) and "value_by_index" in metric:
-            items = [_mean_of_item(value) for value in _values(metric, _item_field(name), name)]
+            field = "rougeL_recall" if name.endswith("_ROUGE") else "prob" if "_Prob" in name else "score"
+            found = _values(metric, field, name)
+            items = [memorization.mean(value) if isinstance(value, list) else value for value in found]
             if name == "forget_truth_ratio":
                 values[name] = memorization.forget_truth_ratio_mean(items)
             elif name.endswith("_Truth_Ratio"):
@@ -106,8 +93,9 @@ def aggregates(log: Mapping, retain_log: Mapping | None = None) -> dict:
 
 
 def _values(metric, field: str, name: str) -> list:
+    """The per-item values of one field, in the log's order; None where the item or the field has none."""
     try:
-        values = item_values(metric, field)
+        values = [None if item is None else item.get(field) for item in metric["value_by_index"].values()]
     except (TypeError, KeyError, AttributeError):
         values = None
     numbers = (int, float, list, type(None))
@@ -116,12 +104,13 @@ def _values(metric, field: str, name: str) -> list:
     return values
 
 
+def _membership(log: Mapping, name: str) -> dict[str, list]:
+    return {part: _values(log[name].get(part), "score", f"{name}/{part}") for part in ("forget", "holdout")}
+
+
 def _retain_auc(retain_log: Mapping | None) -> float:
-    if retain_log is None or "mia_min_k" not in retain_log:
-        return 0.5
-    metric = retain_log["mia_min_k"]
-    parts = [_values(metric.get(part), "score", f"mia_min_k/{part}") for part in ("forget", "holdout")]
-    return privacy.auc(*parts)
+    known = retain_log is not None and "mia_min_k" in retain_log
+    return privacy.auc(**_membership(retain_log, "mia_min_k")) if known else 0.5
 
 
 def forget_quality(log: Mapping, retain_log: Mapping | None) -> privacy.KSTest | None:
@@ -199,10 +188,9 @@ def _head(model_utility: float | None, test: privacy.KSTest | None, n: int | Non
 
 def _legacy_column(log: Mapping, part: str, column: str) -> list:
     try:
-        values = list(log[LEGACY_FILES[part]][column].values())[:LEGACY_ROWS]
+        return list(log[LEGACY_FILES[part]][column].values())[:LEGACY_ROWS]
     except (KeyError, AttributeError) as error:
         raise InputError(f"the legacy log has no {LEGACY_FILES[part]}/{column}: evaluate the model again") from error
-    return values
 
 
 def _legacy_ratios(log: Mapping, part: str, arithmetic: bool = False) -> list[float]:
@@ -247,25 +235,3 @@ def _summarize_legacy(log: Mapping, retain_log: Mapping | None) -> dict:
     )
     head = _head(utility, test, len(ratios["forget"]))
     return head | dict(sorted(values.items())) | {"model_utility_arithmetic": utility_arithmetic}
-
-
-def format_summary(summary: Mapping) -> str:
-    """A two-column table of a summary; forget quality with D, n and log10 p."""
-    lines = []
-    for name, value in summary.items():
-        if name in ("log10_forget_quality", "ks_statistic", "n", "privleak_retain_auc"):
-            continue
-        text = "-" if value is None else f"{value:.2e}" if 0 < abs(value) < 5e-4 else f"{value:.4f}"
-        if name == "forget_quality":
-            text = "- (no retain log)"
-            if value is not None:
-                log10 = summary["log10_forget_quality"]
-                shown = f"{value:.3g}" if log10 > -300 else f"1e{log10:.1f}"
-                text = f"{shown} (log10 p {log10:.2f}, D {summary['ks_statistic']:.4f}, n {summary['n']})"
-        elif name == "privleak" and value is not None:
-            text = f"{value:.2f} % (retain AUC {summary['privleak_retain_auc']:.4f})"
-            if summary["forget_quality"] is None and summary["privleak_retain_auc"] == 0.5:
-                text = f"{value:.2f} % (retain AUC taken as 0.5: no retain log)"
-        lines.append((name, text))
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from .scoring import LOG_PROB_FLOOR, REDUCTION_BUDGET, budget
+from .scoring import LOG_PROB_FLOOR, reduction_rows
 
 
 class TopK(NamedTuple):
@@ -41,8 +41,7 @@ def most_that_fit(memory: int, tokens: int, width: int) -> int:
 def keep_top(log_probs: torch.Tensor, k: int, generator: torch.Generator) -> TopK:
     """`TopK` of rows of log-probabilities (n, V), k < V; `generator` (of the CPU) draws from the rest."""
     uniform = torch.rand(len(log_probs), 1, generator=generator, dtype=torch.float64).to(log_probs)
-    rows = _rows(log_probs)
-    parts = []
+    rows, parts = reduction_rows(log_probs), []
     for logs, u in zip(log_probs.split(rows), uniform.split(rows)):
         top, ids = logs.topk(k)
         others = logs.scatter(1, ids, float("-inf"))
@@ -65,7 +64,8 @@ def divergences(kept: TopK, log_probs: torch.Tensor) -> torch.Tensor:
     for q = p. Row 1 is an upper bound: sum_R p log p is exact, and -sum_R p log q is at most sum_R p * max_R(-log q).
     Row 2 puts p(R) * (log p - log q) of the drawn token in place of the rest: right on average over tokens.
     """
-    pieces = zip(log_probs.split(_rows(log_probs)), *(tensor.split(_rows(log_probs)) for tensor in kept))
+    rows = reduction_rows(log_probs)
+    pieces = zip(log_probs.split(rows), *(tensor.split(rows) for tensor in kept))
     return torch.cat([_divergences(logs, TopK(*piece)) for logs, *piece in pieces], dim=1)
 
 
@@ -85,7 +85,3 @@ def _divergences(log_probs: torch.Tensor, kept: TopK) -> torch.Tensor:
 def _log_sum(others: torch.Tensor) -> torch.Tensor:
     # Where nothing is left of p, exp(floor) is 0 and so is its term of the sum.
     return others.logsumexp(-1).clamp_min_(LOG_PROB_FLOOR)
-
-
-def _rows(log_probs: torch.Tensor) -> int:
-    return max(1, budget(REDUCTION_BUDGET, log_probs.device) // log_probs.shape[1])

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from hf_unlearn.errors import InputError
-from hf_unlearn.evaluation.tofu import format_summary, read_log, summarize, write_log
+from hf_unlearn.evaluation.tofu import read_log, summarize, write_log
 from hf_unlearn.evaluation.tofu_logs import aggregates
 
 
@@ -99,8 +99,6 @@ def test_without_a_retain_log(shared_data):
     assert summary["forget_quality"] is None and summary["log10_forget_quality"] is None
     assert summary["privleak_retain_auc"] == 0.5
     assert summary["privleak"] == pytest.approx(23.4775, abs=1e-6)
-    text = format_summary(summary)
-    assert "no retain log" in text and "taken as 0.5" in text
 
 
 LEGACY = {
@@ -144,9 +142,8 @@ def test_completely_separated_samples_have_a_finite_log10_p():
         floor = math.log10(2) - (math.lgamma(2 * n + 1) - 2 * math.lgamma(n + 1)) / math.log(10)
         assert summary["log10_forget_quality"] == pytest.approx(floor, abs=1e-6)
         assert summary["ks_statistic"] == 1
-        assert "inf" not in format_summary(summary)
     assert summary["forget_quality"] == 0  # 1e-900 is no float: only its logarithm is
-    assert "1e-901" in format_summary(summary)
+    assert summary["log10_forget_quality"] == pytest.approx(-901, abs=1)
 
 
 def test_items_without_a_value_are_skipped():
