@@ -33,8 +33,7 @@ class Gram:
         matrix (`Tensor`): J^T J (p, p).
         target (`Tensor`): J^T y (p,).
         output (`Tensor`): J^T f (p,), f at the origin of the linear model.
-        classes (`Tensor`):
-            (p, C), column k the sum over samples of row k of their Jacobians: what a target common to all meets.
+        classes (`Tensor`): (p, C), column k the sum of row k of all Jacobians: what a target common to all meets.
         rows (`int`): number of samples.
     """
 
@@ -81,8 +80,7 @@ def measure_gram(
         jacobians (`Jacobians`): of the model.
         batches (`Iterable`): dicts with `labels` (B,) and what the model takes; in the same order on every process.
         processes (`Processes`, *optional*): those that share the work.
-        count (`int`, *optional*):
-            Contrasts to draw for each sample, see `contrast_basis`; all by default, and then the sums are exact.
+        count (`int`, *optional*): Contrasts drawn for each sample, see `contrast_basis`; all, and exact, by default.
 
     Raises:
         InputError: labels out of range; on all processes, whichever met them.
@@ -124,12 +122,11 @@ def contrasts(classes: int) -> Tensor:
     return basis / (ranks * (ranks + 1)).sqrt()[:, None]
 
 
-def contrast_basis(batch: Mapping, count: int | None = None) -> Callable[[slice, int], Tensor]:
+def contrast_basis(batch: Mapping, count: int | None) -> Callable[[slice, int], Tensor]:
     """For `Jacobians`: all contrasts, or `count` random ones for every sample, scaled so that sums are unbiased.
 
     With S (m, C) the scaled basis of one sample, E[S^T S] = I - 1/C, so E[(S J)^T (S J)] is its share of the Gram. A
-    sample's own values are the seed: it meets the same contrasts in any order, process and request, so sums over
-    sets still subtract without a rest.
+    sample's own values are the seed: its contrasts are the same in any order, process and request, so sets subtract.
     """
     seeds: list[int] = []
 
@@ -158,9 +155,8 @@ def _checksums(batch: Mapping) -> list[int]:
 def contrast_chunks(jacobians: Jacobians, batch: Mapping, count: int | None = None):
     """(Jacobian (n, m, p), outputs (n, m), unit targets (n, m), basis ([n,] m, C)) of every chunk.
 
-    The first three are written in `contrast_basis`.
-    Sums over classes of products of centred vectors are those over contrasts, and one backward fewer is taken. The
-    Jacobian is fp32 (fp64 of an fp64 model), outputs and targets are fp64.
+    The first three are written in `contrast_basis`: sums over classes of products of centred vectors are those over
+    contrasts, and one backward fewer is taken. The Jacobian is fp32 (of an fp64 model fp64), the others are fp64.
     """
     labels, start, drawn = batch["labels"].to(jacobians.device), 0, contrast_basis(batch, count)
     for outputs, jacobian in jacobians(batch, drawn):

@@ -27,20 +27,17 @@ class Jacobians:
 
     Every chosen parameter gets a leading batch axis (`expand(n, ...)`, one leaf), so that the gradient of
     `outputs[:, k].sum()` with respect to it *is* the Jacobian row of every sample: C backwards in all, through any
-    operation, SDPA and convolutions included. Batch normalisation runs on its running statistics, as in evaluation;
-    on batch statistics samples would mix.
+    operation, SDPA and convolutions included. Batch normalisation runs on its running statistics, as in evaluation:
+    others would mix the samples. The model is not changed.
 
     Args:
         model (`nn.Module`): takes `pixel_values` or `input_ids` ... and gives `.logits` (B, C), or a tensor.
         names (`Sequence[str]`): parameters, by `named_parameters()` name, in the order of the columns.
-        at (`Mapping[str, Tensor]`, *optional*):
-            Values at which Jacobians are taken; the model's own where left out. The model is not changed.
-        origin (`Mapping[str, Tensor]`, *optional*):
-            Values at which outputs are taken; `at` by default. The linear model is
+        at (`Mapping[str, Tensor]`, *optional*): Where Jacobians are taken, in place of the model's own values.
+        origin (`Mapping[str, Tensor]`, *optional*): Where outputs are taken; `at` by default. The linear model is
             f(w) = f(origin) + J(at) (w - origin).
         outputs (`str`, defaults to `"logits"`): `"logits"` or `"probabilities"` (softmax of them).
-        chunk_size (`int`, defaults to 16):
-            Samples at a time; memory is about chunk_size times one sample's activations and C * p numbers.
+        chunk_size (`int`, defaults to 16): Samples at a time, each with its activations and C * p numbers in memory.
 
     Raises:
         InputError: no such parameter, or one whose module cannot take a batch of values.
@@ -68,18 +65,17 @@ class Jacobians:
         self.model, self.outputs, self.chunk_size = model, outputs, chunk_size
         self.values = {name: (at or {}).get(name, parameters[name]).detach().to(parameters[name]) for name in names}
         self.origin = origin and {name: origin[name].detach().to(parameters[name]) for name in names}
-        self.shapes = {name: tuple(value.shape) for name, value in self.values.items()}
         self.size = sum(value.numel() for value in self.values.values())
         self.device = next(iter(self.values.values())).device
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """(p,) fp64: tensors by name, in the order of the columns."""
-        return torch.cat([tensors[name].detach().double().flatten() for name in self.shapes])
+        return torch.cat([tensors[name].detach().double().flatten() for name in self.values])
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """The inverse of `flatten`: name -> tensor of the parameter's shape."""
-        parts = flat.split([self.values[name].numel() for name in self.shapes])
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts)}
+        parts = flat.split([value.numel() for value in self.values.values()])
+        return {name: part.view_as(value) for (name, value), part in zip(self.values.items(), parts)}
 
     def __call__(
         self,
@@ -91,7 +87,7 @@ class Jacobians:
         Args:
             basis (`Callable`, *optional*):
                 Given which samples of the batch, and C: the combinations of outputs whose Jacobian rows are wanted,
-                one backward each; (m, C) for all of them, or (n, m, C). The C outputs themselves by default.
+                one backward each; (m, C) for all, or (n, m, C). The C outputs themselves by default.
         """
         start = 0
         for leaves, outputs, base in self._forward(inputs):
@@ -125,12 +121,8 @@ class Jacobians:
         """J v (N, C) for a batch: forward-mode differentiation, no Jacobian."""
         # The fused kernels of attention have no forward mode.
         with sdpa_kernel(SDPBackend.MATH):
-            return torch.cat(
-                [
-                    torch.func.jvp(call, (values,), (tangent,))[1]
-                    for call, values, tangent in self._calls(inputs, vector)
-                ]
-            )
+            calls = self._calls(inputs, vector)
+            return torch.cat([torch.func.jvp(call, (values,), (tangent,))[1] for call, values, tangent in calls])
 
     def vjp(self, inputs: Mapping[str, Tensor], cotangents: Tensor) -> dict[str, Tensor]:
         """J^T u by name for a batch and u (N, C), summed over samples: one backward."""
@@ -161,7 +153,7 @@ class Jacobians:
 
     def _forward(self, inputs: Mapping[str, Tensor]):
         """(leaves of a batch of values, outputs that depend on them, outputs at the origin) of every chunk."""
-        with _evaluation(self.model), batched_modules(self.model, self.shapes):
+        with _evaluation(self.model), batched_modules(self.model, self.values):
             for chunk in self._chunks(inputs):
                 count = len(next(iter(chunk.values())))
                 leaves = {

@@ -45,18 +45,10 @@ def solve_request(
     accelerator=None,
     seed: int = 0,
 ) -> tuple[dict[str, Tensor], dict]:
-    """The update of the parameters `names`, and a report: solver, rows, parameters, scale, ridge, seconds.
+    """The update of the tuned parameters `names`, and a report: solver, rows, parameters, scale, ridge, seconds.
 
-    Args:
-        model (`nn.Module`): the tuned one; unchanged.
-        names (`Sequence[str]`): of the tuned parameters.
-        settings (`FastNTK`): solver, ridge, targets.
-        retain, forget (`Dataset`): rows.
-        collator (`Callable`): rows -> a batch with `labels`.
-        start (`Mapping[str, Tensor]`, *optional*):
-            The values before tuning; needed unless `settings.linearize` is `"tuned"`.
-        accelerator (`Accelerator`, *optional*): of the processes that share the work.
-        seed (`int`, defaults to 0): of the choice of `settings.retain_samples` rows.
+    `settings` are a `FastNTK`, `start` holds the values before tuning (needed unless it linearises at the tuned ones),
+    and `seed` chooses its `retain_samples` rows. The model is unchanged.
     """
     began = time.perf_counter()
     processes = Processes(accelerator, "the Fast-NTK request")

@@ -37,13 +37,10 @@ def ntk_update(
 
     Args:
         jacobian_forget, jacobian_retain (`Tensor`): (n, C, p) or (n * C, p), any floating type; Grams are fp64.
-        residual_forget, residual_retain (`Tensor`):
-            Target - output at the linearisation point, (n, C) or (n * C,).
-        ridge (`float`, defaults to 0):
-            Added to the diagonal of the kernel, in its units. At 0 the minimum-norm solution is taken.
-        solver (`str`, defaults to `"auto"`):
-            `"dual"` (kernel, n C x n C), `"primal"` (Gram, p x p), `"cg"` (matrix-free, O(p) beside the Jacobians), or
-            the cheaper of the first two, `"cg"` when neither fits `memory`.
+        residual_forget, residual_retain (`Tensor`): Target - output at the linearisation point, (n, C) or (n * C,).
+        ridge (`float`, defaults to 0): Added to the kernel's diagonal, in its units. 0: the minimum-norm solution.
+        solver (`str`, defaults to `"auto"`): `"dual"` (kernel, n C x n C), `"primal"` (Gram, p x p), `"cg"`
+            (matrix-free, O(p) beside the Jacobians), or the cheapest of them that fits `memory`.
         memory (`float`, defaults to 8e9): bytes that `"auto"` may plan with.
         tolerance (`float`, defaults to 1e-12): relative residual at which `"cg"` stops.
         max_iterations (`int`, *optional*): steps of `"cg"`; 10 p + 1000 by default.
@@ -52,8 +49,8 @@ def ntk_update(
         InputError: shapes that do not fit, a negative ridge, an unknown solver, an empty retain or forget set.
         NumericalError: entries that are not finite, or no convergence.
     """
-    sides = [_rows(jacobian_retain, residual_retain, "retain"), _rows(jacobian_forget, residual_forget, "forget")]
-    (j_r, e_r), (j_f, e_f) = sides
+    j_r, e_r = _rows(jacobian_retain, residual_retain, "retain")
+    j_f, e_f = _rows(jacobian_forget, residual_forget, "forget")
     if j_r.shape[1] != j_f.shape[1]:
         raise InputError(f"Jacobians of {j_f.shape[1]} and {j_r.shape[1]} parameters: take both at the same ones")
     if not ridge >= 0:
@@ -61,7 +58,8 @@ def ntk_update(
     rows, size = len(j_r) + len(j_f), j_r.shape[1]
     solver = choose_solver(rows, size, solver, memory)
     if solver == "dual":
-        return dual_update(j_r, e_r, j_f, e_f, ridge)
+        j = torch.cat([j_r, j_f])
+        return j.T @ dual_coefficients(j @ j.T, torch.cat([e_r, e_f])[:, None], e_r[:, None], ridge)[:, 0]
     if solver == "primal":
         gram_r, gram_f = j_r.T @ j_r, j_f.T @ j_f
         b_r = j_r.T @ e_r
@@ -90,22 +88,12 @@ def choose_solver(rows: int, size: int, solver: str = "auto", memory: float = 8e
     return min(fitting, key=flops.get, default="cg")
 
 
-def dual_update(j_r: Tensor, e_r: Tensor, j_f: Tensor, e_f: Tensor, ridge: float) -> Tensor:
-    """From rows of Jacobians (n C, p) and residuals (n C,), fp64, through the kernel of all rows."""
-    j = torch.cat([j_r, j_f])
-    return j.T @ dual_coefficients(j @ j.T, torch.cat([e_r, e_f])[:, None], e_r[:, None], ridge)[:, 0]
-
-
 def dual_coefficients(kernel: Tensor, e: Tensor, e_r: Tensor, ridge: float) -> Tensor:
     """(rows, m): what each row of the Jacobian is multiplied with in the update, for m residuals that share a kernel.
 
-    Retain rows come first: the leading block of the kernel's factor is then the factor of the retain kernel, so one
-    factorisation serves both solutions.
-
-    Args:
-        kernel (`Tensor`): (rows, rows).
-        e (`Tensor`): (rows, m), residuals of training on all rows.
-        e_r (`Tensor`): (retain rows, m), residuals of retraining.
+    Retain rows come first: the leading block of the factor of the kernel (rows, rows) is then that of the retain
+    kernel, so one factorisation serves both solutions. Residuals are `e` (rows, m) of training on all rows and `e_r`
+    (retain rows, m) of retraining.
     """
     coefficients, retain = torch.zeros_like(e), len(e_r)
     factor = _cholesky(kernel, ridge)
@@ -122,8 +110,7 @@ def primal_update(gram_r: Tensor, b_r: Tensor, gram_f: Tensor, b: Tensor, ridge:
     w(D_r) - w(D) = (H_r + r I)^-1 (b_r - b + H_f w(D)): the same without the difference of two long vectors.
     """
     gram = gram_r + gram_f
-    full = _cholesky(gram, ridge)
-    part = _cholesky(gram_r, ridge)
+    full, part = _cholesky(gram, ridge), _cholesky(gram_r, ridge)
     if full is None or part is None:
         return (_minimum_norm(gram_r, b_r[:, None], ridge) - _minimum_norm(gram, b[:, None], ridge))[:, 0]
     w = torch.cholesky_solve(b[:, None], full)
@@ -142,17 +129,9 @@ def cgls(
 ) -> Tensor:
     """argmin |J w - e|^2 + ridge |w|^2 by conjugate gradients on the normal equations, which are never formed.
 
-    Hestenes and Stiefel (1952). Started at 0 it tends to the minimum-norm solution when ridge is 0.
-
-    Args:
-        product, transposed (`Callable`):
-            v (p,) -> J v, and u -> J^T u. With rows spread over processes the first gives those of this process, and
-            the second the sum over all.
-        e (`Tensor`): residuals of this process's rows.
-        ridge (`float`): in the units of J^T J.
-        tolerance (`float`, defaults to 1e-12): relative residual of the normal equations at which it stops.
-        max_iterations (`int`, defaults to 10000): steps.
-        reduce (`Callable`, *optional*): sums a number over the processes that hold rows.
+    Hestenes and Stiefel (1952). Started at 0 it tends to the minimum-norm solution when ridge is 0. It stops at a
+    relative residual `tolerance` of the normal equations. With rows spread over processes `e` and `product`, v (p,) ->
+    J v, are of this process's, `transposed`, u -> J^T u, gives the sum over all, and `reduce` sums a number over them.
 
     Raises:
         NumericalError: the relative residual is still above `tolerance` after `max_iterations`.

@@ -34,22 +34,16 @@ class Targets:
 
     Training on all rows and retraining on those that stay differ in the classes that have none: cross-entropy pushes
     such a class down on every row and never up.
-
-    Attributes:
-        scale (`float`): distance of the right class from the mean of the others.
-        everything, retained (`Tensor`): (C,) fp64, the shifts of training on all rows and of retraining, centred.
     """
 
-    scale: float
-    everything: Tensor
-    retained: Tensor
+    scale: float  # distance of the right class from the mean of the others
+    everything: Tensor  # (C,) fp64, centred: the shift of training on all rows
+    retained: Tensor  # likewise, of retraining
 
     def residuals(self, unit: Tensor, outputs: Tensor, retained: int | None = None) -> tuple[Tensor, Tensor]:
         """Residuals (n, C) of training on all rows, and those of the first `retained` (all by default) in retraining.
 
-        Args:
-            unit, outputs (`Tensor`): (n, C), centred: one-hot - 1/C, and the outputs at the origin.
-            retained (`int`, *optional*): rows that stay, which come first.
+        `unit` (one-hot - 1/C) and `outputs` (at the origin) are (n, C) and centred.
         """
         plain = self.scale * unit - outputs
         return plain + self.everything, plain[:retained] + self.retained
@@ -65,13 +59,8 @@ def make_targets(
 ) -> tuple[Targets, dict]:
     """From the tuned model and the labels; and what a report says of them.
 
-    Args:
-        settings (`FastNTK`): scale, margin of absent classes, outputs.
-        model (`nn.Module`): the tuned one.
-        loader (`Callable`): rows -> batches.
-        sets (`tuple`): all retain rows, those of them that are taken, forget rows.
-        processes (`Processes`): of the request.
-        seed (`int`, defaults to 0): of the choice of rows whose margin is measured.
+    `settings` are a `FastNTK`, `sets` all retain rows, those of them that are taken, and the forget rows; `seed` picks
+    the rows whose margin is measured.
 
     Raises:
         InputError: labels out of range, or a model that was never tuned on the rows.
