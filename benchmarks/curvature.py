@@ -1,11 +1,11 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """K-FAC and EK-FAC fits against kronfluence and curvlinops: time, peak memory, agreement. `make bench` runs it.
 
-Every item lives in a process of its own, on one thread, with its own copy of the same random Llama and the same tokens. The
-processes take turns (A B C ... A B C ...), so a busy machine slows all of them alike; all this three times over with new
-processes. Time is CPU time of the process, and what is compared are ratios inside one run. Peak memory is the highest
-resident size of a process's first run above the resident size just before it, when the model is loaded and every module and
-thread buffer was warmed up on a tiny model; the median of three.
+Every item lives in a process of its own, on one thread, with its own copy of the same random Llama and the same
+tokens. The processes take turns (A B C ... A B C ...), so a busy machine slows all of them alike; all this three times
+over with new processes. Time is CPU time of the process, and what is compared are ratios inside one run. Peak memory
+is the highest resident size of a process's first run above the resident size just before it, when the model is loaded
+and every module and thread buffer was warmed up on a tiny model; the median of three.
 
 One sampled label a position; 6 MLP modules. Only passes over the data count: nothing is written to disk, and
 eigendecompositions are in no item (`whole_fit_cpu_seconds` has ours with them). kronfluence gets a mask without each
@@ -80,7 +80,7 @@ def make_batches(case: dict) -> list[dict]:
 
 
 def forward_backward(model, batches):
-    """The floor: forward, loss, backward through activations down to the embedding, no weight gradients, no factors."""
+    """The floor: forward, loss, backward through activations to the embedding, no weight gradients or factors."""
     model.requires_grad_(False)
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
 
@@ -92,7 +92,7 @@ def forward_backward(model, batches):
 
 
 def limit(model, batches):
-    """The least that K-FAC can cost: forward, backward to the lowest MLP, and half of each square product (symmetry)."""
+    """The least that K-FAC can cost: forward, backward to the lowest MLP, half of each square product."""
     import torch
 
     model.requires_grad_(False)
@@ -309,7 +309,7 @@ def worker(item: str, case_name: str) -> None:
 
 
 def agreement(model, batches) -> dict[str, float]:
-    """Largest relative difference (Frobenius norm, over the 6 modules) of our A and S from kronfluence's, dataset labels.
+    """Largest relative difference (Frobenius, over the 6 modules) of our A and S from kronfluence's, dataset labels.
 
     Ours are put together again from their eigendecompositions, so the error of those is in it.
     """
@@ -393,7 +393,7 @@ def measure(case_name: str, items: list[str], repeats: int) -> dict[str, dict]:
 
 
 def ratios(rows: dict[str, dict]) -> dict[str, dict]:
-    """Ours over each peer: the median over repeats of the ratio inside a repeat, the ratio of the minima, of the peaks."""
+    """Ours over each peer: the median over repeats of the ratio inside a repeat, ratios of minima and peaks."""
     table = {}
     for ours, peers in AIMS.items():
         for peer, aim in peers.items():

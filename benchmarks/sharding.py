@@ -3,14 +3,14 @@
 
     python benchmarks/sharding.py
 
-The model is a random fp32 Llama (d 512, ffn 1376; 2 layers for the times, 4 for the memory, as in the paper's WMDP run); the
-data are random tokens, the same in all runs. A run starts
-new processes (gloo, as `torchrun` starts them), fits a tiny model once so that everything is loaded, waits until all are ready,
-and fits once; its time is that of the slowest process, eigendecompositions in it. One and two processes take turns, so a busy
-machine slows both alike, and the least time of each is compared. CPU seconds are noted too: the busiest process's, which
-a busy machine changes less, but which leave waiting out. Memory is what the fit says of itself: factors, eigenvectors and eigenvalues that a process
-holds at the worst moment. The weights that share an input stay together, so with 2 layers on 4 processes the largest
-share would be 1.31 of a quarter by arithmetic.
+The model is a random fp32 Llama (d 512, ffn 1376; 2 layers for the times, 4 for the memory, as in the paper's WMDP
+run); the data are random tokens, the same in all runs. A run starts new processes (gloo, as `torchrun` starts them),
+fits a tiny model once so that everything is loaded, waits until all are ready, and fits once; its time is that of the
+slowest process, eigendecompositions in it. One and two processes take turns, so a busy machine slows both alike, and
+the least time of each is compared. CPU seconds are noted too: the busiest process's, which a busy machine changes
+less, but which leave waiting out. Memory is what the fit says of itself: factors, eigenvectors and eigenvalues that a
+process holds at the worst moment. The weights that share an input stay together, so with 2 layers on 4 processes the
+largest share would be 1.31 of a quarter by arithmetic.
 """
 
 import argparse

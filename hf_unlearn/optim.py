@@ -26,14 +26,10 @@ class NaturalGradientAscent(torch.optim.Optimizer):
     Args:
         named_parameters (`Mapping[str, torch.nn.Parameter]`):
             Weights to move, by `state_dict` name: the names that the curvature knows.
-        base (`Mapping[str, torch.Tensor]`):
-            Their values before the first step; may lie on another device.
-        curvature:
-            A fitted [`~curvature.Curvature`].
-        step_norm (`float`):
-            alpha, in sqrt(nats per token). It is the group's `lr`, so schedulers and logs work.
-        damping (`float`):
-            Added to the eigenvalues of G.
+        base (`Mapping[str, torch.Tensor]`): Their values before the first step; may lie on another device.
+        curvature: A fitted [`~curvature.Curvature`].
+        step_norm (`float`): alpha, in sqrt(nats per token). It is the group's `lr`, so schedulers and logs work.
+        damping (`float`): Added to the eigenvalues of G.
         refit (`Callable[[int], None]`, *optional*):
             Called with the number of steps taken before every step; fits the curvature to the weights as they are.
     """
@@ -61,7 +57,7 @@ class NaturalGradientAscent(torch.optim.Optimizer):
 
     @property
     def named(self) -> dict[str, torch.nn.Parameter]:
-        """The weights by name. Accelerate puts sharded parameters in the place of those that the optimiser was given."""
+        """The weights by name. Accelerate puts sharded parameters in the place of those that were given."""
         return dict(zip(self._names, self._group["params"]))
 
     def fit(self):
@@ -127,7 +123,8 @@ class NaturalGradientAscent(torch.optim.Optimizer):
     def begin(self):
         """Make the state of weights that have none: an update of zero.
 
-        What loads a checkpoint of a sharded model would else make it by a step with gradients of zero, which is none here.
+        What loads a checkpoint of a sharded model would else make it by a step with gradients of zero, which is none
+        here.
         """
         for name, parameter in self.named.items():
             self.state[parameter]["update"] = self._update(name)
@@ -139,7 +136,8 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         # Numbers by place, or the weights' names in a checkpoint of a sharded model.
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         for key, (name, parameter) in zip(keys, self.named.items(), strict=True):
-            # torch casts floating state to the parameter's dtype; the fp32 update of a bf16 weight must survive as it is.
+            # torch casts floating state to the parameter's dtype; the fp32 update of a bf16 weight must survive as it
+            # is.
             saved = state_dict["state"].get(key, {}).get("update")
             if saved is not None:
                 self.state[parameter]["update"] = placed_like(saved.clone(), parameter)

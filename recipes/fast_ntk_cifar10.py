@@ -1,15 +1,15 @@
 #!/usr/bin/env python
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Fast-NTK's Table I and III: tune BatchNorm (or prompts) on all classes, forget one in closed form, compare with retraining.
+"""Fast-NTK's Tables I and III: tune on all classes, forget one in closed form, compare with retraining.
 
     python recipes/fast_ntk_cifar10.py             # embedded default: handwritten digits, no files, minutes on a CPU
     python recipes/fast_ntk_cifar10.py --config recipes/configs/fast_ntk_cifar10.yaml --data_dir path/to/data
     python recipes/fast_ntk_cifar10.py --config recipes/configs/fast_ntk_cifar10_vit.yaml --data_dir path/to/data
 
-The YAML names data, model, tuner and one line per method with its search; candidates are chosen on the training rows alone.
-Everything lands in `--output_dir`: report.html (open it first), results.json, the figures, and for every size and seed the updates
-of the chosen candidates and the best unlearned adapter with its delta and card. A run that was killed goes on after the last
-finished line when it is started again.
+The YAML names data, model, tuner and one line per method with its search; candidates are chosen on the training rows
+alone. Everything lands in `--output_dir`: report.html (open it first), results.json, the figures, and for every size
+and seed the updates of the chosen candidates and the best unlearned adapter with its delta and card. A run that was
+killed goes on after the last finished line when it is started again.
 """
 
 import argparse

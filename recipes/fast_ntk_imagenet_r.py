@@ -4,7 +4,8 @@
 
     python recipes/fast_ntk_imagenet_r.py --data_dir path/to/data
 
-`data_dir` holds `imagenet-r/`, one folder of images a class. Options and output are those of recipes/fast_ntk_cifar10.py.
+`data_dir` holds `imagenet-r/`, one folder of images a class. Options and output are those of
+recipes/fast_ntk_cifar10.py.
 """
 
 from pathlib import Path

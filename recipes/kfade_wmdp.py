@@ -1,15 +1,17 @@
 #!/usr/bin/env python
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""K-FADE and its baselines on hazardous knowledge: forget domains stage by stage, ask WMDP, see that nothing else moved.
+"""K-FADE and its baselines on hazardous knowledge: forget domains stage by stage, see what else moved.
 
     accelerate launch recipes/kfade_wmdp.py --config recipes/configs/kfade_wmdp_zephyr_7b.yaml --data_dir path/to/data
-    python recipes/kfade_wmdp.py                         # the embedded miniature: no data, no downloads, minutes on a CPU
-    python recipes/kfade_wmdp.py --config ... --dry_run  # what it would do, on the meta device, and what it would cost
+    python recipes/kfade_wmdp.py                         # the embedded miniature: no data, no downloads, minutes on a
+    CPU python recipes/kfade_wmdp.py --config ... --dry_run  # what it would do, on the meta device, and what it would
+    cost
 
-The YAML names the stages (what to forget, what to keep, the task that asks), the model and one line per method with its
-search: another domain is another file. Everything lands in `--output_dir`: report.html (open it first), results.json, the
-figures, the updates of the chosen candidates, and the best model with its card. A run that was killed goes on after the
-last finished line when it is started again. docs/wmdp.md says where the corpora come from.
+The YAML names the stages (what to forget, what to keep, the task that asks), the model and one line per method with
+its
+search: another domain is another file. Everything lands in `--output_dir`: report.html (open it first), results.json,
+the figures, the updates of the chosen candidates, and the best model with its card. A run that was killed goes on
+after the last finished line when it is started again. docs/wmdp.md says where the corpora come from.
 """
 
 import argparse
@@ -26,7 +28,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--relearn",
         action=argparse.BooleanOptionalAction,
-        help="fine-tuning attacks on the result, as evaluation.relearning of the YAML says (default: for the miniature)",
+        help="fine-tuning attacks on the result, as evaluation.relearning says (default: for the miniature)",
     )
     return parser.parse_args(argv)
 

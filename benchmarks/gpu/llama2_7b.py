@@ -1,14 +1,15 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Curvature of a random-weight Llama-2-7B on one GPU: fit, eigh, solve and step against forward + backward and kronfluence.
+"""Curvature of a random-weight Llama-2-7B on one GPU: fit, eigh, solve and step against kronfluence.
 
     python benchmarks/gpu/llama2_7b.py                  # 7.5 minutes on an H100 or H200
     python benchmarks/gpu/llama2_7b.py --device cpu --hidden 64 --intermediate 96 --heads 4 --layers 4 --vocab 128 \
         --length 16 --batch_size 2 --target_layers 1-2 --sequences 8 --output /tmp/small.json
 
-The model is made on the device from its configuration, in bf16; the tokens are random. Speed does not depend on either.
-The WMDP setting of K-FADE comes first (MLPs of layers 3-6), then all MLPs. Every stage gets a share of --minutes and takes as
-many sequences as fit in it; what no longer fits is skipped and says so. The file is written after every stage, whole, so a
-killed run leaves what it had. Numbers for the paper's 4000 sequences stand apart, under "extrapolated".
+The model is made on the device from its configuration, in bf16; the tokens are random. Speed does not depend on
+either. The WMDP setting of K-FADE comes first (MLPs of layers 3-6), then all MLPs. Every stage gets a share of
+--minutes and takes as many sequences as fit in it; what no longer fits is skipped and says so. The file is written
+after every stage, whole, so a killed run leaves what it had. Numbers for the paper's 4000 sequences stand apart, under
+"extrapolated".
 """
 
 import argparse
@@ -173,7 +174,7 @@ def fit_all_mlps(record: Record, model, seconds: float, floor: float) -> dict:
     """The two passes over the data for all MLPs. Their eigendecompositions would take minutes: the second pass rotates by
     the factors themselves, which costs what rotating by eigenvectors costs."""
     stand_in = lambda matrix, name: (matrix.diagonal().clone(), matrix)
-    with unittest.mock.patch("hf_unlearn.curvature.kfac.eigendecompose", stand_in):
+    with unittest.mock.patch("hf_unlearn.curvature.kinds.eigendecompose", stand_in):
         row = fit(record, model, None, sequences_in(seconds, 20 * floor, record.arguments))[1]
     return {key: row[key] for key in ("sequences", "tokens", "factors", "correction")} | {
         "eigh": {"factors": row["eigh"]["factors"], "note": "left out"}
@@ -181,10 +182,10 @@ def fit_all_mlps(record: Record, model, seconds: float, floor: float) -> dict:
 
 
 def kronfluence(record: Record, model, curvature: EKFAC, seconds: float) -> dict:
-    """kronfluence's covariance and lambda stages on the same weights, in its default precisions, with our eigenvectors.
+    """kronfluence's covariance and lambda stages on the same weights, in its precisions, with our eigenvectors.
 
-    Both time a run of one batch and one of several and divide the difference: its copy of the results to the CPU, once per
-    fit, is then in neither.
+    Both time a run of one batch and one of several and divide the difference: its copy of the results to the CPU, once
+    per fit, is then in neither.
     """
     from kronfluence.factor.covariance import fit_covariance_matrices_with_loader
     from kronfluence.factor.eigen import fit_lambda_matrices_with_loader
@@ -273,7 +274,8 @@ def measure(record: Record):
         return
     floor = stages["forward + backward"]["microseconds_per_token"] * 1e-6
 
-    # A layer has three wide factors and two narrow ones. Fewer layers when their eigendecompositions alone take too long.
+    # A layer has three wide factors and two narrow ones. Fewer layers when their eigendecompositions alone take too
+    # long.
     times = [stages[f"eigh {size} fp32"]["with_rayleigh_quotients_seconds"] for size in sizes]
     layers = min(last - first + 1, max(1, int(0.3 * share / (2 * times[0] + 3 * times[-1]))))
     chosen = list(range(first, first + layers))

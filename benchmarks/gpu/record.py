@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""What the GPU benchmark notes: stages timed one by one into a file that is whole at any time, and what follows from them."""
+"""What the GPU benchmark notes: stages timed one by one into a file that is whole at any time."""
 
 import gc
 import resource
@@ -113,7 +113,7 @@ def per_token(seconds: float, tokens: int) -> dict:
 
 def achieved_over_limit(results: dict) -> dict:
     """K-FAC's pass over the least it can cost: forward and backward to the lowest target, and half of each square product
-    (they are symmetric) in the fastest way that was measured. DESIGN section 6."""
+    (they are symmetric) in the fastest way that was measured."""
     stages, table = results["stages"], {}
     for name, floor in (("fit", "forward + backward to the targets"), ("all MLPs", "forward + backward")):
         grams = [f"gram {size}" for size in stages.get(name, {}).get("eigh", {}).get("factors", {})]

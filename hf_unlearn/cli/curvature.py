@@ -24,8 +24,8 @@ from ..runtime.processes import announced_processes
 def run_curvature_fit(options):
     """Print the plan, fit on packed text, save.
 
-    The folder is written when the fit is complete. One that was killed goes on from the folder `OUTPUT.unfinished` beside
-    it when the command is given again.
+    The folder is written when the fit is complete. One that was killed goes on from the folder `OUTPUT.unfinished`
+    beside it when the command is given again.
     """
     output = Path(options.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -37,7 +37,8 @@ def run_inspect(options):
 def describe_delta(path: str | Path) -> Iterator[str]:
     delta = describe(path)
     names = delta["tensors"]
-    yield f"delta: {len(names)} tensors, {format_bytes(delta['bytes'])} in {delta.get('dtype')}, norm {delta['norm']:.6g}"
+    size = f"{format_bytes(delta['bytes'])} in {delta.get('dtype')}"
+    yield f"delta: {len(names)} tensors, {size}, norm {delta['norm']:.6g}"
     settings = {key: value for key, value in (delta.get("settings") or {}).items() if key != "method"}
     yield f"  method    {delta.get('method') or 'unknown'}: {format_settings(settings)}"
     revision = f" at {delta['base_revision']}" if delta.get("base_revision") else ""

@@ -63,7 +63,7 @@ def add_curvature(commands):
     fit = actions.add_parser("fit", help="fit a curvature of a model's weights on text and save it")
     fit.add_argument("--model", required=True, help="folder or Hub repository of the model")
     fit.add_argument(
-        "--data", required=True, help="text: a file, a folder, or a data set on the Hub (user/name:config)"
+        "--data", required=True, help="text: a file, a folder, or a dataset on the Hub (user/name:config)"
     )
     fit.add_argument("--data_dir", help="folder in which --data is looked for by name")
     fit.add_argument("--text", default="text", metavar="COLUMN", help="column with the text (default: %(default)s)")

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Comparison of methods with equal search budgets: lines x sizes x seeds, one table. What recipes and `hf-unlearn demo` run."""
+"""Comparison of methods with equal search budgets: lines x sizes x seeds, one table."""
 
 import dataclasses
 import hashlib
@@ -98,8 +98,8 @@ class Cell:
     Args:
         problem: rows, models and what is measured.
         lines: of the table.
-        folder: finished lines are kept in `lines/`; a run that was killed goes on after the last of them, and within a line
-            after its last finished stage.
+        folder: finished lines are kept in `lines/`; a run that was killed goes on after the last of them, and within a
+            line after its last finished stage.
         arguments: fields of `UnlearnConfig` for every line.
         seed: of data order, sampled labels and choices of rows.
         about: what tells the rows of this cell from those of others.
@@ -174,7 +174,8 @@ class Cell:
         known = {"method": label, **self.about, **metrics}
         return known | {"seconds": seconds, "peak_memory_mb": memory, "settings": settings or {}}
 
-    # ---- one line ------------------------------------------------------------------------------------------------------
+    # ---- one line
+    # ------------------------------------------------------------------------------------------------------
     def line_folder(self, label: str) -> Path:
         return self.folder / "lines" / sha256_json(label)[:12]
 
@@ -207,7 +208,8 @@ class Cell:
         on_main_process(lambda: update.save_pretrained(folder / "delta", dtype=torch.float32))
         with self.updated(line.label) as model:
             metrics, kl = self.problem.evaluate(model, folder)
-        # What the candidate's row says beyond the table's numbers (what its method did) stays; numbers are those of the table.
+        # What the candidate's row says beyond the table's numbers (what its method did) stays; numbers are those of
+        # the table.
         row = chosen | self.row(line.label, metrics, chosen["settings"], chosen["seconds"], search.peak_memory)
         row |= {"reached": self.problem.vocabulary.reached(row), "candidates": len(search.rows)}
         self.candidates += search.rows
@@ -222,9 +224,10 @@ class Cell:
         on_main_process(finished.remove)
         return row
 
-    # ---- the best model ------------------------------------------------------------------------------------------------
+    # ---- the best model
+    # ------------------------------------------------------------------------------------------------
     def save_best(self, rows: Sequence[Mapping], folder: Path):
-        """Save the chosen model of the best line: weights, tokenizer, `delta/`, and a card with the table's numbers."""
+        """Save the chosen model of the best line: weights, tokenizer, `delta/`, a card with the table's numbers."""
         problem = self.problem
         methods = problem.vocabulary.methods(rows)
         best = methods[problem.vocabulary.choose(methods, rows[0])]  # the original's row is the first
@@ -238,10 +241,10 @@ class Cell:
             delta.save_pretrained(staged / "delta")
             forget = [row for stage in problem.stages for row in row_hashes(stage.forget)]
             context = {
+                "loading": Loading.of(model, tokenizer=problem.tokenizer is not None, own_update=method.own_update),
                 "method": method.label,
                 "model_name": f"{problem.name} unlearned with {best['method']}",
                 "paper": method.paper,
-                "loading": Loading.of(model, tokenizer=problem.tokenizer is not None, own_update=method.own_update),
                 "base_model": delta.config["base_model"],
                 "base_revision": delta.config["base_revision"],
                 "settings": best["settings"],

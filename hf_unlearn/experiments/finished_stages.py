@@ -21,8 +21,8 @@ FOLDER, STATE = "finished", "state.json"
 class FinishedStages:
     """How far a search has come, read from its folder. Every process reads; one writes while the others wait.
 
-    A run of several stages takes hours on a large model, so all that the next stage starts from is kept: the weights in
-    their own precision, the update so far in fp32, the candidates, and the best one's update.
+    A run of several stages takes hours on a large model, so all that the next stage starts from is kept: the weights
+    in their own precision, the update so far in fp32, the candidates, and the best one's update.
 
     Attributes:
         trainings: those that are done.
@@ -33,7 +33,7 @@ class FinishedStages:
     """
 
     def __init__(self, folder: Path, key: str):
-        """`key` is the hash of all that decides what the stages do: of what was kept under another, nothing is used."""
+        """`key` is the hash of all that decides what the stages do: what is found under another is not used."""
         self.folder, self.key = folder / FOLDER, key
         self.trainings, self.stages, self.seconds, self.peak_memory = 0, 0, 0.0, 0.0
         self.rows: list[dict] = []
@@ -72,7 +72,8 @@ class FinishedStages:
     def save(self, weights: Mapping[str, torch.Tensor], update: Mapping[str, torch.Tensor]):
         """Write the attributes, and what `tensors` returns. A full disk is no reason to lose what goes on in memory.
 
-        The state is written last, and names what it belongs to: a kill leaves the old one, whose files are still there.
+        The state is written last, and names what it belongs to: a kill leaves the old one, whose files are still
+        there.
         """
         wanted = {STATE}
         try:

@@ -42,8 +42,8 @@ class Line:
         method: a key of `METHODS`.
         settings: fields of the method. A method that decides its own number of steps is evaluated after each, or after
             `eval_steps` of `arguments`.
-        search: name -> values to try, fields of the method or of `UnlearnConfig` (`step_norm`, `learning_rate`), all combinations;
-            a value that is a list has one value for each stage of the problem.
+        search: name -> values to try, fields of the method or of `UnlearnConfig` (`step_norm`, `learning_rate`), all
+            combinations; a value that is a list has one value for each stage of the problem.
         epochs: of each training, evaluated after each of them, where the method does not decide its own steps.
         arguments: other fields of `UnlearnConfig`.
         stages: "each": the problem's stages one after another, candidates are evaluated during the last of them;
@@ -136,7 +136,8 @@ class Line:
         """Refuse a line that could only fail once it runs.
 
         Raises:
-            InputError: settings that the method does not have, a search that does not fit the stages, or fewer forget rows
+            InputError: settings that the method does not have, a search that does not fit the stages, or fewer forget
+            rows
                 than the steps need.
         """
         for training in self.trainings(len(stages)):

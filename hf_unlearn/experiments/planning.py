@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Plan of an experiment: what every line will do and cost, before anything is done; a dry run needs neither weights nor a GPU."""
+"""Plan of an experiment: what every line will do and cost; a dry run needs neither weights nor a GPU."""
 
 from collections.abc import Sequence
 

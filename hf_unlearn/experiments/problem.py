@@ -50,14 +50,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Reference:
-    """A model that the table shows beside the methods, and the seconds that its training took, where they are known."""
+    """A model that the table shows beside the methods, and the seconds that its training took, if known."""
 
     model: torch.nn.Module
     seconds: float | None = None
 
 
 class Problem(abc.ABC):
-    """One unlearning problem at one size and seed. The original model is changed in place while methods run, and restored.
+    """One unlearning problem at one size and seed. Methods change the original model in place; it is restored.
 
     Attributes:
         name: for titles and cards.
@@ -68,8 +68,8 @@ class Problem(abc.ABC):
         stages: what is to be forgotten, in order.
         vocabulary: what the rows of the table mean.
         sections: readers of the sections of its YAML; None for a section that it does not have.
-        every_evaluation: whether every evaluation during a training is a candidate; else the end of a training is, which
-            comes when `should_stop` says so.
+        every_evaluation: whether every evaluation during a training is a candidate; else the end of a training is,
+            which comes when `should_stop` says so.
     """
 
     name: str
@@ -82,7 +82,8 @@ class Problem(abc.ABC):
     sections: ClassVar[Mapping[str, Reader | None]]
     every_evaluation: ClassVar[bool] = True
 
-    # ---- before anything is loaded -------------------------------------------------------------------------------------
+    # ---- before anything is loaded
+    # -------------------------------------------------------------------------------------
     @classmethod
     @abc.abstractmethod
     def make(cls, experiment: Experiment, size, seed: int, progress: bool = True) -> "Problem":
@@ -119,7 +120,8 @@ class Problem(abc.ABC):
         """How many candidates a line shows."""
         return line.candidates if cls.every_evaluation else line.number_of_trainings
 
-    # ---- numbers ---------------------------------------------------------------------------------------------------------
+    # ---- numbers
+    # ---------------------------------------------------------------------------------------------------------
     @abc.abstractmethod
     def identity(self) -> dict:
         """JSON-able: what decides the numbers, beside the original's weights, the stages' rows and the methods."""
@@ -150,10 +152,10 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, model, folder: Path | None = None) -> tuple[dict, KLResult | None]:
-        """All numbers of a row of the table, and its divergence token by token where there is one; details are written into
-        `folder`."""
+        """All numbers of a row, and its divergence by token where there is one; details are written into `folder`."""
 
-    # ---- what is told ----------------------------------------------------------------------------------------------------
+    # ---- what is told
+    # ----------------------------------------------------------------------------------------------------
     def notes(self) -> list[str]:
         """What a reader should know before trusting the numbers."""
         return []
@@ -197,7 +199,8 @@ class LanguageModel:
     """The section `model` of a language problem.
 
     Args:
-        original: the model that knows too much, by Hub id or folder; or `scratch`, the sizes of one that is trained here.
+        original: the model that knows too much, by Hub id or folder; or `scratch`, the sizes of one that is trained
+            here.
         retrained, retain_log: a model that never saw the forget rows, or the log of one (TOFU).
         dtype: of the weights.
         config: the architecture (`model_type` and its fields), for a dry run without the weights.

@@ -20,7 +20,10 @@ from .problems.kinds import KINDS
 from .settings import Experiment, read_experiment
 
 
-SECONDS = "Seconds are those of the chosen candidate (fit, gradient, steps), without evaluation; on a shared machine compare ratios."
+SECONDS = (
+    "Seconds are those of the chosen candidate (fit, gradient, steps), without evaluation; on a shared machine "
+    "compare ratios."
+)
 
 
 def run_experiment(experiment: Experiment, output_dir: str | Path, *, progress: bool = True) -> list[dict]:
@@ -72,8 +75,8 @@ def is_small(experiment: Experiment) -> bool:
 
 @contextlib.contextmanager
 def one_thread():
-    """Torch on one thread: models that are trained in place gain little from a second one, and threads that wait for each
-    other on a busy machine take many times as long."""
+    """Torch on one thread: small models gain little from a second one, and threads that wait for each other on a busy
+    machine take many times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -96,7 +99,7 @@ def run_demo(
 
 
 def record(rows: list[dict], output_dir: str | Path, experiment: Experiment, path: str | Path | None = None):
-    """Print the table, and with a path write it down with command, settings, versions and machine (benchmarks/results)."""
+    """Print the table; with a path also write it with command, settings, versions and machine."""
     vocabulary = vocabulary_of(rows)
     print(format_table(rows))
     print(f"\n{vocabulary.summarise(rows)}\n\nreport: {Path(output_dir) / 'report.html'}")

@@ -56,8 +56,8 @@ class Search:
         trainings = trainings[:1] if swept else trainings
         if self.finished.begun:
             logger.info(
-                f"{self.line.label}: {self.finished.trainings} of {len(trainings)} trainings, and {self.finished.stages} of "
-                f"{len(self.stages)} stages of the next, finished before"
+                f"{self.line.label}: {self.finished.trainings} of {len(trainings)} trainings, and "
+                f"{self.finished.stages} of {len(self.stages)} stages of the next, finished before"
             )
             self.cell.bar.update(len(self.rows))
         for values in trainings[self.finished.trainings :]:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Settings of an experiment: one YAML dialect, read once into dataclasses; whoever needs a setting asks an attribute."""
+"""Settings of an experiment: one YAML dialect, read once into dataclasses."""
 
 import dataclasses
 import importlib.resources
@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import InputError
-from .line import Line
+from .line import METHODS, Line
 
 
 SECTIONS = (
@@ -32,7 +32,7 @@ REQUIRED = ("data", "model", "methods")
 MOVED = {
     "template": "data.template",
     "stages": "data.stages",
-    "relearn": "evaluation.attacks",
+    "relearn": "evaluation.relearning",
     "relearning": "evaluation.relearning",
     "probe": "evaluation.probe",
     "paper": "evaluation.paper",
@@ -47,7 +47,8 @@ class Experiment:
         title: of the report.
         kind: the class of its problem (`experiments.problems.kinds`).
         seeds: of data order, sampled labels and choices of rows; the table is run for each.
-        data, model, tuner, tuning, evaluation: the problem's own settings of these sections; None where it has no such section.
+        data, model, tuner, tuning, evaluation: the problem's own settings of these sections; None where it has no such
+            section.
         lines: of the table.
         arguments: fields of `UnlearnConfig` for every line.
         written: the file itself, for report and record alone.
@@ -146,7 +147,9 @@ def _lines(methods, place: str) -> list[Line]:
     if repeated := {label for label in labels if labels.count(label) > 1}:
         raise InputError(f"{place}: methods share a label: {', '.join(sorted(repeated))}; give every line its own")
     for line in lines:
+        own = {one.name for one in dataclasses.fields(METHODS[line.method])}
         _arguments(line.arguments, f"methods, {line.label}: arguments")
+        _arguments(dict.fromkeys(set(line.search) - own), f"methods, {line.label}: search")
     return lines
 
 
@@ -154,12 +157,11 @@ def _arguments(arguments: Mapping | None, section: str) -> dict:
     from ..trainer.config import UnlearnConfig
 
     arguments = {} if arguments is None else arguments
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"{section}: give settings by name; see UnlearnConfig")
     known = {field.name for field in dataclasses.fields(UnlearnConfig)}
-    if not isinstance(arguments, Mapping) or (unknown := sorted(set(arguments) - known)):
-        what = (
-            f"no setting {', '.join(map(str, unknown))}" if isinstance(arguments, Mapping) else "give settings by name"
-        )
-        raise InputError(f"{section}: {what}; see UnlearnConfig")
+    if unknown := sorted(set(map(str, arguments)) - known):
+        raise InputError(f"{section}: no setting {', '.join(unknown)}; see UnlearnConfig")
     return dict(arguments)
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The seam of a method: all that a trainer, a comparison, a dry run, a card and a log may ask of it, and what it may ask of a run.
+"""The seam of a method: all that trainer, comparison, dry run, card and log may ask of it, and it of a run.
 
 Whoever uses a method asks what [`Method`] names, never which method it is.
 """
@@ -93,19 +93,20 @@ class Run(Protocol):
 
 class Method(abc.ABC):
     """
-    A way to unlearn. Subclasses are dataclasses of the paper's settings, and define `loss` (the trainer's loop descends it) or
-    `run` (a closed form, or many small trainings). Everything else has a default here.
+    A way to unlearn. Subclasses are dataclasses of the paper's settings, and define `loss` (the trainer's loop
+    descends it) or `run` (a closed form, or many small trainings). Everything else has a default here.
 
     Attributes:
         label: name for tables and cards.
         paper: title, id and BibTeX entry, for the card.
         paired: batches are `{"forget": ..., "retain": ...}` pairs instead of forget rows alone.
         needs_retain: a retain dataset must be given.
-        even_batches: all processes get the same number of batches, for which rows may be repeated. False: no row counts
-            twice in a step.
+        even_batches: all processes get the same number of batches, for which rows may be repeated. False: no row
+            counts twice in a step.
         own_update: `update` reports what was changed; else the trainer takes the difference of the weights.
         searched: settings or training arguments of which a line of a comparison must set or search one.
-        own_steps: optimiser steps, or parts of its own run, of one training where the method decides that; None: epochs do.
+        own_steps: optimiser steps, or parts of its own run, of one training where the method decides that; None:
+            epochs do.
     """
 
     label: ClassVar[str]
@@ -126,7 +127,8 @@ class Method(abc.ABC):
             for field in dataclasses.fields(self)
         }
 
-    # ---- what the trainer asks -----------------------------------------------------------------------------------------
+    # ---- what the trainer asks
+    # -----------------------------------------------------------------------------------------
     def configure(self, args, forget_rows: int):
         """The training arguments (`UnlearnConfig`) that this method needs, as a copy.
 
@@ -142,14 +144,15 @@ class Method(abc.ABC):
         """Called once when training begins, before the optimiser exists."""
 
     def compared(self, run: Run) -> dict:
-        """What must be the same on all processes besides code, settings, rows and weights: words -> JSON-able value."""
+        """What else than code, settings, rows and weights must be the same on all processes: words -> value."""
         return {}
 
     def run(self, run: Run) -> Iterator[Mapping[str, float]] | None:
         """None: the trainer's loop over batches of `loss`. Else the method's own work, in parts.
 
-        A generator changes the weights in place and yields after each part what there is to log: the trainer then counts
-        a step (`run.state.global_step`), logs, evaluates and writes a checkpoint. `own_steps` is the number of parts. A run that is resumed has the weights of the checkpoint, and as many parts behind it as steps.
+        A generator changes the weights in place and yields after each part what there is to log: the trainer then
+        counts a step (`run.state.global_step`), logs, evaluates and writes a checkpoint. `own_steps` is the number of
+        parts. A run that is resumed has the weights of the checkpoint, and as many parts behind it as steps.
         """
         return None
 
@@ -178,12 +181,14 @@ class Method(abc.ABC):
     def finish(self, run: Run):
         """Called when training ends, also after an error."""
 
-    # ---- what a card and a ledger ask ----------------------------------------------------------------------------------
+    # ---- what a card and a ledger ask
+    # ----------------------------------------------------------------------------------
     def account(self) -> dict:
         """JSON-able facts of the run that is done, beside settings and cost."""
         return {}
 
-    # ---- what a comparison and a dry run ask ---------------------------------------------------------------------------
+    # ---- what a comparison and a dry run ask
+    # ---------------------------------------------------------------------------
     def check(self, stage: StageSize):
         """Refuse a stage that the method could only fail on once it runs.
 
@@ -227,7 +232,7 @@ class Method(abc.ABC):
     def sweep_search(
         self, run: Run, search: Mapping[str, Sequence], evaluate: Callable, best: Callable[[list[dict]], int]
     ):
-        """Train once and show every value of the search: `evaluate(model, values)` at each; the best one stays in the model."""
+        """Train once and show every value of the search to `evaluate(model, values)`; the best stays in the model."""
         raise TypeError(f"{type(self).__name__} has no candidates that share a training")
 
 

@@ -54,27 +54,29 @@ class FastNTK(Method):
         target_scale (`float` or `"auto"`, defaults to `"auto"`):
             Distance of the right class from the mean of the others in the targets.
         absent_margin (`float` or `"auto"`, defaults to `"auto"`):
-            How far the target of a class without any row lies below those of the other wrong classes, in the units of the
-            outputs. `"auto"` is 2.8 logits with `target_scale="auto"`, and 0, plain one-hot targets, where a number is given
-            there.
+            How far the target of a class without any row lies below those of the other wrong classes, in the units of
+            the outputs. `"auto"` is 2.8 logits with `target_scale="auto"`, and 0, plain one-hot targets, where a
+            number is given there.
         outputs (`str`, defaults to `"logits"`): `"logits"` or `"probabilities"` (targets of scale 1).
         kernel (`str`, defaults to `"full"`):
-            For many classes: `"classwise"` drops what ties two classes (n x n for each), `"pseudo"` takes the kernel of
-            the summed logit for all of them (n x n, one backward a sample instead of C).
+            For many classes: `"classwise"` drops what ties two classes (n x n for each), `"pseudo"` takes the kernel
+            of the summed logit for all of them (n x n, one backward a sample instead of C).
         pretrained (`PreTrainedModel`, folder or state dict, *optional*):
             Where the values before tuning are found; the tuners of this package know theirs.
         gram_cache (`str`, *optional*):
-            Folder in which the Gram of all rows is kept, so that a later request on the same model costs only its own rows.
+            Folder in which the Gram of all rows is kept, so that a later request on the same model costs only its own
+            rows.
         retain_samples (`int`, *optional*):
-            Take the retain rows' Gram from this many of them (a seeded choice), scaled up; all by default. A Gram of p parameters is
-            well determined by a few times p / C samples: many more cost time and change little. Primal solver only.
+            Take the retain rows' Gram from this many of them (a seeded choice), scaled up; all by default. A Gram of p
+            parameters is well determined by a few times p / C samples: many more cost time and change little. Primal
+            solver only.
         contrasts (`int`, *optional*):
-            Backward passes for each sample: so many random contrasts of its outputs instead of all C - 1, scaled so that the
-            Grams are right on average; all by default. For many classes, or where a request must be cheap. A sample meets the
-            same contrasts in every request. Primal solver only.
+            Backward passes for each sample: so many random contrasts of its outputs instead of all C - 1, scaled so
+            that the Grams are right on average; all by default. For many classes, or where a request must be cheap. A
+            sample meets the same contrasts in every request. Primal solver only.
         forget_contrasts (`int`, *optional*):
-            The same for the forget rows alone; `contrasts` by default. A few retain rows with all contrasts (`retain_samples`) and all
-            forget rows with two make a cheap request; `benchmarks/ntk.py` measures it.
+            The same for the forget rows alone; `contrasts` by default. A few retain rows with all contrasts
+            (`retain_samples`) and all forget rows with two make a cheap request; `benchmarks/ntk.py` measures it.
         chunk_size (`int`, defaults to 32): Samples whose Jacobians are made at a time.
 
     Raises:
@@ -152,8 +154,8 @@ class FastNTK(Method):
             )
         if len(self._tuned) == len(list(model.parameters())):
             logger.warning(
-                f"all {sum(p.numel() for p in self._tuned.values()):,} parameters require a gradient: Fast-NTK is meant for "
-                "a few tuned ones; freeze the others"
+                f"all {sum(p.numel() for p in self._tuned.values()):,} parameters require a gradient: Fast-NTK is "
+                "meant for a few tuned ones; freeze the others"
             )
         if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in self._tuned.values()):
             logger.warning(
@@ -162,8 +164,8 @@ class FastNTK(Method):
         training = sum(module.training for module in model.modules() if isinstance(module, _BatchNorm))
         if training:
             logger.warning(
-                f"{training} BatchNorm layers are in training mode: Jacobians are taken with their running statistics, in "
-                "evaluation mode, because batch statistics mix the samples"
+                f"{training} BatchNorm layers are in training mode: Jacobians are taken with their running "
+                "statistics, in evaluation mode, because batch statistics mix the samples"
             )
         self._start = None if self.linearize == "tuned" else self._pretrained_values(model)
 
@@ -213,8 +215,8 @@ class FastNTK(Method):
         values = {name: value.detach().to(self._tuned[name].device).clone() for name, value in found.items()}
         if all(torch.equal(values[name].to(p.dtype), p) for name, p in self._tuned.items()):
             raise InputError(
-                "the model's parameters are those of the pretrained one: it was never tuned on the data, so there is nothing "
-                "to undo; tune it on retain and forget rows first"
+                "the model's parameters are those of the pretrained one: it was never tuned on the data, so there is "
+                "nothing to undo; tune it on retain and forget rows first"
             )
         return values
 

@@ -106,9 +106,9 @@ class FirstOrder(Method):
 
     Args:
         objective (`str`, defaults to `"grad_diff"`):
-            `"ga"`, `"grad_diff"`, `"kl"`, `"npo"`, `"simnpo"`, `"rmu"` or `"finetune"`; for classifiers `"max_loss"` (the
-            same as `"ga"`, under the name it has there) and `"random_label"`, whose labels are drawn anew at every step,
-            uniformly over the wrong classes.
+            `"ga"`, `"grad_diff"`, `"kl"`, `"npo"`, `"simnpo"`, `"rmu"` or `"finetune"`; for classifiers `"max_loss"`
+            (the same as `"ga"`, under the name it has there) and `"random_label"`, whose labels are drawn anew at
+            every step, uniformly over the wrong classes.
         beta (`float`, *optional*):
             Inverse temperature of NPO (default 0.1) and SimNPO (default 4.5), on summed and on mean token NLL as in
             the papers.

@@ -25,37 +25,43 @@ RISING = {
 @dataclass
 class KFade(NaturalGradient):
     r"""
-    Natural-gradient ascent on a forget set with G fitted on the retain set ("Gauss-Newton Unlearning for the LLM Era").
+    Natural-gradient ascent on a forget set with G fitted on the retain set ("Gauss-Newton Unlearning for the LLM
+    Era").
 
-    Which settings: ascent on `cross_entropy` pulls hardest on tokens that are already unlikely and hardly on those known
-    by heart (its gradient at the logits is 1 - p); `margin`, the paper's choice for WMDP, pulls on all alike; with
-    `unlikelihood`, which is not in the paper, a token pulls by its probability, and stops when it is forgotten. Several
-    full-batch steps with a refit each cost less KL for the same forgetting than one long step, and one fit each.
+    Which settings: ascent on `cross_entropy` pulls hardest on tokens that are already unlikely and hardly on those
+    known by heart (its gradient at the logits is 1 - p); `margin`, the paper's choice for WMDP, pulls on all alike;
+    with `unlikelihood`, which is not in the paper, a token pulls by its probability, and stops when it is forgotten.
+    Several full-batch steps with a refit each cost less KL for the same forgetting than one long step, and one fit
+    each.
 
     Args:
         curvature (`str` or [`~curvature.Curvature`], defaults to `"ekfac"`):
-            `"ekfac"`, `"kfac"`, `"diagonal"`, `"identity"`, an object, or the folder or Hub repository of a fitted one. A
+            `"ekfac"`, `"kfac"`, `"diagonal"`, `"identity"`, an object, or the folder or Hub repository of a fitted
+            one. A
             fitted one is used as it is: for the first step, and with `refit=False` for all. One that is given by name
             must have been fitted on the weights that this model has.
         objective (`str`, defaults to `"cross_entropy"`):
-            What must rise: `"cross_entropy"`, or `"margin"` for minus the log odds of the label, or `"unlikelihood"` for the
-            log probability of all other labels.
+            What must rise: `"cross_entropy"`, or `"margin"` for minus the log odds of the label, or `"unlikelihood"`
+            for the log probability of all other labels.
         step_norm (`float`, *optional*):
             alpha: norm of every step under G, in sqrt(nats per token). Exactly one of it and `kl_budget`.
         kl_budget (`float`, *optional*):
             Predicted KL on the retain set of every step, nats per token; alpha = sqrt(2 * kl_budget).
         damping (`float`, defaults to `1e-6`):
-            Added to the eigenvalues of G (per predicted token). The paper uses 1e-8 (TOFU) to 1e-14 (WMDP) on 7B models.
+            Added to the eigenvalues of G (per predicted token). The paper uses 1e-8 (TOFU) to 1e-14 (WMDP) on 7B
+            models.
         steps (`int`, defaults to `1`): Number of steps.
         refit (`bool`, defaults to `True`): Fit G again before every step, or once.
-        target_modules (`str` or `list[str]`, *optional*): Linear layers to change; the MLP's by default, as in the paper.
+        target_modules (`str` or `list[str]`, *optional*): Linear layers to change; the MLP's by default, as in the
+        paper.
         fisher (`str`, defaults to `"sampled"`): Labels for G: `"sampled"`, `"probe"`, `"exact"` or `"empirical"`.
         retain_samples (`int`, *optional*): Fit G on this many retain rows (a seeded choice); all by default.
         forget_batch_size (`int`, *optional*):
             Forget rows per step, drawn without replacement; the whole forget set by default.
 
     Raises:
-        InputError: both or neither of `step_norm` and `kl_budget`, a value out of range, or a curvature that is neither a
+        InputError: both or neither of `step_norm` and `kl_budget`, a value out of range, or a curvature that is
+        neither a
             kind nor a folder or repository.
     """
 
@@ -128,8 +134,8 @@ class KFade(NaturalGradient):
         curvature.check_model(run.model, strict=True)
         if missing := [name for name in self.targets(run.model) if name not in curvature.names]:
             raise InputError(
-                f"the curvature of {self.curvature} does not cover {missing[0]}: pass target_modules that it covers, or "
-                "fit it again with these"
+                f"the curvature of {self.curvature} does not cover {missing[0]}: pass target_modules that it covers, "
+                "or fit it again with these"
             )
         return curvature, True
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The machinery of natural-gradient methods: frozen weights, a curvature fitted on retain rows, steps, their KL, and sweeps.
+"""The machinery of natural-gradient methods: a curvature fitted on retain rows, steps, their KL, sweeps.
 
 A method subclasses [`NaturalGradient`] and adds its paper's settings and the loss whose gradient is taken.
 """
@@ -40,10 +40,12 @@ KL_FACTOR = 10
 
 class NaturalGradient(Method):
     """
-    A method whose steps are solved for under a curvature of the retain set and accounted for by `NaturalGradientAscent`.
+    A method whose steps are solved for under a curvature of the retain set and accounted for by
+    `NaturalGradientAscent`.
 
-    Subclasses are dataclasses with these fields (`curvature`, `step_norm`, `damping`, `steps`, `refit`, `target_modules`, `fisher`,
-    `retain_samples`, `forget_batch_size`), the property `alpha`, and `loss`, an objective that must rise.
+    Subclasses are dataclasses with these fields (`curvature`, `step_norm`, `damping`, `steps`, `refit`,
+    `target_modules`, `fisher`, `retain_samples`, `forget_batch_size`), the property `alpha`, and `loss`, an objective
+    that must rise.
     """
 
     even_batches = False
@@ -67,7 +69,8 @@ class NaturalGradient(Method):
         """The weights that a request may change, by `state_dict` name."""
         return {name: module.weight for name, module in select_targets(model, self.target_modules).items()}
 
-    # ---- the run -------------------------------------------------------------------------------------------------------
+    # ---- the run
+    # -------------------------------------------------------------------------------------------------------
     def configure(self, args, forget_rows):
         args = copy.copy(args)
         rows = forget_rows if self.forget_batch_size is None else self.forget_batch_size
@@ -92,7 +95,8 @@ class NaturalGradient(Method):
         args.gradient_accumulation_steps = math.ceil(rows / (per_pass * args.world_size))
         args.max_steps = self.steps
         args.learning_rate = self.alpha
-        # The step has its own norm: clipping and decay would undo it. A schedule other than constant is the user's wish.
+        # The step has its own norm: clipping and decay would undo it. A schedule other than constant is the user's
+        # wish.
         args.max_grad_norm = 0.0
         args.weight_decay = 0.0
         if args.lr_scheduler_type == "linear":
@@ -140,8 +144,8 @@ class NaturalGradient(Method):
             numbers["measured_kl"] = self._meter(run.model).mean
             if numbers["measured_kl"] > KL_FACTOR * numbers["predicted_kl"]:
                 logger.warning(
-                    f"measured KL {numbers['measured_kl']:.3g}, predicted {numbers['predicted_kl']:.3g} nats a token: the "
-                    "curvature misses directions that matter; use fisher='probe', more retain rows or more damping"
+                    f"measured KL {numbers['measured_kl']:.3g}, predicted {numbers['predicted_kl']:.3g} nats a token: "
+                    "the curvature misses directions that matter; use fisher='probe', more retain rows or more damping"
                 )
         return numbers
 
@@ -171,7 +175,8 @@ class NaturalGradient(Method):
                 )
         self._fitted_for = wanted
 
-    # ---- the search ----------------------------------------------------------------------------------------------------
+    # ---- the search
+    # ----------------------------------------------------------------------------------------------------
     def check(self, stage):
         needed = self.steps * (self.forget_batch_size or 0)
         if stage.forget_rows < needed:
@@ -312,7 +317,8 @@ def fit_on_retain(
         dataset = dataset.select(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
     started = time.perf_counter()
     model = run.accelerator.unwrap_model(run.model)
-    # One forward of two tokens tells what shares an input: a model that is sharded itself would need all processes for it.
+    # One forward of two tokens tells what shares an input: a model that is sharded itself would need all processes for
+    # it.
     shown = args.process_index == 0 and not args.disable_tqdm and not is_sharded(model)
     if shown and lengths and curvature.kind in KINDS and "fit_seconds" not in run.cost:
         from tqdm.auto import tqdm

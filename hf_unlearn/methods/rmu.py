@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""RMU: representation misdirection, which scrambles a layer's hidden states on forget rows (Li et al. 2024, arXiv 2403.03218)."""
+"""RMU, which scrambles a layer's hidden states on forget rows (Li et al. 2024, arXiv 2403.03218)."""
 
 import contextlib
 import logging
@@ -31,10 +31,10 @@ class RMU(Method):
     r"""
     Pushes the states of one layer on forget rows to a random vector, and holds those on retain rows.
 
-    The defaults are those of the release for zephyr-7b-beta, trained with `learning_rate=5e-5` on 150 batches of 4: only the MLP
-    output projections of `layers` move, the output of `layer` is pushed to one random vector of norm `steering` (the same for a
-    seed) and held on retain rows with weight alpha, here `retain_weight`. Unlike the release padding never counts, nor does a
-    row's last position, which predicts nothing.
+    The defaults are those of the release for zephyr-7b-beta, trained with `learning_rate=5e-5` on 150 batches of 4:
+    only the MLP output projections of `layers` move, the output of `layer` is pushed to one random vector of norm
+    `steering` (the same for a seed) and held on retain rows with weight alpha, here `retain_weight`. Unlike the
+    release padding never counts, nor does a row's last position, which predicts nothing.
 
     Args:
         steering (`float`, defaults to `6.5`): Norm of the vector that states are pushed to.
@@ -43,8 +43,8 @@ class RMU(Method):
         forget_weight (`float`, defaults to `1.0`): Weight of the forget term.
         retain_weight (`float`, defaults to `1200.0`): Weight of the retain term, the paper's alpha.
         average (`str`, defaults to `"tokens"`):
-            `"tokens"` averages over all positions of the step (the release), `"rows"` over each row's positions and then over
-            rows (open-unlearning).
+            `"tokens"` averages over all positions of the step (the release), `"rows"` over each row's positions and
+            then over rows (open-unlearning).
 
     Raises:
         InputError: an unknown average, or a `steering` that is not a positive number.
@@ -128,7 +128,8 @@ def choose_weights(
 
     Args:
         layer: number of the layer, from 0; its output is what `hidden_states[layer + 1]` holds in transformers.
-        layers: layers whose MLP output projection moves; by default `layer` and the two before it (5, 6, 7 in the paper).
+        layers: layers whose MLP output projection moves; by default `layer` and the two before it (5, 6, 7 in the
+            paper).
 
     Raises:
         InputError: a layer does not exist, lies above `layer` (its weight would get no gradient), or the model has no
@@ -153,15 +154,15 @@ def choose_weights(
         )
     if max(wanted) > layer:
         raise InputError(
-            f"RMU: layer {max(wanted)} lies above layer {layer}, whose output is steered, and would never move; raise layer "
-            "or lower layers"
+            f"RMU: layer {max(wanted)} lies above layer {layer}, whose output is steered, and would never move; raise "
+            "layer or lower layers"
         )
     chosen = {name: weight for number in sorted(set(wanted)) for name, weight in weights[number].items()}
     return model.get_submodule(places[layer]), chosen
 
 
 def control_vector(size: int, length: float, seed: int) -> torch.Tensor:
-    """A vector (size,) of norm `length` whose direction is drawn from uniform [0, 1) and normalised, as in the release."""
+    """A vector (size,) of norm `length`, its direction drawn from uniform [0, 1), as in the release."""
     direction = torch.rand(size, generator=torch.Generator().manual_seed(seed))
     return length * direction / direction.norm()
 
@@ -171,9 +172,9 @@ def captured_states(layer: nn.Module, detach: bool) -> Iterator[list[torch.Tenso
     """Collects the layer's outputs (B, T, d) inside.
 
     Args:
-        detach: what follows the layer builds no graph on them. A loss on the states alone then leaves no activations of
-            the layers above for a backward that never comes. Not under DDP, which looks for the weights that take part
-            from the model's outputs, and would take these for unused.
+        detach: what follows the layer builds no graph on them. A loss on the states alone then leaves no activations
+            of the layers above for a backward that never comes. Not under DDP, which looks for the weights that take
+            part from the model's outputs, and would take these for unused.
     """
     states = []
 

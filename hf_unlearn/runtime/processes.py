@@ -86,8 +86,8 @@ class Processes:
         for rank, other in enumerate(others, 1):
             if different := [key.replace("_", " ") for key in first if other.get(key) != first[key]]:
                 raise InputError(
-                    f"process {rank} has other {' and '.join(different)} than process 0: start all processes with the same "
-                    "package, settings, rows and model"
+                    f"process {rank} has other {' and '.join(different)} than process 0: start all processes with the "
+                    "same package, settings, rows and model"
                 )
 
     def broadcast(self, tensor: Tensor, owner: int):

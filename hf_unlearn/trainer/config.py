@@ -30,14 +30,15 @@ class UnlearnConfig(TrainingArguments):
             Bytes, or a text such as `"20GB"`, of curvature that a process may hold on its device; what does not fit is
             fitted in several blocks of layers, one after another. See [`~curvature.Curvature.fit`].
         curvature_save_steps (`int`, *optional*, defaults to `100`):
-            Retain batches after which a curvature fit writes its sums to `output_dir`, so that a run which is killed goes
-            on inside the fit. Each time as many bytes are written as the factors have. 0 turns it off.
+            Retain batches after which a curvature fit writes its sums to `output_dir`, so that a run which is killed
+            goes on inside the fit. Each time as many bytes are written as the factors have. 0 turns it off.
 
     > Parameters that control what is measured
 
     Args:
         kl_rows (`int`, *optional*, defaults to `64`):
-            Retain rows on which KL(original || unlearned) is measured after every natural-gradient step; 0 turns it off.
+            Retain rows on which KL(original || unlearned) is measured after every natural-gradient step; 0 turns it
+            off.
 
     > Parameters that control the model
 

@@ -26,8 +26,8 @@ def check_launch(trainer):
     if not trainer.is_fsdp_enabled and trainer.is_sharded and not trainer.is_distributed_loading_by_transformers:
         raise InputError(
             "the model was spread by fully_shard, and Trainer would wrap it in DDP: load it with "
-            "from_pretrained(..., distributed_config=DistributedConfig(fsdp_size=...)), or start with `accelerate launch "
-            "--use_fsdp --fsdp_version 2` and leave the spreading to it"
+            "from_pretrained(..., distributed_config=DistributedConfig(fsdp_size=...)), or start with `accelerate "
+            "launch --use_fsdp --fsdp_version 2` and leave the spreading to it"
         )
     Processes(trainer.accelerator, "the start of training").share(lambda: _check_loaded(trainer.model))
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Loop of a method that runs itself: every part that it yields counts as a step, and is logged, evaluated and saved as one."""
+"""Loop of a method that runs itself: every part counts as a step, and is logged, evaluated and saved as one."""
 
 import time
 from collections.abc import Iterator, Mapping

@@ -10,6 +10,7 @@ from ..report.card import render_card
 from ..requests.ledger import LOG_FILE
 from ..runtime.files import staged_folder, write_text
 from ..runtime.hub import push_folder
+from ..runtime.modules import is_peft
 from ..runtime.sharded import whole_on_cpu
 from .records import card_context
 
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def save_whole(trainer, folder: str):
-    """The model as Trainer saves it; one that is spread over processes whole, in one piece. Collective for such a one."""
+    """The model as Trainer saves it; one that is spread over processes in one piece (collective for it)."""
     # Trainer would write no weights when checkpoints are to be in parts (`fsdp_state_dict_type`).
     if trainer.is_fsdp_enabled and trainer.is_sharded:
         trainer._save(folder, state_dict=whole_on_cpu(trainer.model.state_dict(), keep=trainer.args.should_save))
@@ -32,7 +33,7 @@ def save_with_update(trainer, output_dir: str):
     delta = trainer.update_delta() if saving or trainer.is_sharded else None
     if not saving:
         return save_whole(trainer, output_dir)
-    if trainer.is_peft and trainer.method.own_update:
+    if is_peft(trainer.model) and trainer.method.own_update:
         logger.warning("the base weights have changed and a PEFT model saves none: apply delta/ to the base first")
     with staged_folder(output_dir) as folder:
         save_whole(trainer, str(folder))

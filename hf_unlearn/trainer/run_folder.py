@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """One output folder, one run: its identity, its whole checkpoints, and the log of requests that it served."""
 
+import contextlib
 import json
 import logging
 import os
@@ -19,8 +20,9 @@ RUN_FILE = "unlearn_run.json"
 COMPLETE_FILE = "complete"
 # Training arguments that change the result, and so belong to a run's identity.
 IDENTITY_ARGUMENTS = (
-    "seed data_seed per_device_train_batch_size gradient_accumulation_steps world_size max_steps num_train_epochs optim "
-    "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon bf16 fp16"
+    "seed data_seed per_device_train_batch_size gradient_accumulation_steps world_size max_steps num_train_epochs "
+    "optim learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon "
+    "bf16 fp16"
 )
 
 
@@ -36,8 +38,8 @@ def claim_folder(folder: Path, identity: dict, write: bool):
         found = read_json(path)
         if different := [key for key in identity if found.get(key) != identity[key]]:
             raise InputError(
-                f"output_dir {folder} holds another run (another {', '.join(name.replace('_', ' ') for name in different)}): "
-                "choose another output_dir, or delete it"
+                f"output_dir {folder} holds another run (another "
+                f"{', '.join(name.replace('_', ' ') for name in different)}): choose another output_dir, or delete it"
             )
     elif folder.is_dir() and any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
         raise InputError(f"output_dir {folder} holds checkpoints of another program: choose another output_dir")
@@ -45,8 +47,18 @@ def claim_folder(folder: Path, identity: dict, write: bool):
         write_json(path, identity)
 
 
+@contextlib.contextmanager
+def whole_checkpoint(folder: Path):
+    """Write a checkpoint here, or none: a full disk must not leave a folder that looks like one."""
+    try:
+        yield
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def seal_checkpoint(checkpoint: Path):
-    """Mark a checkpoint whole. Trainer writes it file by file: the mark comes after all of them have reached the disk."""
+    """Mark a checkpoint whole. Trainer writes it file by file: the mark comes after all have reached the disk."""
     sizes = {}
     for file in sorted(checkpoint.rglob("*")):
         if file.is_file():

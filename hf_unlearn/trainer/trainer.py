@@ -3,7 +3,6 @@
 
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +33,7 @@ from .launch import check_launch, pad_rows
 from .parts import run_parts
 from .publishing import push, save_whole, save_with_update
 from .records import request_record
-from .run_folder import IDENTITY_ARGUMENTS, checkpoint_to_resume, claim_folder, seal_checkpoint
+from .run_folder import IDENTITY_ARGUMENTS, checkpoint_to_resume, claim_folder, seal_checkpoint, whole_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -63,7 +62,8 @@ class UnlearnTrainer(Trainer):
             Wraps the model with an adapter first.
         callbacks (`list[TrainerCallback]`, *optional*): As in [`~transformers.Trainer`].
         evaluator (`Callable[[PreTrainedModel], dict[str, float]]`, *optional*):
-            Called at every evaluation; its metrics join the log as `eval_<name>`, so `metric_for_best_model` can name one.
+            Called at every evaluation; its metrics join the log as `eval_<name>`, so `metric_for_best_model` can name
+            one.
 
     Raises:
         InputError: an empty forget or retain set, missing columns, labels all ignored, no target module, an output
@@ -99,7 +99,7 @@ class UnlearnTrainer(Trainer):
         self.method = method
         self.evaluator = evaluator
         self.cost: dict[str, float] = {}
-        # Scores, and plain words on what was removed, for the card (`report.cards.render_card`).
+        # Scores, and plain words on what was removed, for the card (`report.card.render_card`).
         self.card_extras: dict = {}
 
         prepare = lambda rows, what: prepare_rows(rows, what, processing_class, args.max_length)
@@ -150,10 +150,6 @@ class UnlearnTrainer(Trainer):
         """Whether the model is spread over processes, which it is from the beginning of training on, if not before."""
         return is_sharded(self.model)
 
-    @property
-    def is_peft(self) -> bool:
-        return is_peft(self.model)
-
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """Unlearn. With `resume_from_checkpoint=True` a killed run goes on from its last whole checkpoint.
 
@@ -172,7 +168,8 @@ class UnlearnTrainer(Trainer):
         training = self.model.training
         self.method.prepare(self)
         try:
-            # Only what may move is copied; a resumed run takes it from the original model, before the checkpoint loads.
+            # Only what may move is copied; a resumed run takes it from the original model, before the checkpoint
+            # loads.
             moving = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
             self.base_weights, folder = whole_on_cpu(moving), Path(self.args.output_dir)
             try:
@@ -209,16 +206,12 @@ class UnlearnTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        try:
+        with whole_checkpoint(folder):
             with writing(folder):
                 super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # each process writes its random state
             if self.args.should_save:
                 seal_checkpoint(folder)
-        except OSError:
-            # A full disk must not leave a folder that looks like a checkpoint.
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
 
     def _run_epoch(self, **kwargs):
         # Trainer tells the epoch to the loader once batches to skip are wrapped around it, where neither the sampler
@@ -318,7 +311,8 @@ class UnlearnTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs):
         metrics = super().evaluate(*args, **kwargs)
-        # With a dict of datasets Trainer calls this method once more per dataset; the evaluator belongs to the outer call.
+        # With a dict of datasets Trainer calls this method once more per dataset; the evaluator belongs to the outer
+        # call.
         inner = kwargs.get("metric_key_prefix", "eval") != "eval"
         if self.evaluator is not None and not inner:
             extra = {f"eval_{name}": value for name, value in self.evaluator(self.model).items()}
@@ -328,12 +322,13 @@ class UnlearnTrainer(Trainer):
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    # ---- results -----------------------------------------------------------------------------------------------------
+    # ---- results
+    # -----------------------------------------------------------------------------------------------------
     def update_delta(self) -> UpdateDelta:
         """What the run changed, in fp32 as the update was made, under the names of the base model's checkpoint.
 
-        Prompts are no change of weights: their update has the adapter's names, and is applied to a model that wears it.
-        For a model that is spread over processes (FSDP2) all of them must call it, and all get the whole update.
+        Prompts are no change of weights: their update has the adapter's names, and is applied to a model that wears
+        it. For a model that is spread over processes (FSDP2) all of them must call it, and all get the whole update.
 
         Raises:
             InputError: nothing has been trained yet.
@@ -356,8 +351,8 @@ class UnlearnTrainer(Trainer):
         return UpdateDelta.between(self.base_weights, whole_on_cpu(now) if self.is_sharded else now, **about)
 
     def _merged(self) -> dict[str, torch.Tensor]:
-        """Empty where the parameters that move are compared as they are: no adapter, or one that changes no weights."""
-        merging = self.is_peft and not self.method.own_update and can_merge(self.model)
+        """Empty where what moves is compared as it is: no adapter, or one that changes no weights."""
+        merging = is_peft(self.model) and not self.method.own_update and can_merge(self.model)
         return merged_weights(self.model) if merging else {}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
@@ -392,7 +387,8 @@ class UnlearnTrainer(Trainer):
             return None
         return push(self, commit_message, token, revision)
 
-    # ---- what a method may use (`methods.base.Run`) -------------------------------------------------------------------
+    # ---- what a method may use (`methods.base.Run`)
+    # -------------------------------------------------------------------
     def loader(self, dataset, batch_size: int) -> DataLoader:
         """Batches of single rows, in order."""
         return DataLoader(dataset, batch_size=batch_size, shuffle=False, collate_fn=self.single_collator)

@@ -3,6 +3,7 @@
 
 from dataclasses import asdict, dataclass, field
 
+from ...data.rows import fingerprint_rows
 from ...errors import InputError
 from ...evaluation.relearn import AttackTable, attack_table
 from ...report.attacks import attack_section
@@ -12,7 +13,7 @@ from ...runtime.cache import cached_json
 
 @dataclass
 class Attacks:
-    """The section `evaluation.relearning`: fine-tuning of all weights that may bring back what was removed (K-FADE, RQ4).
+    """The section `evaluation.relearning`: fine-tuning that may bring back what was removed (K-FADE, RQ4).
 
     Args:
         attacks: {name: {corpus: sequences to take}}, for example benign, related, and a few forget sequences.
@@ -72,5 +73,6 @@ def relearning(problem, cell, best: str) -> Section:
 
     key = {"identity": cell.identity, "attacks": asdict(attacks)}
     key |= {"updates": {label: update.sha256() for label, update in updates.items()}}
+    key |= {"rows": {name: fingerprint_rows(sequences) for name, sequences in rows.items()}}
     table = AttackTable(**cached_json(cell.folder / "relearn.json", key, attack))
     return attack_section(table.rows, table.curves, problem.asked[problem.domains[0]].chance)

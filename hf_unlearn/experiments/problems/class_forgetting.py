@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Class forgetting, the protocol of Fast-NTK's tables: tune on all classes, forget one, compare with retraining on the others.
+"""Class forgetting (Fast-NTK's tables): tune on all classes, forget one, compare with retraining on the others.
 
-A table has one column for each number of images per class; its rows are means over seeds. Candidates of a line are chosen on
-training rows alone, without the retrained model.
+A table has one column for each number of images per class; its rows are means over seeds. Candidates of a line are
+chosen on training rows alone, without the retrained model.
 """
 
 import copy
@@ -46,8 +46,8 @@ class Images:
     """The section `data`.
 
     Args:
-        train, test: sources of `load_images`, with their splits after a colon ("cifar10:train"); without `test` the share
-            `holdout` of each class of `train` is set apart, the same for all seeds.
+        train, test: sources of `load_images`, with their splits after a colon ("cifar10:train"); without `test` the
+            share `holdout` of each class of `train` is set apart, the same for all seeds.
         forget: number or name of the class to forget.
         per_class: images per class of D, one column of the table each.
         classes: take this many classes only (a seeded choice that holds the forgotten one).
@@ -122,8 +122,8 @@ class ClassEvaluation:
 
     Args:
         relearning: arguments of `evaluation.images.relearning_epochs`; not measured by default.
-        probe: whether to train a new head on the features of the pretrained model, of one drawn at random, and of the line
-            "Fast-NTK" (Table III).
+        probe: whether to train a new head on the features of the pretrained model, of one drawn at random, and of the
+            line "Fast-NTK" (Table III).
         paper: network and dataset of the paper's figures that stand beside the measured ones.
     """
 
@@ -177,7 +177,8 @@ class ClassForgetting(Problem):
         classes = len(class_names(experiment.data.load(experiment.data.train)))
         model = experiment.model.architecture(experiment.data.classes or classes, experiment.data)
         size = experiment.data.image_size or model.config.image_size
-        return model, {"pixel_values": torch.zeros(2, 3, size, size, device="meta")}
+        # With its tuner: target modules are named as the run names them.
+        return experiment.tuner.wrap(model), {"pixel_values": torch.zeros(2, 3, size, size, device="meta")}
 
     @property
     def name(self) -> str:
@@ -199,7 +200,8 @@ class ClassForgetting(Problem):
         forget, retain, _ = self.sets
         return concatenate_datasets([retain, forget])
 
-    # ---- models --------------------------------------------------------------------------------------------------------
+    # ---- models
+    # --------------------------------------------------------------------------------------------------------
     @functools.cached_property
     def start(self) -> nn.Module:
         """The pretrained model with its tuner."""
@@ -250,7 +252,8 @@ class ClassForgetting(Problem):
         full, retrained = self.vocabulary.references
         return {full: self._full, retrained: self._retrained}
 
-    # ---- numbers ---------------------------------------------------------------------------------------------------------
+    # ---- numbers
+    # ---------------------------------------------------------------------------------------------------------
     def identity(self):
         return {
             "holdout": fingerprint_rows(self.sets[2]),
@@ -302,20 +305,21 @@ class ClassForgetting(Problem):
             self._measured[weights] = cached_json(file, key | {"code": code_sha256()}, measure)
         return self._measured[weights]
 
-    # ---- what is told ----------------------------------------------------------------------------------------------------
+    # ---- what is told
+    # ----------------------------------------------------------------------------------------------------
     def notes(self):
         return [
-            f"Candidates of a line are chosen on the training rows, without {self.vocabulary.references[1]}: of those with at most "
-            f"{FORGOTTEN:g} % on D_f that keep D_r within {TOLERANCE:g} points of {self.vocabulary.references[0]}, the one that "
-            "takes longest to relearn. The hold-out set has all classes, the forgotten one too. A linear probe says what the "
-            "features still tell."
+            f"Candidates of a line are chosen on the training rows, without {self.vocabulary.references[1]}: of those "
+            f"with at most {FORGOTTEN:g} % on D_f that keep D_r within {TOLERANCE:g} points of "
+            f"{self.vocabulary.references[0]}, the one that takes longest to relearn. The hold-out set has all "
+            "classes, the forgotten one too. A linear probe says what the features still tell."
         ]
 
     def extra_rows(self, cell):
         return list(self._probes(cell)) if self.settings.probe else []
 
     def _probes(self, cell) -> Iterator[dict]:
-        """Table III: a new head on the frozen features of the pretrained model, of one drawn at random, and of Fast-NTK's."""
+        """Table III: a new head on the features of the pretrained model, of one drawn at random, of Fast-NTK's."""
         start, random = self.start, copy.deepcopy(self.start)
         set_seed(self.seed)
         for module in random.modules():

@@ -137,8 +137,8 @@ class Corpora:
             packed = pack(self.texts(source), tokenizer, self.length, min_tokens=self.min_tokens)
         if count is not None and len(packed) < count:
             raise InputError(
-                f"{source} gives {len(packed)} sequences of {self.length} tokens, {count} were asked for: give it more text, "
-                "or lower the number in data.stages"
+                f"{source} gives {len(packed)} sequences of {self.length} tokens, {count} were asked for: give it "
+                "more text, or lower the number in data.stages"
             )
         return sample_rows(packed, count, self.seed)
 
@@ -160,7 +160,8 @@ class Corpora:
             ]
             if None in counts:
                 raise InputError(
-                    f"data.stages, {config.name}: a dry run reads no text: say how many sequences to take of each corpus"
+                    f"data.stages, {config.name}: a dry run reads no text: say how many sequences to take of each "
+                    "corpus"
                 )
             return sum(counts)
 

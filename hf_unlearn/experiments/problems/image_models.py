@@ -45,8 +45,8 @@ class ImageModel:
     Args:
         weights: a file of a CIFAR ResNet, in `data.data_dir`.
         name: an image classifier by folder or Hub id.
-        config: an architecture of transformers' image classifiers, `model_type` and its fields; drawn from the seed, or
-            trained here on the rows of `pretrain`.
+        config: an architecture of transformers' image classifiers, `model_type` and its fields; drawn from the seed,
+            or trained here on the rows of `pretrain`.
         pretrain: see `Pretraining`.
         new_head: put a new head in, drawn from the seed; so does another number of classes.
 
@@ -159,7 +159,7 @@ class Tuning:
 
 @dataclass
 class Pretraining:
-    """The key `model.pretrain`: the images to train on, how many of each class (all by default), and arguments of `tune`."""
+    """The key `model.pretrain`: the images to train on, how many of each class (default all), arguments of `tune`."""
 
     train: str
     per_class: int | None = None

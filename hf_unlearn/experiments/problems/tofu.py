@@ -16,6 +16,7 @@ from ...evaluation import tofu
 from ...evaluation.specificity import TokenKL
 from ...miniature.authors import load_synthetic, scratch_models
 from ...report.vocabulary import TofuVocabulary
+from ...runtime.files import sha256_json, sha256_tensors
 from ...runtime.loading import load_model, load_tokenizer
 from ...runtime.processes import on_main_process
 from ..problem import REMEMBERED, LanguageModel, Problem, Reference, Stage, StageSize, typed
@@ -29,10 +30,11 @@ TABLE_METRICS = (
     *("exact_memorization", "extraction_strength"),
 )
 NOTES = [
-    "The candidate of a row is the one with the least retain KL among those with forget quality >= 0.05, else the one that "
-    "forgot most. Choosing needs the retrained model, as in the papers.",
-    "Forget quality is the p-value of a two-sample KS test on truth ratios against the retrained model (TOFU); it says the "
-    "two cannot be told apart by this test on n items, not that nothing is left. Relearning attacks are not part of this table.",
+    "The candidate of a row is the one with the least retain KL among those with forget quality >= 0.05, else the one "
+    "that forgot most. Choosing needs the retrained model, as in the papers.",
+    "Forget quality is the p-value of a two-sample KS test on truth ratios against the retrained model (TOFU); it "
+    "says the two cannot be told apart by this test on n items, not that nothing is left. Relearning attacks are not "
+    "part of this table.",
 ]
 
 
@@ -47,7 +49,8 @@ class TofuData:
     Args:
         source: "synthetic" for the embedded problem, or a folder or Hub id of TOFU.
         forget, retain_rows: see `data.tofu.load_tofu`.
-        authors, forget_authors, questions_per_author: sizes of the embedded problem, see `miniature.authors.load_synthetic`.
+        authors, forget_authors, questions_per_author: sizes of the embedded problem, see
+            `miniature.authors.load_synthetic`.
         template: fields of `QATemplate`.
     """
 
@@ -184,8 +187,12 @@ class TofuProblem(Problem):
         return [Stage(self.name, self.rows(self.splits.forget), self.rows(self.splits.retain))]
 
     def identity(self):
+        retrained = self.retain_log if self.retrained is None else sha256_tensors(self.retrained.state_dict())
+        evaluated = {name: rows for name, rows in self.splits.evaluation().items() if rows is not None}
         return {
             "data": self.splits.name,
+            "retrained": sha256_json(retrained),
+            "evaluated": sha256_json({name: rows.to_list() for name, rows in evaluated.items()}),
             "template": self.template.fingerprint(self.tokenizer),
             "sweep_rows": self.settings.sweep_rows,
             "max_new_tokens": self.settings.max_new_tokens,
@@ -200,7 +207,8 @@ class TofuProblem(Problem):
         self._kl = TokenKL(self.original, loader, cache_bytes=REMEMBERED)
         if not self._kl.cached:
             raise InputError(
-                f"evaluation.sweep_rows={self.settings.sweep_rows} is too many to remember the original's answers: lower it"
+                f"evaluation.sweep_rows={self.settings.sweep_rows} is too many to remember the original's answers: "
+                "lower it"
             )
 
     def references(self):

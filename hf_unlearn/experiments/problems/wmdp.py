@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Hazardous knowledge: forget domains stage by stage, ask multiple-choice questions, see what else moved (WMDP, K-FADE)."""
+"""Hazardous knowledge: forget domains stage by stage, ask questions, see what else moved (WMDP, K-FADE)."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -23,6 +23,7 @@ from ...report.page import Section
 from ...report.plots import kl_quantile_plot
 from ...report.vocabulary import LOST, POINTS, TaskVocabulary
 from ...runtime.cache import cached_json
+from ...runtime.files import sha256_json
 from ...runtime.loading import load_model, load_tokenizer
 from ..problem import REMEMBERED, LanguageModel, Problem, Stage, typed
 from ..settings import check_settings, configured
@@ -31,14 +32,15 @@ from .corpora import Corpora
 
 
 NOTES = [
-    f"The candidate of a row is the one with the least KL among those that lost {LOST:.0%} or more of the distance to chance in "
-    f"every domain and at most {POINTS:g} points of general accuracy, else the one that forgot most (beyond {LOST:.0%} nothing more "
-    "counts; of equals the one with less KL). Candidates are asked questions of the table, all or `search_questions` of a task.",
+    f"The candidate of a row is the one with the least KL among those that lost {LOST:.0%} or more of the distance to "
+    f"chance in every domain and at most {POINTS:g} points of general accuracy, else the one that forgot most (beyond "
+    f"{LOST:.0%} nothing more counts; of equals the one with less KL). Candidates are asked questions of the table, "
+    "all or `search_questions` of a task.",
     "Low accuracy does not show that knowledge has left the weights: see the relearning attacks where they were run.",
 ]
 EMBEDDED = (
-    "The miniature's general corpus holds instructions with answers of the kinds whose completions are measured, though none of "
-    "the same: the KL is that of new prompts of a retained kind."
+    "The miniature's general corpus holds instructions with answers of the kinds whose completions are measured, "
+    "though none of the same: the KL is that of new prompts of a retained kind."
 )
 WORST = 5
 
@@ -104,7 +106,7 @@ class WmdpProblem(Problem):
 
     @classmethod
     def make(cls, experiment, size, seed, progress=True):
-        """Tokenizer and settings; texts and the model are loaded when they are first asked for, bad texts before the model."""
+        """Tokenizer and settings; texts and model are loaded when first asked for, bad texts before the model."""
         model, corpora = experiment.model, experiment.data.seeded(seed)
         if corpora.embedded is not None:
             if model.scratch is None:
@@ -176,7 +178,8 @@ class WmdpProblem(Problem):
             "tasks": [self.domains, self.settings.general, list(self.settings.also)],
             "questions": hash_tasks(**self._asked(self.tasks)),
             "search": [self.settings.search_questions, self.settings.search_completions],
-            "completions": [self.settings.completions, self.settings.max_new_tokens, self.settings.given],
+            "instructions": sha256_json(self.corpora.unrelated(self.settings.completions).to_list()),
+            "completions": [self.settings.max_new_tokens, self.settings.given],
         }
 
     # ---- what is measured -------------------------------------------------------------------------------------------
@@ -186,8 +189,8 @@ class WmdpProblem(Problem):
             score = self.asked[task]
             if score.chance is None or score.accuracy is None or score.accuracy <= score.chance:
                 raise InputError(
-                    f"{task}: the original model answers {score.accuracy:.1%}, no better than guessing: there is nothing to "
-                    "unlearn that this task could show; take another model or task"
+                    f"{task}: the original model answers {score.accuracy:.1%}, no better than guessing: there is "
+                    "nothing to unlearn that this task could show; take another model or task"
                 )
         search = self.settings.search_questions is not None
         self.asked_in_search = self.ask(self.original, self.settings.search_questions) if search else self.asked
@@ -305,7 +308,7 @@ class WmdpProblem(Problem):
         ]
         worst = worst_completions(cell.kl[best], self.rows, self.tokenizer, WORST)
         examples = [(f"KL {row['kl']:.3f} nats a token: {last_words(row['prompt'])}", row["marked"]) for row in worst]
-        text = f"The completions that {best} left furthest; in brackets the tokens with at least twice their completion's mean."
+        text = f"Completions that {best} changed most; in brackets the tokens with at least twice their completion's mean."
         sections.append(Section("What did we break?", text, examples=examples))
         if self.attacks is not None:
             sections.append(relearning(self, cell, best))
@@ -342,6 +345,6 @@ class WmdpProblem(Problem):
 
 
 def last_words(prompt: str, length: int = 120) -> str:
-    """The end of a prompt on one line, from a word's beginning: instructions stand there, below what all prompts share."""
+    """The end of a prompt on one line, from a word's beginning: there instructions stand."""
     text = " ".join(prompt.split())
     return text if len(text) <= length else "... " + text[-length:].partition(" ")[2]
