@@ -20,7 +20,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with the real data sets (see CONTRIBUTING): $HF_UNLEARN_DATA, or ../shared/data beside the checkout."""
+    """Folder with the real datasets (see CONTRIBUTING): $HF_UNLEARN_DATA, or ../shared/data beside the checkout."""
     folder = Path(os.environ.get("HF_UNLEARN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"real data not found: set HF_UNLEARN_DATA to the data folder (looked at {folder.name}/)")

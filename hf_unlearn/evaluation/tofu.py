@@ -172,8 +172,8 @@ def evaluate(
             for the membership scores). Any may be absent or None.
         retain_log (`Mapping`, *optional*): log of the model retrained without the forget rows; gives forget quality
             and the reference of privleak.
-        template (*optional*): `hf_unlearn.data.tofu.QATemplate`; its default when None. A hash of it is stored in the
-            log.
+        template (*optional*): `hf_unlearn.data.prompts.QATemplate`; its default when None. A hash of it is stored in
+            the log.
         metrics (`Iterable[str]`, *optional*): names from `METRICS`, or None for all that the splits allow. What a
             metric is made of comes with it. ROUGE generates and the gradient norm goes item by item: a sweep asks for
             less, such as `("forget_truth_ratio", "retain_Q_A_Prob")`.

@@ -13,7 +13,7 @@ LOG_FILE = "unlearning_log.jsonl"
 
 
 def append_log(folder: Path, entry: dict) -> dict:
-    """Add one line for one served request to `unlearning_log.jsonl` (DESIGN section 8), and return it.
+    """Add one line for one served request to `unlearning_log.jsonl` and return it.
 
     One write of one line: a kill leaves it out or whole, and earlier lines are never rewritten. Numbers that JSON does
     not know (NaN, infinity) become null.
