@@ -2,7 +2,7 @@
 """Measures of an unlearned image classifier: accuracy, epochs to relearn, what a linear probe still finds."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from ..errors import InputError, NumericalError
 from ..runtime.modules import evaluation_mode, model_inputs
 
 
-def accuracy(model: nn.Module, rows: Dataset, collator: Callable, batch_size: int = 256) -> float:
+BATCH = 256  # images in a forward pass of an evaluation
+
+
+def accuracy(model: nn.Module, rows: Dataset, collator: Callable) -> float:
     """Share of rows whose label has the largest logit."""
-    right = 0
     with evaluation_mode(model):
-        for batch in DataLoader(rows, batch_size=batch_size, collate_fn=collator):
-            right += int((_logits(model, batch).argmax(-1).cpu() == batch["labels"]).sum())
+        right = sum(int((logits.argmax(-1) == labels).sum()) for logits, labels in _outputs(model, rows, collator))
     return right / len(rows)
 
 
@@ -37,18 +38,8 @@ def relearning_epochs(
 ) -> int | None:
     """Epochs of training on the forget rows until their mean cross-entropy is below `threshold`.
 
-    Section IV of Fast-NTK. AdamW on a copy of the model, on the parameters that require a gradient; the loss is
-    measured after each epoch on all rows.
-
-    Args:
-        model (`nn.Module`): image classifier; unchanged.
-        rows (`Dataset`): forget rows.
-        collator (`Callable`): rows -> batches.
-        threshold (`float`, defaults to 0.05): in nats.
-        max_epochs (`int`, defaults to 100): where it gives up.
-        learning_rate (`float`, defaults to 1e-3): of AdamW, without weight decay.
-        batch_size (`int`, defaults to 32): of training.
-        seed (`int`, defaults to 0): of the order of rows.
+    Section IV of Fast-NTK. AdamW without weight decay on a copy of the model, on the parameters that require a
+    gradient, rows in an order of `seed`; the loss (in nats) is measured after each epoch on all rows.
 
     Returns:
         `int` or `None`: 0 when the rows are known already, None when `max_epochs` did not do (the paper's ">100").
@@ -70,13 +61,13 @@ def relearning_epochs(
         if epoch == max_epochs:
             return None
         model.train()
-        for batch in DataLoader(rows, batch_size=batch_size, shuffle=True, generator=order, collate_fn=collator):
+        for logits, labels in _outputs(model, rows, collator, batch_size=batch_size, shuffle=True, generator=order):
             optimizer.zero_grad()
-            objectives.cross_entropy(_logits(model, batch), batch["labels"].to(parameters[0].device)).mean().backward()
+            objectives.cross_entropy(logits, labels).mean().backward()
             optimizer.step()
 
 
-def mean_loss(model: nn.Module, rows: Dataset, collator: Callable, batch_size: int = 256) -> float:
+def mean_loss(model: nn.Module, rows: Dataset, collator: Callable) -> float:
     """Mean cross-entropy of the rows, in nats.
 
     Raises:
@@ -84,9 +75,8 @@ def mean_loss(model: nn.Module, rows: Dataset, collator: Callable, batch_size: i
     """
     total = 0.0
     with evaluation_mode(model):
-        for batch in DataLoader(rows, batch_size=batch_size, collate_fn=collator):
-            logits = _logits(model, batch)
-            total += float(objectives.cross_entropy(logits, batch["labels"].to(logits.device)).double().sum())
+        for logits, labels in _outputs(model, rows, collator):
+            total += float(objectives.cross_entropy(logits, labels).double().sum())
     if not np.isfinite(total):
         raise NumericalError("the loss is not finite: the model diverged; lower the learning rate")
     return total / len(rows)
@@ -100,16 +90,8 @@ def linear_probe(
     The features are what enters the module `head`: its old weights play no part. Logistic regression (scikit-learn,
     L-BFGS) on standardised features (Fast-NTK, Table III, says "fine-tuning of the classification head").
 
-    Args:
-        model (`nn.Module`): image classifier.
-        train (`Dataset`): rows that the new head is trained on.
-        evaluated (`Sequence[Dataset]`): rows that it is scored on.
-        collator (`Callable`): rows -> batches.
-        head (`str`): name of the module, or the end of it.
-        seed (`int`, defaults to 0): of the regression.
-
     Raises:
-        InputError: the model has no such module.
+        InputError: the model has no module whose name is, or ends in, `head`.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -131,16 +113,16 @@ def _features(model: nn.Module, rows: Dataset, collator: Callable, head: str) ->
     handle = modules[found[0]].register_forward_pre_hook(
         lambda _, args: kept.append(args[0].float().flatten(1).cpu().numpy())
     )
-    labels = []
     try:
         with evaluation_mode(model):
-            for batch in DataLoader(rows, batch_size=256, collate_fn=collator):
-                _logits(model, batch)
-                labels.append(batch["labels"].numpy())
+            labels = [labels.cpu().numpy() for _, labels in _outputs(model, rows, collator)]
     finally:
         handle.remove()
     return np.concatenate(kept), np.concatenate(labels)
 
 
-def _logits(model: nn.Module, batch: dict) -> torch.Tensor:
-    return model(**model_inputs(model, batch)).logits
+def _outputs(model: nn.Module, rows: Dataset, collator: Callable, **loading) -> Iterator[tuple]:
+    """(logits, labels) of every batch, both on the model's device; `loading` goes to the DataLoader."""
+    for batch in DataLoader(rows, **{"batch_size": BATCH, "collate_fn": collator, **loading}):
+        logits = model(**model_inputs(model, batch)).logits
+        yield logits, batch["labels"].to(logits.device)

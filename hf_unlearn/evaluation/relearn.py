@@ -8,6 +8,7 @@ seeds, devices and precision of the whole process, and these attacks run in the 
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.collators import default_collator
+from ..data.rows import prepare_rows
 from ..deltas import UpdateDelta
 from ..errors import InputError, NumericalError
 from ..runtime.modules import evaluation_mode, model_device, trainable
@@ -91,8 +93,6 @@ def relearn(
         InputError: no rows, bad numbers, a quantised model, an update of another model.
         NumericalError: the loss is not finite.
     """
-    from ..data.rows import prepare_rows
-
     if min(steps, batch_size, eval_steps) < 1 or not learning_rate > 0:
         raise InputError(
             f"steps={steps}, batch_size={batch_size}, eval_steps={eval_steps} and learning_rate={learning_rate} must "
@@ -237,8 +237,6 @@ def attack_table(
     Raises:
         InputError: no update or attack, a method called "original", an update of another model, or as `relearn` says.
     """
-    from ..data.rows import prepare_rows
-
     if not updates or not attacks or not learning_rates:
         raise InputError("an attack table needs at least one update, one set of attack rows and one learning rate")
     if ORIGINAL in updates:
@@ -248,8 +246,7 @@ def attack_table(
     for update in updates.values():
         with update.applied_to(original):  # a wrong one is told before the first attack
             pass
-    start: dict[str, Scores] = {}
-    rows, curves = [], []
+    rows, curves, start = [], [], {}
     for attack, data in attacks.items():
         for rate in learning_rates:
             run = functools.partial(relearn, rows=data, evaluate=evaluate, learning_rate=rate, **settings)
@@ -260,15 +257,13 @@ def attack_table(
             start |= {label: curve.scores[0] for label, curve in ran.items()}
             about = {"attack": attack, "learning_rate": rate}
             curves += [{"method": label, **about, **asdict(curve)} for label, curve in ran.items()]
-            for method in updates:
-                rows += [
-                    {"method": method, **about, **_row(metric, method, ran[ORIGINAL], ran[method])}
-                    for metric in start[ORIGINAL]
-                ]
+            for method, metric in itertools.product(updates, start[ORIGINAL]):
+                rows.append({"method": method, **about, "metric": metric, **_row(metric, method, ran)})
     return AttackTable(rows, curves)
 
 
-def _row(metric: str, method: str, control: RelearnCurve, attacked: RelearnCurve) -> dict:
+def _row(metric: str, method: str, ran: Mapping[str, RelearnCurve]) -> dict:
+    control, attacked = ran[ORIGINAL], ran[method]
     before, after = control.scores[0][metric], attacked.scores[0][metric]
     values = {
         "relearned": attacked.scores[-1][metric],
@@ -279,7 +274,6 @@ def _row(metric: str, method: str, control: RelearnCurve, attacked: RelearnCurve
     back = {name: recovery(before, after, value) for name, value in values.items()}
     agree = "the original and the unlearned model agree: nothing was lost that could come back"
     return {
-        "metric": metric,
         "original": before,
         "unlearned": after,
         **values,

@@ -11,12 +11,14 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_unlearn.data.images import load_images, select_per_class
 from hf_unlearn.errors import InputError
+from hf_unlearn.evaluation import images
 from hf_unlearn.evaluation.images import accuracy, linear_probe, mean_loss, relearning_epochs
 from hf_unlearn.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 from tests.support.images import COLLATOR
 
 
-def test_accuracy_loss_and_relearning_by_hand():
+def test_accuracy_loss_and_relearning_by_hand(monkeypatch):
+    monkeypatch.setattr(images, "BATCH", 3)
     rows = select_per_class(load_images("digits"), 2, seed=0)
     torch.manual_seed(0)
     model = CifarResNetForImageClassification(CifarResNetConfig(depth=8, width=4, image_size=8)).train()
@@ -26,7 +28,7 @@ def test_accuracy_loss_and_relearning_by_hand():
         logits = model(batch["pixel_values"]).logits
     model.train()
     expected = float((logits.argmax(1) == batch["labels"]).float().mean())
-    assert accuracy(model, rows, COLLATOR, batch_size=3) == pytest.approx(expected)
+    assert accuracy(model, rows, COLLATOR) == pytest.approx(expected)
     loss = float(torch.nn.functional.cross_entropy(logits, batch["labels"]))
     assert mean_loss(model, rows, COLLATOR) == pytest.approx(loss, rel=1e-5) and model.training
     assert relearning_epochs(model, rows, COLLATOR, threshold=loss + 0.01) == 0
