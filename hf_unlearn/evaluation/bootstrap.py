@@ -28,13 +28,9 @@ def quantile_bands(
 ) -> np.ndarray:
     """Quantiles of `values` with their percentile intervals, pointwise: (3, levels), rows value, low, high.
 
-    Quantiles are numpy's (linear between order statistics). Sorted once: a resample only changes how often each value
-    counts, which costs O(N) instead of a sort.
-
-    Args:
-        values (`np.ndarray`): (N,) grouped by sequence.
-        tokens (`np.ndarray`): (S,) how many of them each sequence has, summing to N.
-        levels (`Sequence[float]`): in [0, 1].
+    `values` (N,) are grouped by sequence, `tokens` (S,) says how many each has, `levels` lie in [0, 1]. Quantiles are
+    numpy's (linear between order statistics). Sorted once: a resample only changes how often each value counts, which
+    costs O(N) instead of a sort.
     """
     values, levels = np.asarray(values, dtype=np.float64), np.asarray(levels, dtype=np.float64)
     order = np.argsort(values, kind="stable")

@@ -48,12 +48,8 @@ def min_k_plus_plus(token_log_probs, mean, variance, fraction: float = MIN_K) ->
 def gradient_norm(model, input_ids: Sequence[int], predicted: Sequence[bool]) -> float | None:
     """Mean over weights of the L2 norm of the gradient of one item's loss (Duan et al. 2024, white box).
 
-    Args:
-        input_ids (`Sequence[int]`): (T,) one unpadded sequence.
-        predicted (`Sequence[bool]`): (T,) marks the tokens whose mean log-probability is differentiated (the answer
-            without EOS).
-
-    Gradients are taken of every floating-point weight, frozen or not, and `.grad` is left alone. None for no tokens.
+    The loss is of the tokens that `predicted` marks (the answer without EOS) in `input_ids`, both (T,). Gradients are
+    taken of every floating-point weight, frozen or not, and `.grad` is left alone. None for no tokens.
     """
     if not any(predicted):
         return None

@@ -107,11 +107,10 @@ def predicted_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def logit_blocks(model, batch: Mapping[str, torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield (logits (n, V), token ids (n,)) over groups of rows of a batch, each within the logit budget.
+    """Yield (logits (n, V), token ids (n,)) over groups of rows of a batch (all B, T), each within the logit budget.
 
-    `batch` holds `input_ids`, `labels` and what else the model takes, all (B, T). Rows without a predicted token are
-    left out; the groups depend on the labels and on V only, so two models of one vocabulary see the same ones.
-    Call inside `evaluation_mode`.
+    Rows without a predicted token are left out; the groups depend on the labels and on V only, so two models of one
+    vocabulary see the same ones. Call inside `evaluation_mode`.
     """
     predicted = predicted_tokens(batch)
     counts = predicted.sum(1).tolist()
@@ -139,7 +138,6 @@ def score_answers(
     batch_size: int = 32,
     moments: bool = False,
     progress: bool = False,
-    description: str = "scoring",
 ) -> list[AnswerScore]:
     """Teacher-forced scores of rows as `data.prompts.encode_qa` gives them, in their order.
 
@@ -155,7 +153,7 @@ def score_answers(
     scores: list[AnswerScore | None] = [None] * len(encoded)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
     collate = CausalCollator(padding_id(tokenizer))
-    bar = tqdm(total=len(order), desc=description, disable=not progress, leave=False)
+    bar = tqdm(total=len(order), desc="scoring", disable=not progress, leave=False)
     with evaluation_mode(model), bar:
         for start in range(0, len(order), batch_size):
             items = order[start : start + batch_size]

@@ -285,9 +285,8 @@ def _membership(name, model, passes, splits, reference_model, batch_size, progre
         if name == "mia_zlib":
             losses = [None if loss is None else privacy.zlib_score(loss, text) for loss, text in zip(losses, texts)]
         elif name == "mia_reference":
-            theirs = scoring.score_answers(
-                reference_model, passes.tokenizer, encoded, batch_size=batch_size, progress=progress
-            )
+            how = {"batch_size": batch_size, "progress": progress}
+            theirs = scoring.score_answers(reference_model, passes.tokenizer, encoded, **how)
             losses = [None if loss is None else loss - other.nll_mean for loss, other in zip(losses, theirs)]
         elif name == "mia_min_k":
             losses = [privacy.min_k(s.token_log_probs[s.text]) for s in scores]
