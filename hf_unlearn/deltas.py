@@ -109,10 +109,8 @@ class UpdateDelta:
         """
         _check_scale(scale)
         targets = self._targets(model)
-        _check_targets(
-            {name: tensor.shape for name, tensor in self.tensors.items()},
-            {name: (tensor.shape, tensor.dtype) for name, tensor in targets.items()},
-        )
+        shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        _check_targets(shapes, {name: (tensor.shape, tensor.dtype) for name, tensor in targets.items()})
         updates: dict[tuple, str] = {}
         for name in self.tensors:
             tensor = targets[name]
@@ -121,9 +119,8 @@ class UpdateDelta:
             first = updates.setdefault((tensor.device, tensor.data_ptr(), tensor.shape), name)
             if first != name and not torch.equal(self.tensors[first], self.tensors[name]):
                 raise InputError(f"{first} and {name} are one tied weight in this model but have different updates")
-        _warn_of_other_base(
-            self.config, [name for name in updates.values() if not _is_base(self.config, name, targets[name])]
-        )
+        others = [name for name in updates.values() if not _is_base(self.config, name, targets[name])]
+        _warn_of_other_base(self.config, others)
         for name in updates.values():
             targets[name].copy_(_add(targets[name], self.tensors[name].to(targets[name].device), scale))
         return model
@@ -310,15 +307,12 @@ def _transfer_shard(source: Path, target: Path, names: list[str], reader, scale:
     if not any(name in reader.files for name in names):
         shutil.copyfile(source, target)
         return []
-    other_base = []
     with open_safetensors(source) as shard:
-        tensors = {}
-        for name in names:
-            tensors[name] = shard.get_tensor(name)
-            if name in reader.files:
-                if not _is_base(reader.config, name, tensors[name]):
-                    other_base.append(name)
-                tensors[name] = _add(tensors[name], reader.tensor(name), scale)
+        tensors = {name: shard.get_tensor(name) for name in names}
+        touched = [name for name in names if name in reader.files]
+        other_base = [name for name in touched if not _is_base(reader.config, name, tensors[name])]
+        for name in touched:
+            tensors[name] = _add(tensors[name], reader.tensor(name), scale)
         write_safetensors(target, tensors, shard.metadata())
     return other_base
 
@@ -336,11 +330,9 @@ def _is_base(config: Mapping, name: str, tensor: torch.Tensor) -> bool:
 def _warn_of_other_base(config: Mapping, names: list[str]):
     if names:
         logger.warning(
-            "%d of the tensors are not the ones this update was made from (other weights or another dtype; base: %s): "
-            "%s. Expected on a fine-tuned checkpoint; evaluate the result again.",
-            len(names),
-            config.get("base_model") or "unknown",
-            shorten(names),
+            f"{len(names)} of the tensors are not the ones this update was made from (other weights or another dtype; "
+            f"base: {config.get('base_model') or 'unknown'}): {shorten(names)}. Expected on a fine-tuned checkpoint; "
+            "evaluate the result again."
         )
 
 
@@ -353,8 +345,8 @@ def _check_targets(updates: Mapping[str, torch.Size], targets: Mapping[str, tupl
     missing = [name for name in updates if name not in targets]
     if missing:
         raise InputError(
-            f"the model has no tensor {shorten(missing)}; the update belongs to another architecture or to other names "
-            "(compare with `hf-unlearn inspect`)"
+            f"the model has no tensor {shorten(missing)}; the update belongs to another architecture or to other "
+            "names (compare with `hf-unlearn inspect`)"
         )
     for name, shape in updates.items():
         target, dtype = targets[name]
@@ -366,9 +358,8 @@ def _check_targets(updates: Mapping[str, torch.Size], targets: Mapping[str, tupl
 
 class _DeltaReader(Shards):
     def __init__(self, path_or_repo: str | Path, revision: str | None = None):
-        folder = fetch_folder(path_or_repo, revision, ["delta*", "delta/*"])
-        if not (folder / CONFIG_FILE).is_file():
-            folder = folder / "delta"
+        place = fetch_folder(path_or_repo, revision, ["delta*", "delta/*"])
+        folder = place if (place / CONFIG_FILE).is_file() else place / "delta"
         if not (folder / CONFIG_FILE).is_file():
             raise InputError(f"{path_or_repo} holds no {CONFIG_FILE}: it is no delta, or its saving was cut short")
         self.config = read_json(folder / CONFIG_FILE)

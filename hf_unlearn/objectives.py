@@ -15,13 +15,12 @@ IGNORE = -100
 
 
 def predictions(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows of `logits` that predict a label: (N, V) in fp32 or better, their labels (N,), and the row of the batch (N,)."""
+    """Rows of `logits` that predict a label: (N, V) in fp32 or better, their labels (N,), and the batch's row (N,)."""
     if labels.dim() == 2:
         logits, labels = logits[:, :-1], labels[:, 1:]
     keep = labels != IGNORE
     rows = keep.nonzero()[:, 0]
-    selected = logits[keep]
-    return (selected.float() if selected.dtype in (torch.float16, torch.bfloat16) else selected), labels[keep], rows
+    return logits[keep].to(torch.promote_types(logits.dtype, torch.float32)), labels[keep], rows
 
 
 def count_predictions(labels: torch.Tensor) -> int:

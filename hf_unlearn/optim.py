@@ -24,14 +24,13 @@ class NaturalGradientAscent(torch.optim.Optimizer):
     `updates` are collective, and every process makes the same step.
 
     Args:
-        named_parameters (`Mapping[str, torch.nn.Parameter]`):
-            Weights to move, by `state_dict` name: the names that the curvature knows.
+        named_parameters (`Mapping[str, torch.nn.Parameter]`): Weights to move, by the names that the curvature knows.
         base (`Mapping[str, torch.Tensor]`): Their values before the first step; may lie on another device.
         curvature: A fitted [`~curvature.Curvature`].
         step_norm (`float`): alpha, in sqrt(nats per token). It is the group's `lr`, so schedulers and logs work.
         damping (`float`): Added to the eigenvalues of G.
-        refit (`Callable[[int], None]`, *optional*):
-            Called with the number of steps taken before every step; fits the curvature to the weights as they are.
+        refit (`Callable[[int], None]`, *optional*): Fits the curvature to the weights as they are before every step;
+            called with the number of steps taken.
     """
 
     def __init__(
@@ -45,9 +44,7 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         refit: Callable[[int], None] | None = None,
     ):
         self._names = list(named_parameters)
-        self.base = base
-        self.curvature = curvature
-        self.refit = refit
+        self.base, self.curvature, self.refit = base, curvature, refit
         super().__init__(list(named_parameters.values()), {"lr": step_norm, "damping": damping, "steps": 0})
         self.diagnostics: dict[str, float] = {}
 
@@ -110,9 +107,9 @@ class NaturalGradientAscent(torch.optim.Optimizer):
 
     def _update(self, name: str) -> torch.Tensor:
         parameter = self.named[name]
-        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         # Read without setdefault, whose default would allocate a second copy of every weight at every step.
         update = self.state[parameter].get("update")
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
         return torch.zeros_like(parameter, dtype=dtype) if update is None else update
 
     def _set_weight(self, name: str, update: torch.Tensor):
@@ -123,8 +120,7 @@ class NaturalGradientAscent(torch.optim.Optimizer):
     def begin(self):
         """Make the state of weights that have none: an update of zero.
 
-        What loads a checkpoint of a sharded model would else make it by a step with gradients of zero, which is none
-        here.
+        Loading a checkpoint of a sharded model would else do so by a step with gradients of zero, which is none here.
         """
         for name, parameter in self.named.items():
             self.state[parameter]["update"] = self._update(name)
@@ -136,8 +132,7 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         # Numbers by place, or the weights' names in a checkpoint of a sharded model.
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         for key, (name, parameter) in zip(keys, self.named.items(), strict=True):
-            # torch casts floating state to the parameter's dtype; the fp32 update of a bf16 weight must survive as it
-            # is.
+            # torch casts floating state to the parameter's dtype; a bf16 weight's fp32 update must survive as it is.
             saved = state_dict["state"].get(key, {}).get("update")
             if saved is not None:
                 self.state[parameter]["update"] = placed_like(saved.clone(), parameter)

@@ -17,10 +17,7 @@ PACKAGE = __name__.rpartition(".")[0]
 def add_peft_type(name: str, config_class: type, model_class: type):
     """Make PEFT read and write adapters of a type; nothing happens when it already does.
 
-    Args:
-        name (`str`): the type in lower case; upper case in adapter_config.json.
-        config_class (`type`): the `PeftConfig`.
-        model_class (`type`): the `BaseTuner`, whose `prefix` is `name + "_"`.
+    The `name` is in lower case, in upper case in adapter_config.json; the `prefix` of the model class is `name + "_"`.
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils import PeftType, register_peft_method

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """What a request costs: peak memory."""
 
+import contextlib
 import resource
 from pathlib import Path
 
@@ -11,11 +12,9 @@ def reset_peak_memory():
     """Start a new measurement, where the system can: on CUDA, and on Linux for this process."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with contextlib.suppress(OSError):
         # 5 resets the high-water mark of the resident set (man 5 proc).
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
 
 
 def peak_memory_mb() -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], None]) -> Path:
@@ -42,7 +42,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 @contextlib.contextmanager
 def temporary_folder(parent: str | Path, name: str):
-    """A hidden empty folder inside `parent` (made when absent) to build something in, removed at the end if it is still there.
+    """A hidden empty folder inside `parent` (made when absent) to build something in; removed at the end if it is there.
 
     What killed processes left of the same name is removed first.
     """
@@ -100,8 +100,7 @@ def open_safetensors(path: str | Path, device: str = "cpu"):
     try:
         return safe_open(path, framework="pt", device=device)
     except (SafetensorError, FileNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} is missing or damaged ({reason}); save or download it again") from error
+        raise InputError(f"{path} is missing or damaged ({first_line(error)}); save or download it again") from error
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -109,7 +108,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value) -> Path:
-    # Serialised before the file is opened: a value json cannot hold leaves nothing behind. NaN is not JSON, so it is refused.
+    # Serialised before the file is opened: a value json cannot hold leaves nothing behind. NaN, not JSON, is refused.
     return write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -136,9 +135,8 @@ def writing(what: str | Path):
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise OSError(
-            f"{what} could not be written ({reason}): is the disk full? Free some space and go on"
+            f"{what} could not be written ({first_line(error)}): is the disk full? Free some space and go on"
         ) from error
 
 

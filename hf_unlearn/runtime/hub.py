@@ -10,8 +10,6 @@ from ..errors import InputError
 
 # Hidden files are unfinished ones, and a pickle of the training arguments helps nobody who loads the model.
 SKIPPED = {"training_args.bin", "optimizer.pt", "scheduler.pt"}
-
-
 LOCAL = " (local folder)"
 
 
@@ -67,19 +65,12 @@ def push_folder(
     commit_message: str = "Upload unlearned model",
     token: str | None = None,
 ) -> str:
-    """Upload every file of `folder` to a model repository (made when absent) in one commit.
+    """Upload every file of `folder` to a model repository in one commit; returns the commit's URL.
 
-    `HfApi.upload_folder` may split an upload into several commits, so that a reader could meet new weights under an old
+    `HfApi.upload_folder` may split an upload into several commits, and a reader could meet new weights under an old
     card; `create_commit` is the call that is atomic. Checkpoints, hidden files and pickled trainer state stay behind.
     Shards that an earlier push left beside the new ones are deleted in the same commit: a reader may prefer them.
-
-    Args:
-        repo_id: "name" or "namespace/name".
-        private: visibility of a repository that is made now; None leaves the choice to the account's default.
-        revision: branch to commit to, made when absent; None is the main branch.
-
-    Returns:
-        The URL of the commit.
+    Repository and branch (`revision`) are made when absent, `private` or not as the account's default has it.
 
     Raises:
         InputError: the folder is missing or holds nothing to push, or the repository's name is malformed.
@@ -101,9 +92,8 @@ def push_folder(
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         there = api.list_repo_files(repo_id, revision=revision)
-        operations += [
-            CommitOperationDelete(name) for name in stale_weights(there, [op.path_in_repo for op in operations])
-        ]
+        stale = stale_weights(there, [operation.path_in_repo for operation in operations])
+        operations += map(CommitOperationDelete, stale)
         commit = api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
     except HFValidationError as error:
         raise InputError(f"{repo_id!r} is no repository name ({error}); use namespace/name") from error

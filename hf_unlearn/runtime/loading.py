@@ -3,19 +3,16 @@
 
 import logging
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 
 logger = logging.getLogger(__name__)
 
 
 def load_model(model: str, processing_class=None, init_kwargs: dict | None = None):
-    """A causal language model and its tokenizer (`processing_class` where given; None when it has none).
+    """A causal language model, of a name on the Hub or a folder, and its tokenizer; None when it has none.
 
-    Args:
-        model (`str`): a name on the Hub or a folder.
-        processing_class (*optional*): the tokenizer to use in place of the model's own.
-        init_kwargs (`dict`, *optional*): arguments of `from_pretrained`.
+    `processing_class` takes the tokenizer's place; `init_kwargs` are arguments of `from_pretrained`.
 
     Raises:
         InputError: no such model, or not one that transformers can load.
@@ -30,14 +27,9 @@ def load_model(model: str, processing_class=None, init_kwargs: dict | None = Non
 
 
 def load_tokenizer(model: str, init_kwargs: dict | None = None, *, required_for: str | None = None):
-    """The tokenizer of a model; None when it has none and none is required.
+    """The tokenizer of a model, in the revision and with the rights of its `init_kwargs`; None when it has none.
 
-    Args:
-        model (`str`): a name on the Hub or a folder.
-        init_kwargs (`dict`, *optional*): arguments with which the model is loaded; the tokenizer is looked for in the
-            same revision, with the same rights.
-        required_for (`str`, *optional*): what cannot do without a tokenizer, for the message. A tokenizer that is
-            required pads with its end-of-sequence token where it has no padding token.
+    One that is `required_for` something, named in messages, pads with its end-of-sequence token where it has no other.
 
     Raises:
         InputError: a tokenizer is required, and the model has none or does not exist.
@@ -71,13 +63,10 @@ def padding_id(tokenizer, model=None) -> int:
     Attention masks and labels of -100 hide it, so any id will do. Either of the two may be None.
     """
     config = getattr(model, "config", None)
-    ids = (
-        getattr(tokenizer, "pad_token_id", None),
-        getattr(config, "pad_token_id", None),
-        getattr(tokenizer, "eos_token_id", None),
-    )
+    places = ((tokenizer, "pad_token_id"), (config, "pad_token_id"), (tokenizer, "eos_token_id"))
+    ids = (getattr(owner, name, None) for owner, name in places)
     return next((number for number in ids if number is not None), 0)
 
 
 def _cannot_load(model: str, error: Exception) -> InputError:
-    return InputError(f"cannot load the model {model!r}: {str(error).strip().splitlines()[0]}")
+    return InputError(f"cannot load the model {model!r}: {first_line(error)}")

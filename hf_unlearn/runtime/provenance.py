@@ -47,8 +47,7 @@ def command_line(program: str | None = None) -> str:
 
 
 def without_places(value):
-    """A value, or all of nested ones, with absolute paths cut to their last part: where things lie on this machine says
-    nothing to a reader."""
+    """A value, or all of nested ones, with absolute paths, which say nothing to a reader, cut to their last part."""
     if isinstance(value, Mapping):
         return {key: without_places(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

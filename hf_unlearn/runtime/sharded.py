@@ -22,7 +22,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def reshard(model: nn.Module):
-    """Put back the parts: a forward without a backward leaves the outermost weights whole, where settings do not last."""
+    """Put back the parts: a forward without a backward leaves the outermost weights whole, and settings are lost."""
     module = sys.modules.get("torch.distributed.fsdp")
     for one in model.modules() if module is not None else ():
         if isinstance(one, module.FSDPModule):
@@ -47,7 +47,7 @@ def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 def whole_on_cpu(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """Copies, each whole, one after another. Collective for sharded ones; without `keep` for the others' sake alone."""
+    """Copies, each whole, one by one. Collective for sharded ones; without `keep` for the others' sake alone."""
     copies = {}
     for name, tensor in tensors.items():
         full = whole(tensor.detach())
@@ -60,8 +60,8 @@ def whole_on_cpu(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, 
 def temporary_weights(model: nn.Module, tensors: Mapping[str, Tensor]):
     """The model with these values of parameters and buffers, by name; its own afterwards, also after an error.
 
-    They may be whole, or parts where the parameter is one. Weights that FSDP2 has gathered, and keeps, would hide what is
-    written into the parts: they are given up before and after.
+    They may be whole, or parts where the parameter is one. Weights that FSDP2 has gathered, and keeps, would hide what
+    is written into the parts: they are given up before and after.
     """
     reshard(model)
     both = itertools.chain(model.named_parameters(), model.named_buffers())
