@@ -46,7 +46,9 @@ def test_overridden_method_is_still_there(name):
 # What the loop of a method that runs itself calls, by place (trainer/parts.py): name -> parameters in their order.
 CALLED = {
     "_finalize_training": ["trial", "num_train_samples", "start_time"],
-    "_init_training_state": ["max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"],
+    "_init_training_state": [
+        "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial",
+    ],
     "_load_rng_state": ["checkpoint"],
     "_maybe_log_save_evaluate": [
         "tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time",

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Class forgetting, Fast-NTK's protocol: rows of every method, size and seed, the search rule, resume, report, saved models."""
+"""Class forgetting, Fast-NTK's protocol: rows of every method, size and seed, resume, report, saved models."""
 
 import json
 import shutil

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Comparison over seeds: rows that say their seed, means in the table, and a row's own numbers decide whether it reached."""
+"""Comparisons over seeds: rows that say their seed, means in the table, rows that reached by their own numbers."""
 
 import json
 import statistics

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Lines of a table: trainings of a search, values by stage, candidates, arguments, and what is refused before it runs."""
+"""Lines of a table: trainings of a search, values by stage, candidates, arguments, what is refused."""
 
 import pytest
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""A comparison on a problem of seconds, from the YAML to the files: table, search rule, resume, the recipe, two processes."""
+"""A run on a problem of seconds, from the YAML to the files: table, search rule, resume, recipe, two processes."""
 
 import json
 import os

@@ -155,7 +155,7 @@ def test_killed_in_every_stage(label, whole, count, tmp_path):
 
 
 def test_killed_within_a_stage(whole, count, tmp_path):
-    """At the second candidate of the second training, in its last stage: that stage is done again, and no candidate counts twice."""
+    """In the last stage of the second training: that stage is done again, and no candidate counts twice."""
     *expected, stages, _ = whole["GradDiff"]
     count.kill_score = 4
     with pytest.raises(Killed):

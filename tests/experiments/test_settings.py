@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The one YAML dialect: what is read, what is refused with its new name or the known ones, by a dry run of a recipe too."""
+"""The one YAML dialect: what is read, what is refused with its new name, by a dry run of a recipe too."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ def with_line(config, **keys) -> dict:
     return changed(config, methods=[changed(config["methods"][0], **keys)])
 
 
-# ---- what is read ------------------------------------------------------------------------------------------------------
+# ---- what is read ---------------------------------------------------------------------------------------------------
 def test_sections_become_attributes():
     made = experiment(TOFU)
     assert made.title == TOFU["title"] and made.kind is KINDS["tofu"] and made.seeds == (0,)
@@ -87,7 +87,7 @@ def test_templates_are_whole():
         assert made.title and len({made.kind.candidates(line) for line in made.lines}) <= 2
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------------------
+# ---- what is refused ------------------------------------------------------------------------------------------------
 def test_files_that_are_none(tmp_path):
     read = lambda path: read_experiment(path, "demo.yaml", KINDS)
     with pytest.raises(InputError, match="no such configuration"):

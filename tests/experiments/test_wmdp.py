@@ -189,7 +189,7 @@ def test_killed_run_goes_on_after_the_finished_lines(finished, tmp_path, monkeyp
     assert measured(rows) == measured(finished[1])
 
 
-# ---- bad input: one line, exit code 2 ------------------------------------------------------------------------------------
+# ---- bad input: one line, exit code 2 -------------------------------------------------------------------------------
 STAGE, (MARGIN, RMU) = WMDP["data"]["stages"][0], WMDP["methods"]
 
 
@@ -268,7 +268,7 @@ def test_bad_input(name, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-    """A tiny model that guesses better than chance on a few real-looking questions, corpora and questions in a folder."""
+    """(folder, config): a tiny model, corpora and instructions on disk, as a run on real data has them."""
     folder = tmp_path_factory.mktemp("local")
     original = problem_of(WMDP)
     original.original.save_pretrained(folder / "model")

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The seam of a method: two methods that nobody has heard of go the whole road, from a YAML to report, delta, card and ledger.
+"""The seam of a method: two methods that nobody has heard of go the whole road, from a YAML to card and ledger.
 
 The text of `CONTRIBUTING.md`, "Add a method", is that of the two classes here.
 """

@@ -132,7 +132,7 @@ ONE_CLASS_LINE = CLASSES | {
 
 
 def changed(config: Mapping, **keys) -> dict:
-    """A copy with other sections, or with `data__forget=...` other keys of a section; those that are None are left out."""
+    """A copy with other sections, or with `data__forget=...` other keys of one; those that are None are left out."""
     return override(copy.deepcopy(dict(config)), {name.replace("__", "."): value for name, value in keys.items()})
 
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """A Hub on localhost: enough of its HTTP interface for model repositories to be made, committed to and read.
 
-Repositories live in memory. `HF_ENDPOINT` is read when huggingface_hub is imported and xet uploads know no server but the
-real one, so clients run in a process of their own with `client_environment(server)`.
+Repositories live in memory. `HF_ENDPOINT` is read when huggingface_hub is imported and xet uploads know no server but
+the real one, so clients run in a process of their own with `client_environment(server)`.
 """
 
 import base64

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""A program: fits a curvature on several processes, of which one kills itself when told to. See curvature/test_resume.py."""
+"""A program that fits a curvature on several processes, one of which may kill itself (curvature/test_resume.py)."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.support.curvature import fitted, rows
 
 
 class Deadly(list):
-    """Batches; process 1 dies for good when it has read so many of them, once. Slow, so that a fit is on its way then."""
+    """Batches; process 1 dies when it has read so many of them, once. Slow, so that a fit is on its way then."""
 
     def __init__(self, data, after, rank):
         super().__init__(data)

@@ -47,10 +47,16 @@ class CountingKFAC(KFAC):
 def dropout_model(kind):
     torch.manual_seed(0)
     if kind == "gpt2":
-        config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, embd_pdrop=0.5, attn_pdrop=0.5, resid_pdrop=0.5)  # fmt: skip
+        config = GPT2Config(
+            vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, embd_pdrop=0.5, attn_pdrop=0.5,
+            resid_pdrop=0.5,
+        )  # fmt: skip
         return GPT2LMHeadModel(config)
     # OPT applies dropout in the forward of the very layer that is checkpointed.
-    config = OPTConfig(vocab_size=50, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32, word_embed_proj_dim=16, dropout=0.5, attention_dropout=0.5)  # fmt: skip
+    config = OPTConfig(
+        vocab_size=50, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=32, word_embed_proj_dim=16, dropout=0.5, attention_dropout=0.5,
+    )  # fmt: skip
     return OPTForCausalLM(config)
 
 

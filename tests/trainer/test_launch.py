@@ -80,7 +80,7 @@ def launched():
 
 
 def let_accelerate_shard_on_the_cpu():
-    """accelerate 1.15 leaves the FSDP plugin out of its state on the CPU (`AcceleratorState.__init__`), and nothing else."""
+    """accelerate 1.15 leaves the FSDP plugin, and nothing else, out of its state on the CPU."""
     init = AcceleratorState.__init__
 
     def patched(self, *args, fsdp_plugin=None, **kwargs):

@@ -42,8 +42,8 @@ def train(name, folder, world_size):
     method, rows, alone, each, arguments = CASES[name]
     if world_size == 2 and name == "npo":
         arguments = {**arguments, "gradient_accumulation_steps": 2}
-    # Loops of first order in fp64: forget and retain gradients nearly cancel on a model that knows both, and the steps of
-    # an ascent go apart, so that a rounding of fp32 grows beyond what a lost row would do.
+    # Loops of first order in fp64: forget and retain gradients nearly cancel on a model that knows both, and the steps
+    # of an ascent diverge, so that a rounding of fp32 would grow beyond the bound.
     dtype = torch.float32 if isinstance(method, KFade) else torch.float64
     trainer = make_trainer(
         trained_llama(dtype), method, folder / f"{name}{world_size}", rows, kl_rows=8, learning_rate=0.05,

@@ -41,7 +41,7 @@ def token_nll(model, rows):
 SMALL = {"rmu": {"layer": 1, "retain_weight": 2.0}}
 
 
-# ---- gradient accumulation --------------------------------------------------------------------------------------------
+# ---- gradient accumulation ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "objective", sorted({*BASELINES, "rmu"} - {"random_label"})
 )  # whose labels are drawn as it goes
@@ -84,7 +84,7 @@ def test_micro_batches_give_the_same_kfade_step(objective, tmp_path):
             assert (update - other[name]).norm() <= 1e-5 * update.norm()
 
 
-# ---- what is logged -----------------------------------------------------------------------------------------------------
+# ---- what is logged -------------------------------------------------------------------------------------------------
 def test_losses_are_means_over_tokens(tmp_path):
     model = trained_llama()
     trainer = make_trainer(
@@ -185,7 +185,7 @@ def test_callbacks_are_called(tmp_path):
     assert recorder.events == ["step", "log"] * 2 + ["end"]
 
 
-# ---- models and rows that are given otherwise ------------------------------------------------------------------------
+# ---- models and rows that are given otherwise -----------------------------------------------------------------------
 def test_model_by_folder_with_its_tokenizer_and_rows_of_text(tmp_path):
     texts = ["who is it? it is a cat.", "the cat sat on the mat", "what sat? the cat"]
     tokenizer = train_tokenizer(texts, vocab_size=300)
@@ -232,7 +232,7 @@ def test_model_that_does_not_exist(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-# ---- results ------------------------------------------------------------------------------------------------------------
+# ---- results --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_base_plus_delta_is_the_model_bit_for_bit(dtype, tmp_path):
     model, base = trained_llama(dtype), trained_llama(dtype)
@@ -338,7 +338,7 @@ print(trainer.push_to_hub())
     assert wanted <= set(commit["files"])
 
 
-# ---- bad input ----------------------------------------------------------------------------------------------------------
+# ---- bad input ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("side", ["forget", "retain"])
 def test_empty_sets(side, tmp_path):
     empty = FORGET.select([])
