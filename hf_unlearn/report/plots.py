@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .vocabulary import Line, Vocabulary
+from .vocabulary.base import mark_level
 
 
 # Okabe and Ito's palette without yellow and black: told apart under every common colour blindness and on paper.
@@ -20,19 +21,19 @@ CONTROL = "original"  # the curve of an attack on the model before unlearning
 
 
 def styles(methods: Sequence[str], references: Sequence[str] = ()) -> dict[str, dict]:
-    """One colour and marker a method, in order; the reference models are black."""
+    """matplotlib's colour, marker and line of each method, in order; the reference models are black."""
     tried = [method for method in dict.fromkeys(methods) if method not in references]
     chosen = {
         method: {
             "color": COLOURS[i % len(COLOURS)],
             "marker": MARKERS[i % len(MARKERS)],
             # Where colours come round again, lines do not.
-            "line": LINES[i // len(COLOURS) % len(LINES)],
+            "linestyle": LINES[i // len(COLOURS) % len(LINES)],
         }
         for i, method in enumerate(tried)
     }
     return chosen | {
-        method: {"color": "black", "marker": marker, "line": "--"}
+        method: {"color": "black", "marker": marker, "linestyle": "--"}
         for method, marker in zip(references, REFERENCE_MARKERS, strict=False)
     }
 
@@ -51,6 +52,12 @@ def _figure(columns: int, height: float, sharey: bool = True):
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=10)
     return figure, axes
+
+
+def _legend(figure, handles, labels, columns: int):
+    """Below the panels, in at most so many columns."""
+    place = {"loc": "outside lower center", "ncol": min(columns, max(1, len(labels)))}
+    figure.legend(handles, labels, **place, frameon=False, fontsize=11)
 
 
 def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], vocabulary: Vocabulary):
@@ -101,14 +108,7 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], vocabulary: V
         ax.set_xlabel(x.label, fontsize=11)
     axes[0].set_ylabel(y.label, fontsize=11)
     if handles:
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside lower center",
-            ncol=min(4 if len(panels) < 3 else 6, len(handles)),
-            frameon=False,
-            fontsize=11,
-        )
+        _legend(figure, handles.values(), handles.keys(), 4 if len(panels) < 3 else 6)
     return figure
 
 
@@ -120,8 +120,8 @@ def kl_distribution(
     Args:
         kl_samples (`Mapping[str, Sequence[float]]`): {method: per-token KL in nats}. Values that rounding made zero or
             negative count as `SMALLEST_KL`.
-        methods (`Sequence[str]`, *optional*): all methods of the report, in its order, so that each
-            has one colour in every picture.
+        methods (`Sequence[str]`, *optional*): all methods of the report, in its order, so that each has one colour in
+            every picture.
         references (`Sequence[str]`, *optional*): `Vocabulary.references`, drawn in black.
     """
     figure, (ax,) = _figure(1, 4.6)
@@ -134,9 +134,8 @@ def kl_distribution(
         share = 100 * np.arange(1, len(values) + 1) / len(values)
         mean, look = values.mean(), style[method]
         shown = np.maximum(values, SMALLEST_KL)
-        ax.step(
-            shown, share, where="post", color=look["color"], linestyle=look["line"], label=f"{method}, mean {mean:.2g}"
-        )
+        line = {"color": look["color"], "linestyle": look["linestyle"], "label": f"{method}, mean {mean:.2g}"}
+        ax.step(shown, share, where="post", **line)
         at_mean = 100 * np.searchsorted(values, mean, side="right") / len(values)
         ax.plot([max(mean, SMALLEST_KL)], [at_mean], color=look["color"], marker=look["marker"], markersize=9)
         lowest, highest = min(lowest, np.quantile(shown, 0.02)), max(highest, shown[-1])
@@ -159,9 +158,7 @@ def kl_quantile_plot(
 
     Args:
         results (`Mapping[str, object]`): {method: `KLResult`}.
-        methods (`Sequence[str]`, *optional*): all methods of the report, in its order, so that each
-            has one colour in every picture.
-        references (`Sequence[str]`, *optional*): `Vocabulary.references`, drawn in black.
+        methods, references: as for `kl_distribution`.
     """
     figure, axes = _figure(2, 4.8)
     style = styles([*methods, *results], references)
@@ -175,7 +172,7 @@ def kl_quantile_plot(
             levels = 1 / (1 + np.exp(-np.linspace(math.log(0.02 / 0.98), math.log(end / (1 - end)), 120)))
             point, low, high = np.maximum(result.quantile_bands(levels, over, seed=seed, resamples=400), SMALLEST_KL)
             look, last = style[method], max(last, end)
-            ax.plot(levels, point, color=look["color"], linestyle=look["line"], linewidth=1.8, label=method)
+            ax.plot(levels, point, color=look["color"], linestyle=look["linestyle"], linewidth=1.8, label=method)
             ax.fill_between(levels, low, high, color=look["color"], alpha=0.2, linewidth=0)
             if point[-1] > SMALLEST_KL:  # a model that changed nothing lies on the lower edge
                 # Tokens on which nothing changed would stretch the axis over powers of ten that say nothing.
@@ -191,13 +188,7 @@ def kl_quantile_plot(
         axes[0].set_yscale("log")
         axes[0].set_ylim(lowest / 1.5, highest * 2)
     axes[0].set_ylabel("KL(original || unlearned), nats per token\n(lower is better)", fontsize=11)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncol=min(4, max(1, len(results))),
-        frameon=False,
-        fontsize=11,
-    )
+    _legend(figure, *axes[0].get_legend_handles_labels(), 4)
     return figure
 
 
@@ -222,38 +213,21 @@ def relearn_plot(curves: Sequence[Mapping], metric: str | None = None, *, chance
         for place, curve in enumerate(shown):
             look = style[curve["method"]]
             values = [scores[metric] for scores in curve["scores"]]
-            ax.plot(
-                curve["steps"],
-                values,
-                color=look["color"],
-                linestyle=look["line"],
-                marker=look["marker"],
-                markersize=5,
-                label=f"{CONTROL} (control)" if curve["method"] == CONTROL else curve["method"],
-            )
+            label = f"{CONTROL} (control)" if curve["method"] == CONTROL else curve["method"]
+            ax.plot(curve["steps"], values, **look, markersize=5, label=label)
             again = curve["with_update"].get(curve["method"])
             if again is not None:
                 x = end * (1.04 + 0.04 * place)
                 ax.plot([end, x], [values[-1], again[metric]], color=look["color"], linewidth=0.8, linestyle=":")
                 ax.plot([x], [again[metric]], marker=look["marker"], markersize=9, color=look["color"], mfc="white")
         if chance is not None:
-            ax.axhline(chance, color="0.35", linestyle="--", linewidth=1)
-            ax.annotate(
-                "chance",
-                (0, chance),
-                xytext=(2, -3),
-                textcoords="offset points",
-                va="top",
-                fontsize=9,
-                color="0.3",
-            )
+            mark_level(ax, chance, "chance", below=True)
         ax.set_title(f"{title[0]}, learning rate {title[1]:g}", fontsize=11)
         ax.set_xlabel("steps of fine-tuning (open: update added again)", fontsize=11)
         # Room for the legend's largest marker and for a chance line at the bottom.
         ax.margins(y=0.08)
     axes[0].set_ylabel(f"{metric}\n(lower: still forgotten)", fontsize=11)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncol=min(5, len(labels)), frameon=False, fontsize=11)
+    _legend(figure, *axes[0].get_legend_handles_labels(), 5)
     return figure
 
 
@@ -298,12 +272,5 @@ def class_bars(
         ax.set_ylim(0, None if metric == "relearning_epochs" else 105)
     if paper:
         handles[f"paper ({paper['name']})"] = Line2D([], [], ls="", marker="D", ms=4, mfc="white", mec="black")
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncol=min(6, len(handles)),
-        frameon=False,
-        fontsize=11,
-    )
+    _legend(figure, handles.values(), handles.keys(), 6)
     return figure

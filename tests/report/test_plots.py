@@ -67,7 +67,9 @@ def test_a_method_has_one_colour_in_all_pictures():
 
 def test_more_lines_than_colours_stay_apart():
     methods = [f"method {number}" for number in range(4 * len(COLOURS))]
-    assert len({(look["color"], look["line"], look["marker"]) for look in styles(methods).values()}) == len(methods)
+    assert len({(look["color"], look["linestyle"], look["marker"]) for look in styles(methods).values()}) == len(
+        methods
+    )
     rows = [tofu_row("original", 1e-9, 0.8, 0.0), *(tofu_row(method, 0.1) for method in methods)]
     assert len(pareto(rows, [], TofuVocabulary()).axes[0].collections) == len(rows)
 

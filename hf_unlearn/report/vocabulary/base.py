@@ -77,12 +77,13 @@ class Axis:
     Args:
         label (`str`): what it shows, and which direction is better.
         value (`Callable`): (row, row of the original model or None) -> number, or None where it was not measured.
-        scale (`Callable`): (axes, values of all points) -> None; sets scale, limits and ticks.
+        scale (`Callable`, *optional*): (axes, values of all points) -> None; sets scale, limits and ticks. By default
+            they are linear, as matplotlib chooses them.
     """
 
     label: str
     value: Callable[[Mapping, Mapping | None], float | None]
-    scale: Callable[[object, Sequence[float]], None]
+    scale: Callable[[object, Sequence[float]], None] = lambda ax, values: None
 
     def mean(self, line: Line) -> float | None:
         """Where a line lies: the mean of its runs."""
@@ -163,6 +164,14 @@ class Vocabulary(abc.ABC):
         found = [one for one in rows if one["method"] == self.references[0] and one.get(self.size_key) == size]
         return next((one for one in found if one.get("seed") == row.get("seed")), found[0] if found else None)
 
+    def outcome(self, rows: Sequence[Mapping]) -> tuple[Mapping, list[Mapping], list[Mapping]]:
+        """Rows of lines: the original's, those that reached the goal, least cost first, and those that did not."""
+        lines = self.lines(rows)
+        original = next(line.row for line in lines if line.method == self.references[0])
+        tried = [line for line in lines if line.method not in self.references]
+        reached = sorted((line.row for line in tried if line.reached), key=lambda row: row[self.cost_key])
+        return original, reached, [line.row for line in tried if not line.reached]
+
     def line(self, members: Sequence[Mapping], rows: Sequence[Mapping]) -> Line:
         """Runs of one method and size as a line of the table `rows`."""
         runs = [Run(row, self.original_of(row, rows)) for row in members]
@@ -186,8 +195,12 @@ SECONDS = number_column("time (s)", "seconds", lambda value: f"{value:.0f}" if v
 MEMORY = number_column("peak memory (MB)", "peak_memory_mb", lambda value: f"{value:.0f}")
 
 
-def plain_scale(ax, values: Sequence[float]):
-    """Linear, as matplotlib chooses it."""
+def mark_level(ax, y: float, text: str, below: bool = False):
+    """A dashed line across the panel, and what it means at its left end."""
+    ax.axhline(y, color="0.35", linestyle="--", linewidth=1)
+    offset, align = ((0, -3), "top") if below else ((0, 3), "baseline")
+    look = {"textcoords": "offset points", "va": align, "fontsize": 9, "color": "0.3"}
+    ax.annotate(text, (0.01, y), xycoords=("axes fraction", "data"), xytext=offset, **look)
 
 
 def kl_scale(ax, values: Sequence[float]):

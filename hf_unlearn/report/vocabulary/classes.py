@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..formats import MISSING
-from .base import SECONDS, Axis, Line, Vocabulary, number_column, plain_scale
+from .base import SECONDS, Axis, Line, Vocabulary, number_column
 
 
 FORGOTTEN = 1.0  # % of D_f that a model which forgot the class may still classify rightly
@@ -58,9 +58,9 @@ class ClassVocabulary(Vocabulary):
             return None if row.get("forget") is None else 100 - row["forget"]
 
         right = "\n(further right is better)"
-        return Axis("forgotten: 100 - accuracy on D_f, %\n(higher is better)", forgotten, plain_scale), [
-            Axis(f"accuracy on D_r, %{right}", lambda row, original: row.get("retain"), plain_scale),
-            Axis(f"accuracy on the hold-out set, %{right}", lambda row, original: row.get("holdout"), plain_scale),
+        return Axis("forgotten: 100 - accuracy on D_f, %\n(higher is better)", forgotten), [
+            Axis(f"accuracy on D_r, %{right}", lambda row, original: row.get("retain")),
+            Axis(f"accuracy on the hold-out set, %{right}", lambda row, original: row.get("holdout")),
         ]
 
     def shown(self, row):
@@ -120,9 +120,8 @@ class ClassVocabulary(Vocabulary):
         opening = f"With {size} {self.size_head}"
         if not names(True):
             return f"{opening} no method reached it."
-        sentence = f"{opening} it is reached by {names(True)}" + (
-            f", and not by {names(False)}." if names(False) else "."
-        )
+        missed = f", and not by {names(False)}" if names(False) else ""
+        sentence = f"{opening} it is reached by {names(True)}{missed}."
         retrained = known.get(self.references[1])
         if retrained is None or not (epochs := retrained.row.get("relearning_epochs")):
             return sentence

@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 
 from ..formats import format_number, format_percent
-from .base import Axis, Column, Vocabulary, kl_scale, number_column, plain_scale, show_kl
+from .base import Axis, Column, Vocabulary, kl_scale, mark_level, number_column, show_kl
 
 
 LOST = 0.8
@@ -66,7 +66,7 @@ class TaskVocabulary(Vocabulary):
         kept = "general accuracy, points from the original\n(further right is better)"
         kl = "KL from the original, nats per unrelated token\n(further left is better)"
         return Axis(lost, least_lost, lost_scale), [
-            Axis(kept, general, plain_scale),
+            Axis(kept, general),
             Axis(kl, lambda row, original: row.get("kl"), kl_scale),
         ]
 
@@ -79,12 +79,9 @@ class TaskVocabulary(Vocabulary):
         return (min(*row["lost"].values(), LOST), -row["kl"]) if row["lost"] else None
 
     def summarise(self, rows):
-        lines = self.lines(rows)
-        original = next(line.row for line in lines if line.method == self.references[0])
-        tried = [line for line in lines if line.method not in self.references]
-        domains = list(tried[0].row["lost"]) if tried else []
+        original, passing, missed = self.outcome(rows)
+        domains = next((list(row["lost"]) for row in [*passing, *missed]), [])
         answers = lambda row: ", ".join(f"{task} {row['accuracy'][task]:.1%}" for task in domains)
-        passing = sorted((line.row for line in tried if line.reached), key=lambda row: row["kl"])
         goal = (
             f"the goal ({LOST:.0%} of the distance to chance gone in every domain, at most {POINTS:g} points of "
             "general accuracy)"
@@ -101,13 +98,13 @@ class TaskVocabulary(Vocabulary):
         ]
         if others := [f"{row['method']} (KL {format_number(row['kl'], 4)})" for row in passing[1:]]:
             sentences.append(f"At a greater cost it is also reached by {', '.join(others)}.")
-        missed = [
-            f"{row['method']} (lost {min(row['lost'].values()):.0%}, general {-row['general_loss']:+.1f}, "
-            f"KL {format_number(row['kl'], 4)})"
-            for row in (line.row for line in tried if not line.reached)
-        ]
         if missed:
-            sentences.append(f"It is not reached by {', '.join(missed)}.")
+            short = [
+                f"{row['method']} (lost {min(row['lost'].values()):.0%}, general {-row['general_loss']:+.1f}, "
+                f"KL {format_number(row['kl'], 4)})"
+                for row in missed
+            ]
+            sentences.append(f"It is not reached by {', '.join(short)}.")
         return " ".join(sentences)
 
 
@@ -119,14 +116,5 @@ def least_lost(row: Mapping, original: Mapping | None) -> float | None:
 def lost_scale(ax, values: Sequence[float]):
     """For percent of the distance to chance that was lost: 0 at the original, 100 at chance."""
     ax.set_ylim(min([*values, 0]) - 4, max([*values, 100]) + 6)
-    for share, text in ((100 * LOST, f"{LOST:.0%} lost: the goal"), (100, "chance")):
-        ax.axhline(share, color="0.35", linestyle="--", linewidth=1)
-        ax.annotate(
-            text,
-            (0.01, share),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            fontsize=9,
-            color="0.3",
-        )
+    mark_level(ax, 100 * LOST, f"{LOST:.0%} lost: the goal")
+    mark_level(ax, 100, "chance")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..formats import format_p, format_percent
-from .base import Axis, Column, Vocabulary, kl_scale, number_column, plain_scale, show_kl
+from .base import Axis, Column, Vocabulary, kl_scale, mark_level, number_column, show_kl
 
 
 REACHED = 0.05
@@ -65,11 +65,7 @@ class TofuVocabulary(Vocabulary):
         return Axis(quality, log_p, forget_quality_scale), [
             Axis(kept, kept_percent, kept_scale),
             Axis(kl, lambda row, original: row.get("retain_kl"), kl_scale),
-            Axis(
-                "model utility\n(further right is better)",
-                lambda row, original: row.get("model_utility"),
-                plain_scale,
-            ),
+            Axis("model utility\n(further right is better)", lambda row, original: row.get("model_utility")),
         ]
 
     def reached(self, row, original=None):
@@ -80,10 +76,7 @@ class TofuVocabulary(Vocabulary):
         return row["log10_forget_quality"]
 
     def summarise(self, rows):
-        lines = self.lines(rows)
-        original = next(line.row for line in lines if line.method == self.references[0])
-        tried = [line for line in lines if line.method not in self.references]
-        passing = sorted((line.row for line in tried if line.reached), key=lambda row: row["retain_kl"])
+        original, passing, missed = self.outcome(rows)
         opening = (
             f"{original['n']} rows were to be forgotten. The original model gives their answers a mean probability of "
             f"{original['forget_probability']:.0%}; its forget quality is {original['forget_quality']:.1e}."
@@ -99,8 +92,8 @@ class TofuVocabulary(Vocabulary):
         ]
         if others := [f"{row['method']} (KL {row['retain_kl']:.3f})" for row in passing[1:]]:
             sentences.append(f"At a greater cost, 0.05 is also reached by {', '.join(others)}.")
-        if missed := [line.method for line in tried if not line.reached]:
-            sentences.append(f"It is not reached by {', '.join(missed)}.")
+        if missed:
+            sentences.append(f"It is not reached by {', '.join(row['method'] for row in missed)}.")
         return " ".join(sentences)
 
 
@@ -120,18 +113,7 @@ def forget_quality_scale(ax, values: Sequence[float]):
     ax.set_ylim(lowest * 1.15 - 0.2, 0)
     ax.set_yticks(ticks, ["1" if y == 0 else "0.1" if y == -1 else "0.01" if y == -2 else f"1e{y}" for y in ticks])
     ax.minorticks_off()
-    line = math.log10(REACHED)
-    ax.axhline(line, color="0.35", linestyle="--", linewidth=1)
-    ax.annotate(
-        "0.05: indistinguishable above",
-        (0.01, line),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -3),
-        textcoords="offset points",
-        va="top",
-        fontsize=9,
-        color="0.3",
-    )
+    mark_level(ax, math.log10(REACHED), "0.05: indistinguishable above", below=True)
     # The best p is 1, at the top edge: markers there must not be cut in half.
     for artist in [*ax.lines, *ax.collections]:
         artist.set_clip_on(False)
