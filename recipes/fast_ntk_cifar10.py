@@ -6,10 +6,10 @@
     python recipes/fast_ntk_cifar10.py --config recipes/configs/fast_ntk_cifar10.yaml --data_dir path/to/data
     python recipes/fast_ntk_cifar10.py --config recipes/configs/fast_ntk_cifar10_vit.yaml --data_dir path/to/data
 
-The YAML names data, model, tuner and one line per method with its search; candidates are chosen on the training rows
-alone. Everything lands in `--output_dir`: report.html (open it first), results.json, the figures, and for every size
-and seed the updates of the chosen candidates and the best unlearned adapter with its delta and card. A run that was
-killed goes on after the last finished line when it is started again.
+The YAML names data, model, tuner and one line per method with its search (docs/recipes.md); candidates are chosen on
+the training rows alone. Everything lands in `--output_dir`: report.html (open it first), results.json, the figures,
+and for every size and seed the updates of the chosen candidates and the best unlearned adapter with its delta and
+card. A run that was killed goes on after the last finished line when it is started again.
 """
 
 import argparse

@@ -4,13 +4,13 @@
 
     accelerate launch recipes/kfade_tofu.py --config recipes/configs/kfade_tofu_llama2_7b.yaml
     python recipes/kfade_tofu.py --config recipes/configs/kfade_tofu_tiny.yaml --data_dir path/to/tofu
-    python recipes/kfade_tofu.py                       # the embedded default: no data, no downloads, minutes on a CPU
-    python recipes/kfade_tofu.py --config ... --dry_run  # what it would do, on the meta device, and what it would cost
+    python recipes/kfade_tofu.py                         # the embedded default: no data, no downloads, minutes
+    python recipes/kfade_tofu.py --config ... --dry_run  # what it would do and cost, on the meta device
 
-The YAML names the data, the models and one line per method with its search; every line may look at as many candidates
-as the YAML gives it. Everything lands in `--output_dir`: report.html (open it first), results.json, the figures, the
-per-item logs of the chosen candidates in open-unlearning's layout, their deltas, and the best model with its card.
-A run that was killed goes on after the last finished line when it is started again.
+The YAML names the data, the models and one line per method with its search (docs/recipes.md). Everything lands in
+`--output_dir`: report.html (open it first), results.json, the figures, the per-item logs of the chosen candidates in
+open-unlearning's layout, their deltas, and the best model with its card. A run that was killed goes on after the last
+finished line when it is started again.
 """
 
 import argparse

@@ -3,15 +3,14 @@
 """K-FADE and its baselines on hazardous knowledge: forget domains stage by stage, see what else moved.
 
     accelerate launch recipes/kfade_wmdp.py --config recipes/configs/kfade_wmdp_zephyr_7b.yaml --data_dir path/to/data
-    python recipes/kfade_wmdp.py                         # the embedded miniature: no data, no downloads, minutes on a
-    CPU python recipes/kfade_wmdp.py --config ... --dry_run  # what it would do, on the meta device, and what it would
-    cost
+    python recipes/kfade_wmdp.py                         # the embedded miniature: no data, no downloads, minutes
+    python recipes/kfade_wmdp.py --config ... --dry_run  # what it would do and cost, on the meta device
 
 The YAML names the stages (what to forget, what to keep, the task that asks), the model and one line per method with
-its
-search: another domain is another file. Everything lands in `--output_dir`: report.html (open it first), results.json,
-the figures, the updates of the chosen candidates, and the best model with its card. A run that was killed goes on
-after the last finished line when it is started again. docs/wmdp.md says where the corpora come from.
+its search: another domain is another file (docs/recipes.md). Everything lands in `--output_dir`: report.html (open it
+first), results.json, the figures, the updates of the chosen candidates, and the best model with its card. A run that
+was killed goes on after the last finished line when it is started again. docs/wmdp.md says where the corpora come
+from.
 """
 
 import argparse

@@ -134,6 +134,11 @@ def test_a_page_names_what_exists(page):
     assert {name: found for name, found in faults.items() if found} == {}
 
 
+def test_yaml_and_recipes_keep_the_width():
+    files = [*ROOT.glob("recipes/*.py"), *ROOT.glob("recipes/configs/*"), *ROOT.glob("hf_unlearn/templates/*.yaml")]
+    assert {file.name: found for file in files if (found := long_lines(file.read_text(encoding="utf-8")))} == {}
+
+
 def test_the_map_links_every_page_and_draws_every_room():
     text = MAP.read_text(encoding="utf-8")
     assert unlinked(text, MAP.parent) == []
