@@ -38,24 +38,20 @@ def mean_row(rows: Sequence[Mapping]) -> dict:
     Settings that differ are a list in the order of the runs; texts other than notes and lists of numbers are left out.
     """
     metrics = {}
-    for key in dict.fromkeys(key for row in rows for key in row if key not in ABOUT):
+    for key in [key for key in _keys(rows) if key not in ABOUT]:
         values = [row.get(key) for row in rows]
         if all(value is None or _is_number(value) for value in values):
             metrics[key], metrics[f"{key}_std"] = mean_and_deviation(values)
         elif all(value is None or _holds_numbers(value) for value in values):
-            found = {
-                name: mean_and_deviation([(value or {}).get(name) for value in values])
-                for name in dict.fromkeys(name for value in values for name in value or ())
-            }
+            parts = [value or {} for value in values]
+            found = {name: mean_and_deviation([part.get(name) for part in parts]) for name in _keys(parts)}
             metrics[key] = {name: mean for name, (mean, _) in found.items()}
             metrics[f"{key}_std"] = {name: deviation for name, (_, deviation) in found.items()}
-    if any(row.get("settings") for row in rows):
-        settings = [row.get("settings") or {} for row in rows]
-        chosen = {
-            key: [run.get(key) for run in settings] for key in dict.fromkeys(key for run in settings for key in run)
-        }
-        same = {key: all(value == values[0] for value in values) for key, values in chosen.items()}
-        metrics["settings"] = {key: values[0] if same[key] else values for key, values in chosen.items()}
+    settings = [row.get("settings") or {} for row in rows]
+    if any(settings):
+        chosen = {key: [run.get(key) for run in settings] for key in _keys(settings)}
+        same = lambda values: all(value == values[0] for value in values)
+        metrics["settings"] = {key: values[0] if same(values) else values for key, values in chosen.items()}
     if notes := dict.fromkeys(row["note"] for row in rows if row.get("note")):
         metrics["note"] = "; ".join(notes)
     return metrics
@@ -86,6 +82,11 @@ def mean_and_deviation(values: Sequence[float | None]) -> tuple[float | None, fl
     # A number that is the same in all runs stays as it is: a count stays an integer.
     mean = values[0] if all(value == values[0] for value in values) else statistics.fmean(values)
     return mean, statistics.pstdev(values)
+
+
+def _keys(mappings: Sequence[Mapping]) -> list[str]:
+    """All of their keys, in the order in which they come first."""
+    return list(dict.fromkeys(key for mapping in mappings for key in mapping))
 
 
 def _is_number(value) -> bool:

@@ -9,7 +9,8 @@ from ..errors import InputError
 from .formats import MISSING
 from .page import Section
 from .plots import class_bars
-from .vocabulary import PROBE, ClassVocabulary
+from .vocabulary import PROBE, ClassVocabulary, Line
+from .vocabulary.base import Column
 
 
 METRICS = {
@@ -29,11 +30,9 @@ def paper_figures(name: str | None) -> dict | None:
     if name is None:
         return None
     text = (importlib.resources.files("hf_unlearn") / "templates" / "fast_ntk_paper.json").read_text(encoding="utf-8")
-    figures = json.loads(text)
-    if name not in figures or name == "source":
-        raise InputError(
-            f"paper: no figures of {name!r}; there are {', '.join(key for key in figures if key != 'source')}"
-        )
+    figures = {key: value for key, value in json.loads(text).items() if key != "source"}
+    if name not in figures:
+        raise InputError(f"paper: no figures of {name!r}; there are {', '.join(figures)}")
     return figures[name] | {"name": name}
 
 
@@ -48,8 +47,8 @@ def class_sections(rows: Sequence[Mapping], paper: Mapping | None = None) -> lis
     """
     vocabulary = ClassVocabulary()
     lines = vocabulary.lines(rows)
-    by_place = {(line.method, line.row["per_class"]): line for line in lines}
-    methods, sizes = list(dict.fromkeys(method for method, _ in by_place)), sorted({size for _, size in by_place})
+    methods = list(dict.fromkeys(line.method for line in lines))
+    sizes = sorted({line.row["per_class"] for line in lines})
     seeds = max(len(line.runs) for line in lines)
     text = "Columns are images per class."
     if seeds > 1:
@@ -63,11 +62,9 @@ def class_sections(rows: Sequence[Mapping], paper: Mapping | None = None) -> lis
         for method in methods:
             if metric == "relearning_epochs" and method == vocabulary.references[0]:
                 continue
-            found = [by_place.get((method, size)) for size in sizes]
-            cells = [MISSING if line is None else column.text(line.runs) for line in found]
             values = paper[metric].get(method) if paper else None
-            cells += [f"{value:.2f}" for value in values] if values else [MISSING] * len(theirs)
-            body.append([method, *cells])
+            figures = [f"{value:.2f}" for value in values] if values else [MISSING] * len(theirs)
+            body.append([method, *_cells(lines, method, sizes, [column]), *figures])
         sections.append(
             Section(title, text if not sections else "", header=["method", *map(str, sizes), *theirs], table=body)
         )
@@ -87,18 +84,18 @@ def class_sections(rows: Sequence[Mapping], paper: Mapping | None = None) -> lis
 
 def _probing(vocabulary: ClassVocabulary, rows: Sequence[Mapping], sizes: Sequence[int]) -> Section:
     """Accuracy of a new head on frozen features, of the models that the rows name."""
-    lines = {(line.method, line.row["per_class"]): line for line in vocabulary.lines(rows)}
-    columns = vocabulary.columns(rows)[:3]
+    lines, columns = vocabulary.lines(rows), vocabulary.columns(rows)[:3]
     heads = [f"{side}, {size}" for size in sizes for side in ("D_r", "D_f", "hold-out of the class")]
-    body = []
-    for method in dict.fromkeys(method for method, _ in lines):
-        found = [lines.get((method, size)) for size in sizes]
-        body.append(
-            [method, *(MISSING if line is None else column.text(line.runs) for line in found for column in columns)]
-        )
+    methods = dict.fromkeys(line.method for line in lines)
     return Section(
         "Linear probing: accuracy of a new head on frozen features (%)",
         "What the features still tell; the hold-out is that of the forgotten class. Columns are images per class.",
         header=["features", *heads],
-        table=body,
+        table=[[method, *_cells(lines, method, sizes, columns)] for method in methods],
     )
+
+
+def _cells(lines: Sequence[Line], method: str, sizes: Sequence[int], columns: Sequence[Column]) -> list[str]:
+    """The columns' texts of one method, size after size."""
+    by_size = {line.row["per_class"]: line for line in lines if line.method == method}
+    return [column.text(by_size[size].runs) if size in by_size else MISSING for size in sizes for column in columns]

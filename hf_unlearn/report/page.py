@@ -18,6 +18,7 @@ from .vocabulary import vocabulary_of
 
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
+TOLD = ("title", "text", "header", "table")  # what report.json holds of a section
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,7 @@ def write_report(
             of the table, mean ± standard deviation.
         candidates (`Sequence[Mapping]`, *optional*): the same for every setting that was tried.
         kl_samples (`Mapping[str, Sequence[float]]`, *optional*): {method: KL of every token, nats}.
-        sections (`Sequence[Section]`, *optional*): further parts of the report; their figures are
-            written too.
+        sections (`Sequence[Section]`, *optional*): further parts of the report; their figures are written too.
         settings (`Mapping`, *optional*): of the whole run.
         summary (`str`, *optional*): plain sentences on what happened, first thing on the page.
         notes (`Sequence[str]`, *optional*): what the reader should know before trusting the numbers.
@@ -107,10 +107,7 @@ def write_report(
         "rows": rows,
         "candidates": candidates,
         "kl_per_token": {method: kl_quantiles(sample) for method, sample in samples.items()},
-        "sections": [
-            {"title": section.title, "text": section.text, "header": section.header, "table": section.table}
-            for section in sections
-        ],
+        "sections": [{key: getattr(section, key) for key in TOLD} for section in sections],
     }
     paths["report.json"] = write_json(folder / "report.json", report)
     figures = {"pareto.png": pareto(rows, candidates, vocabulary)}

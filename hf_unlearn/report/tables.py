@@ -37,9 +37,8 @@ def table_cells(
     sized = vocabulary.size_key is not None
     header = ["method", *([vocabulary.size_head] if sized else []), *(column.head for column in columns)]
     size = lambda line: [f"{line.row[vocabulary.size_key]}"] if sized else []
-    return header, [
-        (line, [line.method, *size(line), *(column.text(line.runs) for column in columns)]) for line in lines
-    ]
+    cells = lambda line: [line.method, *size(line), *(column.text(line.runs) for column in columns)]
+    return header, [(line, cells(line)) for line in lines]
 
 
 def marked_column(rows: Sequence[Mapping]) -> int:
