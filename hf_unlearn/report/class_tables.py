@@ -9,8 +9,8 @@ from ..errors import InputError
 from .formats import MISSING
 from .page import Section
 from .plots import class_bars
-from .vocabulary import PROBE, ClassVocabulary, Line
-from .vocabulary.base import Column
+from .vocabulary.base import Column, Line
+from .vocabulary.classes import PROBE, ClassVocabulary
 
 
 METRICS = {

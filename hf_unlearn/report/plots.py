@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .vocabulary import Line, Vocabulary
-from .vocabulary.base import mark_level
+from .vocabulary.base import Line, Vocabulary, mark_level
 
 
 # Okabe and Ito's palette without yellow and black: told apart under every common colour blindness and on paper.

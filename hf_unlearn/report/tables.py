@@ -4,7 +4,8 @@
 from collections.abc import Mapping, Sequence
 
 from .formats import MISSING, plus_minus
-from .vocabulary import Line, vocabulary_of
+from .vocabulary import vocabulary_of
+from .vocabulary.base import Line
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], align: str = "") -> str:

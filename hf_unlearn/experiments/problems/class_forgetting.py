@@ -31,7 +31,7 @@ from ...errors import InputError
 from ...evaluation.images import accuracy, linear_probe, relearning_epochs
 from ...methods.base import StageSize
 from ...report.class_tables import class_sections, paper_figures
-from ...report.vocabulary import FORGOTTEN, PROBE, TOLERANCE, ClassVocabulary
+from ...report.vocabulary.classes import FORGOTTEN, PROBE, TOLERANCE, ClassVocabulary
 from ...runtime.cache import cached_folder, cached_json
 from ...runtime.files import open_safetensors, read_json, sha256_json, sha256_tensors, write_json, write_safetensors
 from ...runtime.provenance import code_sha256

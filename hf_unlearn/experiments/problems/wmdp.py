@@ -21,7 +21,7 @@ from ...miniature.hazards import hazard_model
 from ...report.formats import format_number
 from ...report.page import Section
 from ...report.plots import kl_quantile_plot
-from ...report.vocabulary import LOST, POINTS, TaskVocabulary
+from ...report.vocabulary.tasks import LOST, POINTS, TaskVocabulary
 from ...runtime.cache import cached_json
 from ...runtime.files import sha256_json
 from ...runtime.loading import load_model, load_tokenizer

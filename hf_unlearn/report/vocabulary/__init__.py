@@ -3,29 +3,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from .base import Line, Vocabulary
-from .classes import FORGOTTEN, PROBE, TOLERANCE, ClassVocabulary
-from .tasks import LOST, POINTS, TaskVocabulary
+from .base import Vocabulary
+from .classes import ClassVocabulary
+from .tasks import TaskVocabulary
 from .tofu import TofuVocabulary
 
 
 # Rows that lack the key of every kind, as those of a run where all diverged, count as the first.
 KINDS = (TofuVocabulary, TaskVocabulary, ClassVocabulary)
-
-__all__ = [
-    "FORGOTTEN",
-    "KINDS",
-    "LOST",
-    "POINTS",
-    "PROBE",
-    "TOLERANCE",
-    "ClassVocabulary",
-    "Line",
-    "TaskVocabulary",
-    "TofuVocabulary",
-    "Vocabulary",
-    "vocabulary_of",
-]
 
 
 def vocabulary_of(rows: Sequence[Mapping]) -> Vocabulary:
