@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -30,55 +31,52 @@ COLUMNS = {
 ANSWER_COLUMNS = {"Q_A_Prob": "answer", "Q_A_PARA_Prob": "paraphrased_answer", "Q_A_PERT_Prob": "perturbed_answer"}
 
 
-def _requirements() -> dict[str, tuple[str, ...]]:
-    """Metric -> metrics that it is made of."""
-    needs: dict[str, tuple[str, ...]] = {}
+class Source(NamedTuple):
+    """What a metric is made of: one column of some splits, or other metrics (of these splits)."""
+
+    splits: tuple[str, ...]
+    column: str = "answer"
+    parts: tuple[str, ...] = ()
+
+
+def _sources() -> dict[str, Source]:
+    sources: dict[str, Source] = {}
     for split, prefix in PREFIXES.items():
-        own = [name for name, column in ANSWER_COLUMNS.items() if column in COLUMNS[split]]
-        needs |= {f"{prefix}_{name}": () for name in [*own, "Q_A_ROUGE"]}
+        own = {name: column for name, column in ANSWER_COLUMNS.items() if column in COLUMNS[split]}
+        sources |= {f"{prefix}_{name}": Source((split,), column) for name, column in own.items()}
+        sources[f"{prefix}_Q_A_ROUGE"] = Source((split,))
         correct = "Q_A_PARA_Prob" if "Q_A_PARA_Prob" in own else "Q_A_Prob"
         ratio = "forget_truth_ratio" if split == "forget" else f"{prefix}_Truth_Ratio"
-        needs[ratio] = (f"{prefix}_{correct}", f"{prefix}_Q_A_PERT_Prob")
+        sources[ratio] = Source((split,), parts=(f"{prefix}_{correct}", f"{prefix}_Q_A_PERT_Prob"))
         if correct == "Q_A_Prob":
-            needs[f"{prefix}_Q_A_Prob_normalised"] = needs[ratio]
-    needs |= {"exact_memorization": (), "extraction_strength": ()}
-    needs |= {f"mia_{name}": () for name in MIA_METRICS}
-    return needs | {
-        "forget_quality": ("forget_truth_ratio",),
-        "model_utility": UTILITY_PARTS,
-        "privleak": ("mia_min_k",),
+            sources[f"{prefix}_Q_A_Prob_normalised"] = sources[ratio]
+    sources |= {name: Source(("forget",)) for name in ("exact_memorization", "extraction_strength")}
+    sources |= {f"mia_{name}": Source(("forget", "holdout")) for name in MIA_METRICS}
+    return sources | {
+        "forget_quality": Source(("forget",), parts=("forget_truth_ratio",)),
+        "model_utility": Source(("retain", "real_authors", "world_facts"), parts=UTILITY_PARTS),
+        "privleak": Source(("forget", "holdout"), parts=("mia_min_k",)),
     }
 
 
-REQUIREMENTS = _requirements()
-METRICS = tuple(REQUIREMENTS)
-
-
-def _split_of(metric: str) -> tuple[str, ...]:
-    """The splits that a metric scores by itself."""
-    if metric.startswith("mia_"):
-        return ("forget", "holdout")
-    if metric in ("exact_memorization", "extraction_strength"):
-        return ("forget",)
-    if metric in ("forget_quality", "model_utility", "privleak"):
-        return tuple(dict.fromkeys(split for part in REQUIREMENTS[metric] for split in _split_of(part)))
-    return (next(split for split, prefix in PREFIXES.items() if metric.startswith(f"{prefix}_")),)
+SOURCES = _sources()
+METRICS = tuple(SOURCES)
 
 
 def _chosen(metrics: Iterable[str] | None, splits: Mapping, reference_model) -> list[str]:
     """The metrics to compute, with those they are made of; refuses what the splits cannot give."""
     if metrics is None:
-        names = [name for name in METRICS if all(split in splits for split in _split_of(name))]
+        names = [name for name in METRICS if all(split in splits for split in SOURCES[name].splits)]
         return [name for name in names if name != "mia_reference" or reference_model is not None]
     names = [metrics] if isinstance(metrics, str) else list(metrics)
-    if unknown := [name for name in names if name not in REQUIREMENTS]:
+    if unknown := [name for name in names if name not in SOURCES]:
         raise InputError(f"unknown metric {', '.join(unknown)}; choose among {', '.join(METRICS)}")
     wanted: dict[str, None] = {}
     while names:
         name = names.pop()
         wanted[name] = None
-        names.extend(REQUIREMENTS[name])
-        if missing := [split for split in _split_of(name) if split not in splits]:
+        names.extend(SOURCES[name].parts)
+        if missing := [split for split in SOURCES[name].splits if split not in splits]:
             raise InputError(f"{name} needs the split {', '.join(missing)}; given: {', '.join(splits)}")
     if "mia_reference" in wanted and reference_model is None:
         raise InputError("mia_reference needs reference_model=, a model that never saw the forget set")
@@ -87,12 +85,9 @@ def _chosen(metrics: Iterable[str] | None, splits: Mapping, reference_model) -> 
 
 def _needed_columns(names: Iterable[str]) -> dict[str, set[str]]:
     needed: dict[str, set[str]] = {}
-    for name in names:
-        for split in _split_of(name) if not REQUIREMENTS[name] else ():
-            column = "answer"
-            if split in PREFIXES:
-                column = ANSWER_COLUMNS.get(name.removeprefix(f"{PREFIXES[split]}_"), "answer")
-            needed.setdefault(split, {"question"}).add(column)
+    for source in [SOURCES[name] for name in names if not SOURCES[name].parts]:
+        for split in source.splits:
+            needed.setdefault(split, {"question"}).add(source.column)
     return needed
 
 
@@ -212,7 +207,7 @@ def evaluate(
             log[name] = _membership(name, model, passes, splits, reference_model, batch_size, progress)
         elif name.endswith("_Q_A_ROUGE"):
             how = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}
-            log[name] = _metric(_rouge(model, passes, _split_of(name)[0], splits, how))
+            log[name] = _metric(_rouge(model, passes, SOURCES[name].splits[0], splits, how))
         else:
             log[name] = _metric(_likelihood(name, passes, log))
     values = aggregates(log, retain_log)
@@ -235,17 +230,17 @@ def _likelihood(name: str, passes: _Passes, log: Mapping) -> list[dict]:
     if name in ("exact_memorization", "extraction_strength"):
         formula = getattr(memorization, name)
         return [{"score": formula(score.correct[score.text])} for score in passes.of("forget", "answer")]
-    if REQUIREMENTS[name]:
-        correct, wrong = (log[part]["value_by_index"].values() for part in REQUIREMENTS[name])
+    source = SOURCES[name]
+    if source.parts:
+        correct, wrong = (log[part]["value_by_index"].values() for part in source.parts)
         field = "prob" if name.endswith("_normalised") else "avg_loss"
         formula = memorization.normalised_probability if field == "prob" else memorization.truth_ratio
         return [
             {"prob" if field == "prob" else "score": _unless_missing(formula, right[field], lies[field])}
             for right, lies in zip(correct, wrong)
         ]
-    split = _split_of(name)[0]
     items = []
-    for score in passes.of(split, ANSWER_COLUMNS[name.removeprefix(f"{PREFIXES[split]}_")]):
+    for score in passes.of(source.splits[0], source.column):
         single = not isinstance(score, list)
         losses = [one.nll_mean for one in ([score] if single else score)]
         probabilities = [None if loss is None else memorization.probability(loss) for loss in losses]
