@@ -120,7 +120,11 @@ def forget_quality(log: Mapping, retain_log: Mapping | None) -> privacy.KSTest |
     if "forget_truth_ratio" not in retain_log:
         raise InputError("the retain log has no forget_truth_ratio: evaluate the retain model on the forget set")
     _check_comparable(log, retain_log)
-    mine, theirs = (_values(part["forget_truth_ratio"], "score", "forget_truth_ratio") for part in (log, retain_log))
+    metrics = (either["forget_truth_ratio"] for either in (log, retain_log))
+    return _ks_test(*(_values(metric, "score", "forget_truth_ratio") for metric in metrics))
+
+
+def _ks_test(mine: list[float | None], theirs: list[float | None]) -> privacy.KSTest:
     if len(mine) != len(theirs):
         raise InputError(
             f"the log has {len(mine)} forget items, the retain log {len(theirs)}: give logs of one forget split"
@@ -130,7 +134,7 @@ def forget_quality(log: Mapping, retain_log: Mapping | None) -> privacy.KSTest |
 
 def _check_comparable(log: Mapping, retain_log: Mapping) -> None:
     mine, theirs = log.get("hf_unlearn"), retain_log.get("hf_unlearn")
-    if not mine or not theirs:
+    if not mine or not theirs:  # of open-unlearning
         return
     if mine["data_sha256"].get("forget") != theirs["data_sha256"].get("forget"):
         raise InputError("log and retain log come from different forget rows: evaluate both on the same rows")
@@ -194,8 +198,7 @@ def _legacy_column(log: Mapping, part: str, column: str) -> list:
 
 
 def _legacy_ratios(log: Mapping, part: str, arithmetic: bool = False) -> list[float]:
-    correct = _legacy_column(log, part, "avg_paraphrased_loss")
-    wrong = _legacy_column(log, part, "average_perturb_loss")
+    correct, wrong = (_legacy_column(log, part, f"{name}_loss") for name in ("avg_paraphrased", "average_perturb"))
     mean = memorization.mean
     if arithmetic:
         return [mean([math.exp(-x) for x in w]) / math.exp(-c) for c, w in zip(correct, wrong)]
@@ -203,9 +206,7 @@ def _legacy_ratios(log: Mapping, part: str, arithmetic: bool = False) -> list[fl
 
 
 def _summarize_legacy(log: Mapping, retain_log: Mapping | None) -> dict:
-    values = {}
-    ratios = {part: _legacy_ratios(log, part) for part in LEGACY_FILES}
-    arithmetic = {part: _legacy_ratios(log, part, arithmetic=True) for part in LEGACY_FILES}
+    values, older = {}, {}
     for part in LEGACY_FILES:
         probabilities = [math.exp(-loss) for loss in _legacy_column(log, part, "avg_gt_loss")]
         name = f"{part}_Q_A_Prob"
@@ -216,22 +217,14 @@ def _summarize_legacy(log: Mapping, retain_log: Mapping | None) -> dict:
         values[name] = memorization.mean(probabilities)
         values[f"{part}_Q_A_ROUGE"] = memorization.mean(_legacy_column(log, part, "rougeL_recall"))
         if part != "forget":
-            values[f"{part}_Truth_Ratio"] = memorization.mean([max(0.0, 1 - r) for r in ratios[part]])
-    values["forget_truth_ratio"] = memorization.mean([min(r, 1 / r) for r in ratios["forget"]])
-    older = dict(values)
-    for part in ("retain", "ra", "wf"):
-        older[f"{part}_Truth_Ratio"] = memorization.mean([max(0.0, 1 - r) for r in arithmetic[part]])
-    test = None
-    if retain_log is not None:
-        theirs = _legacy_ratios(retain_log, "forget")
-        if len(theirs) != len(ratios["forget"]):
-            raise InputError(
-                f"the log has {len(ratios['forget'])} forget items, the retain log {len(theirs)}: "
-                "give logs of one forget split"
-            )
-        test = privacy.ks_test(ratios["forget"], theirs)
+            for table, arithmetic in ((values, False), (older, True)):
+                ratios = _legacy_ratios(log, part, arithmetic)
+                table[f"{part}_Truth_Ratio"] = memorization.retain_truth_ratio_mean(ratios)
+    forget = _legacy_ratios(log, "forget")
+    values["forget_truth_ratio"] = memorization.mean([min(r, 1 / r) for r in forget])
+    test = _ks_test(forget, _legacy_ratios(retain_log, "forget")) if retain_log is not None else None
     utility, utility_arithmetic = (
-        memorization.harmonic_mean([table[part] for part in UTILITY_PARTS]) for table in (values, older)
+        memorization.harmonic_mean([table[part] for part in UTILITY_PARTS]) for table in (values, values | older)
     )
-    head = _head(utility, test, len(ratios["forget"]))
+    head = _head(utility, test, len(forget))
     return head | dict(sorted(values.items())) | {"model_utility_arithmetic": utility_arithmetic}
