@@ -139,6 +139,16 @@ def test_yaml_and_recipes_keep_the_width():
     assert {file.name: found for file in files if (found := long_lines(file.read_text(encoding="utf-8")))} == {}
 
 
+def test_dataset_is_one_word():
+    files = [
+        *PAGES,
+        *ROOT.glob("recipes/**/*.*"),
+        *ROOT.glob("hf_unlearn/**/*.py"),
+        *ROOT.glob("hf_unlearn/templates/*"),
+    ]
+    assert [file.name for file in files if re.search(r"\bdata sets?\b", file.read_text(encoding="utf-8"), re.I)] == []
+
+
 def test_the_map_links_every_page_and_draws_every_room():
     text = MAP.read_text(encoding="utf-8")
     assert unlinked(text, MAP.parent) == []
