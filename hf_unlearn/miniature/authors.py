@@ -101,8 +101,6 @@ def scratch_models(
     beside it. One tokenizer, made from all rows, serves both, as a pretrained tokenizer knows every word too. Rows are
     cut to 512 tokens. Further arguments are those of `train_tokenizer`, `llama_config` and `train_from_scratch`.
     """
-    from transformers import LlamaForCausalLM
-
     texts = ["".join(QATemplate().prompt_and_answer(row["question"], row["answer"])) for row in training_rows(splits)]
     tokenizer = train_tokenizer(texts, vocab_size)
     config = llama_config(tokenizer, hidden_size, intermediate_size, layers, heads)
@@ -110,8 +108,7 @@ def scratch_models(
     models = []
     for forget in (True, False):
         rows = tokenize_qa(training_rows(splits, forget), tokenizer)
-        folder = trained_model(rows, config, tokenizer, progress=progress, **training)
-        models.append(LlamaForCausalLM.from_pretrained(folder).eval())
+        models.append(trained_model(rows, config, tokenizer, progress, **training))
     return tokenizer, *models
 
 

@@ -163,8 +163,6 @@ def hazard_model(
     fp32, eval mode; made once (`training.trained_model`) in the folder `model.name_or_path`, the tokenizer beside it.
     Further arguments are those of `train_tokenizer`, `llama_config` and `train_from_scratch`.
     """
-    from transformers import LlamaForCausalLM
-
     documents = [text for corpus in hazards.corpora.values() for text in corpus["text"]]
     join = lambda template, question, answer: "".join(template.prompt_and_answer(question, answer))
     texts = [join(QATemplate(), row["question"], row["answer"]) for row in hazards.practice]
@@ -176,8 +174,7 @@ def hazard_model(
     rows += generate_completions(None, tokenizer, hazards.instructions, given=True).to_list()
     config = llama_config(tokenizer, hidden_size, intermediate_size, layers, heads)
     training = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
-    folder = trained_model(rows, config, tokenizer, progress=progress, **training)
-    return tokenizer, LlamaForCausalLM.from_pretrained(folder).eval()
+    return tokenizer, trained_model(rows, config, tokenizer, progress, **training)
 
 
 def _things(rng: random.Random, kind: str, topic, count: int) -> list[tuple[str, dict[str, str]]]:

@@ -132,11 +132,13 @@ def _step(model, batch: dict[str, torch.Tensor], optimizer) -> float:
     return loss.item()
 
 
-def trained_model(rows, config, tokenizer, progress: bool = True, **settings) -> Path:
-    """Folder of the model of `train_from_scratch(rows, config, **settings)`, trained at most once (`cached_folder`).
+def trained_model(rows, config, tokenizer, progress: bool = True, **settings):
+    """The model of `train_from_scratch(rows, config, **settings)` in eval mode, trained at most once (`cached_folder`).
 
-    The key holds the content of the rows, the config and the settings. The tokenizer is saved beside the model.
+    The key holds the content of the rows, the config and the settings. `model.name_or_path` is the folder; the
+    tokenizer is saved there too.
     """
+    from transformers import LlamaForCausalLM
 
     def build(folder: Path) -> None:
         train_from_scratch(rows, config, progress=progress, **settings).save_pretrained(folder)
@@ -150,4 +152,4 @@ def trained_model(rows, config, tokenizer, progress: bool = True, **settings) ->
         "training": settings,
         "tokenizer": sha256_json(tokenizer.get_vocab()),
     }
-    return cached_folder(key, build)
+    return LlamaForCausalLM.from_pretrained(cached_folder(key, build)).eval()
