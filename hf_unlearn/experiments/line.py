@@ -50,7 +50,7 @@ class Line:
             "together": the rows of all stages as one.
 
     Raises:
-        InputError: an unknown method, or a search that is not one.
+        InputError: an unknown method, settings that it does not have, or a search that is not one.
     """
 
     label: str
@@ -66,6 +66,11 @@ class Line:
             raise InputError(f"{self.label}: unknown method {self.method!r}: choose one of {', '.join(METHODS)}")
         if self.method == "first_order" and self.settings.get("objective") == "rmu":
             raise InputError(f"{self.label}: RMU is a method of its own now: write method: rmu, without objective")
+        if unknown := set(self.settings) - self.fields:
+            raise InputError(
+                f"{self.label}: settings: {', '.join(sorted(unknown))} is no setting of {self.method}; there are "
+                f"{', '.join(sorted(self.fields))}"
+            )
         searched = METHODS[self.method].searched
         example = searched[0] if searched else "ridge"
         if isinstance(self.search, list | tuple):
@@ -78,6 +83,11 @@ class Line:
             raise InputError(f"{self.label}: give search, the values of {' or '.join(searched)} to try")
         if self.stages not in STAGES:
             raise InputError(f"{self.label}: stages must be 'each' or 'together', not {self.stages!r}")
+
+    @property
+    def fields(self) -> set[str]:
+        """Names of the method's settings."""
+        return {field.name for field in dataclasses.fields(METHODS[self.method])}
 
     def trainings(self, stages: int) -> list[Values]:
         """The values of every training, in the order of the search.
@@ -104,21 +114,14 @@ class Line:
         """The method with its settings and those of `values` that are fields of it.
 
         Raises:
-            InputError: settings that the method does not have, or values out of range.
+            InputError: values out of range.
         """
-        method = METHODS[self.method]
-        known = {one.name for one in dataclasses.fields(method)}
-        if unknown := set(self.settings) - known:
-            raise InputError(
-                f"{self.label}: settings: {', '.join(sorted(unknown))} is no setting of {self.method}; there are "
-                f"{', '.join(sorted(known))}"
-            )
-        return method(**self.settings | {name: value for name, value in (values or {}).items() if name in known})
+        own = {name: value for name, value in (values or {}).items() if name in self.fields}
+        return METHODS[self.method](**self.settings | own)
 
     def arguments_of(self, values: Mapping[str, object], method: Method) -> dict:
         """Fields of `UnlearnConfig` for one training: the method's schedule, what the search tries, the line's own."""
-        fields = {one.name for one in dataclasses.fields(method)}
-        searched = {name: value for name, value in values.items() if name not in fields}
+        searched = {name: value for name, value in values.items() if name not in self.fields}
         return method.schedule(self.epochs) | searched | self.arguments
 
     @property
@@ -136,9 +139,7 @@ class Line:
         """Refuse a line that could only fail once it runs.
 
         Raises:
-            InputError: settings that the method does not have, a search that does not fit the stages, or fewer forget
-            rows
-                than the steps need.
+            InputError: values out of range, a search that does not fit the stages, or fewer forget rows than steps need.
         """
         for training in self.trainings(len(stages)):
             for stage, values in zip(stages, training.stages, strict=True):

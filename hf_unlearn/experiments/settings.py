@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import InputError
-from .line import METHODS, Line
+from .line import Line
 
 
 SECTIONS = (
@@ -147,9 +147,8 @@ def _lines(methods, place: str) -> list[Line]:
     if repeated := {label for label in labels if labels.count(label) > 1}:
         raise InputError(f"{place}: methods share a label: {', '.join(sorted(repeated))}; give every line its own")
     for line in lines:
-        own = {one.name for one in dataclasses.fields(METHODS[line.method])}
         _arguments(line.arguments, f"methods, {line.label}: arguments")
-        _arguments(dict.fromkeys(set(line.search) - own), f"methods, {line.label}: search")
+        _arguments(dict.fromkeys(set(line.search) - line.fields), f"methods, {line.label}: search")
     return lines
 
 
