@@ -1,10 +1,12 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Comparisons over seeds: rows that say their seed, means in the table, rows that reached by their own numbers."""
 
+import dataclasses
 import json
 import statistics
 
 import pytest
+import torch
 
 from hf_unlearn import UpdateDelta
 from hf_unlearn.experiments.comparison import Comparison, read_kl, write_kl
@@ -107,6 +109,18 @@ def test_a_row_reached_what_its_own_numbers_say(tmp_path, monkeypatch):
         folder = tmp_path / str(promised["forget_quality"])
         *_, row = run_experiment(experiment(TOFU, methods=LINES[1:]), folder, progress=False)
         assert row["forget_quality"] == measured["forget_quality"] and row["reached"] == (measured is good)
+
+
+def test_what_is_kept_is_known_by_all_that_it_was_compared_with():
+    problem = TofuProblem.make(experiment(TOFU), None, 0, progress=False)
+    first = problem.identity()
+    with torch.no_grad():
+        problem.retrained.lm_head.weight.mul_(1.01)
+    assert [key for key, value in problem.identity().items() if value != first[key]] == ["retrained"]
+    problem = TofuProblem.make(experiment(TOFU), None, 0, progress=False)
+    fewer = problem.splits.retain_eval.select(range(1, len(problem.splits.retain_eval)))
+    problem.splits = dataclasses.replace(problem.splits, retain_eval=fewer)
+    assert [key for key, value in problem.identity().items() if value != first[key]] == ["evaluated"]
 
 
 @pytest.mark.parametrize("per_sequence", [[[0.0, 0.5], [0.25]], [[1.0]]])

@@ -337,6 +337,22 @@ def test_local_files_and_the_tasks_of_the_harness(local, tmp_path):
     assert settings["rows"]["bio"] == {"forget": 6, "retain": 4}
 
 
+def test_what_is_kept_is_known_by_questions_and_instructions_and_not_by_their_folder(local, tmp_path):
+    folder, config = local
+    write_questions(folder / "data", config)
+    identity = lambda place: problem_of(changed(config, data__data_dir=str(place))).identity()
+    first = identity(folder / "data")
+    shutil.copytree(folder / "data", tmp_path / "data")
+    assert identity(tmp_path / "data") == first
+    for file, part in (("wmdp/bio_test.jsonl", "questions"), ("alpaca.jsonl", "instructions")):
+        path = tmp_path / "data" / file
+        text = path.read_text()
+        path.write_text(text.replace("number 2", "number 22").replace('"instruction": "', '"instruction": "Now: ', 1))
+        other = identity(tmp_path / "data")
+        assert [key for key in first if other[key] != first[key]] == [part]
+        path.write_text(text)
+
+
 def test_bad_local_files(local, tmp_path, capsys):
     folder, config = local
     data, broken = folder / "data", tmp_path / "data"
