@@ -96,7 +96,7 @@ def is_there(name: str) -> bool:
 
 
 def wrong_commands(text: str) -> list[str]:
-    """Commands of `hf-unlearn` and of recipes, in blocks, that their parsers refuse; inline, commands that do not exist."""
+    """Commands of `hf-unlearn` and of recipes that their parsers refuse; inline only the command's name is known."""
     known = next(action for action in make_parser()._actions if action.choices).choices
     wrong = [one for one in re.findall(r"hf-unlearn ([a-z]+)", "\n".join(code(text))) if one not in known]
     lines = "\n".join(block for language, block in FENCE.findall(text) if language in ("", "bash"))

@@ -42,7 +42,8 @@ class Loading:
         """What a model needs that `save_pretrained` is about to save.
 
         Args:
-            own_update: whether the method changed weights itself (`Method.own_update`); those under an adapter are not saved.
+            own_update: whether the method changed weights itself (`Method.own_update`); those under an adapter are not
+                saved.
         """
         adapter = next(iter(model.peft_config.values())) if is_peft(model) else None
         plain = model if adapter is None else model.get_base_model()
