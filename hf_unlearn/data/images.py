@@ -21,16 +21,14 @@ LABEL_COLUMNS = ("labels", "label", "fine_label", "class")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def load_images(source: str | Path, split: str = "train", *, label_column: str | None = None) -> Dataset:
-    """Rows of `image` (encoded, decoded when read) and `labels` (ClassLabel).
+def load_images(source: str | Path, split: str = "train") -> Dataset:
+    """Rows of `image` (encoded, decoded when read) and `labels` (ClassLabel), each the first there is of its names.
 
     Args:
         source (`str` or `Path`): "digits" (scikit-learn's 1797 handwritten digits of 8 x 8, no file needed; every
             fifth is the test set); a Hub id; a parquet file; a folder with `<split>*.parquet`; or a folder with one
             folder of images a class, with or without split folders above (the layout of ImageNet-R).
         split (`str`, *optional*, defaults to `"train"`): "train", "test" or "validation".
-        label_column (`str`, *optional*): for data with several kinds of labels; by default the first there is of
-            `LABEL_COLUMNS`.
 
     Raises:
         InputError: no such data or split, no column of images or labels, a label that is no class.
@@ -50,11 +48,11 @@ def load_images(source: str | Path, split: str = "train", *, label_column: str |
                 "folder with one folder a class"
             ) from error
     image = next((name for name in IMAGE_COLUMNS if name in rows.column_names), None)
-    label = label_column or next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
-    if image is None or label not in rows.column_names:
+    label = next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
+    if None in (image, label):
         raise InputError(
             f"{source} has the columns {', '.join(rows.column_names)}: it needs an image "
-            f"({', '.join(IMAGE_COLUMNS)}) and a label ({label or ', '.join(LABEL_COLUMNS)})"
+            f"({', '.join(IMAGE_COLUMNS)}) and a label ({', '.join(LABEL_COLUMNS)})"
         )
     rows = rows.select_columns([image, label])
     rows = rows.rename_columns({old: new for old, new in ((image, "image"), (label, "labels")) if old != new})

@@ -83,23 +83,21 @@ def wikitext_articles(text: str) -> list[str]:
 
 
 # ---- questions and instructions -------------------------------------------------------------------------------------
-def load_questions(source: str | Path, *, data_dir: str | Path | None = None, limit: int | None = None) -> list[dict]:
+def load_questions(source: str | Path, *, data_dir: str | Path | None = None) -> list[dict]:
     """Multiple-choice questions: `question`, `choices` (two or more), `answer` (an index from 0), `subject` if given.
 
     An answer may also be written as a letter, A for the first choice.
 
     Args:
         source, data_dir: see `sources.read_rows`; on the Hub the split is test unless the source names another.
-        limit (`int`, *optional*): the first so many, as lm-eval counts them; all are checked nevertheless.
 
     Raises:
         InputError: as `read_rows`; a malformed row, named by file and line; no question.
     """
-    check_limit(limit)
     questions = [check_question(*found) for found in read_rows(source, data_dir, "test")]
     if not questions:
         raise InputError(f"{source} holds no question: give rows with question, choices and answer")
-    return questions[:limit]
+    return questions
 
 
 def check_question(where: str, row) -> dict:

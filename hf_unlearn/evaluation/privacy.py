@@ -36,13 +36,13 @@ def min_k(token_log_probs: Sequence[float], fraction: float = MIN_K) -> float | 
     return -float(np.mean(np.sort(np.asarray(token_log_probs, dtype=np.float64))[:k]))
 
 
-def min_k_plus_plus(token_log_probs, mean, variance, fraction: float = MIN_K) -> float | None:
+def min_k_plus_plus(token_log_probs, mean, variance) -> float | None:
     """min-k on (log p - mu) / sigma, mu and sigma^2 the moments of log p over the vocabulary (Zhang et al. 2025).
 
     All three have shape (n,). sigma^2 is clamped at 1e-6.
     """
     centred = np.asarray(token_log_probs, dtype=np.float64) - np.asarray(mean, dtype=np.float64)
-    return min_k(centred / np.sqrt(np.maximum(np.asarray(variance, dtype=np.float64), VARIANCE_FLOOR)), fraction)
+    return min_k(centred / np.sqrt(np.maximum(np.asarray(variance, dtype=np.float64), VARIANCE_FLOOR)))
 
 
 def gradient_norm(model, input_ids: Sequence[int], predicted: Sequence[bool]) -> float | None:

@@ -99,10 +99,10 @@ class KLResult:
             return quantile_bands(self.per_token, self.sequence_tokens, levels, seed, resamples)
         return quantile_bands(self.per_sequence, np.ones(len(self.per_sequence), dtype=int), levels, seed, resamples)
 
-    def table_row(self, *, seed: int = 0, resamples: int = 500) -> dict:
+    def table_row(self) -> dict:
         """The numbers of a table, JSON-able; nats per token. `*_interval`: 95 % bootstrap."""
         row = {"mean": self.mean, "mean_interval": list(self.interval)}
-        points, lows, highs = self.quantile_bands(seed=seed, resamples=resamples).tolist()
+        points, lows, highs = self.quantile_bands().tolist()
         for name, point, low, high in zip(("median", "q90", "q99", "q99.9", "max"), points, lows, highs):
             row |= {name: point, f"{name}_interval": [low, high]}
         return row | {

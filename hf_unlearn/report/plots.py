@@ -147,9 +147,7 @@ def kl_distribution(
     return figure
 
 
-def kl_quantile_plot(
-    results: Mapping[str, object], methods: Sequence[str] = (), references: Sequence[str] = (), *, seed: int = 0
-):
+def kl_quantile_plot(results: Mapping[str, object], methods: Sequence[str] = (), references: Sequence[str] = ()):
     """Figure 2 of the K-FADE paper: quantiles of KL(original || model) over completions, and over their tokens.
 
     The scale of x gives the upper tail as much room as the body: that is where a method's harm hides. Shaded: 95 %
@@ -169,7 +167,7 @@ def kl_quantile_plot(
             # Beyond one value in `count` a quantile is the maximum and nothing else.
             end = 1 - 1 / max(count, 20)
             levels = 1 / (1 + np.exp(-np.linspace(math.log(0.02 / 0.98), math.log(end / (1 - end)), 120)))
-            point, low, high = np.maximum(result.quantile_bands(levels, over, seed=seed, resamples=400), SMALLEST_KL)
+            point, low, high = np.maximum(result.quantile_bands(levels, over, resamples=400), SMALLEST_KL)
             look, last = style[method], max(last, end)
             ax.plot(levels, point, color=look["color"], linestyle=look["linestyle"], linewidth=1.8, label=method)
             ax.fill_between(levels, low, high, color=look["color"], alpha=0.2, linewidth=0)
@@ -191,17 +189,16 @@ def kl_quantile_plot(
     return figure
 
 
-def relearn_plot(curves: Sequence[Mapping], metric: str | None = None, *, chance: float | None = None):
-    """What comes back during fine-tuning attacks: one panel an attack, one line a method, black the original.
+def relearn_plot(curves: Sequence[Mapping], chance: float | None = None):
+    """The first metric during fine-tuning attacks: one panel an attack, one line a method, black the original.
 
     The open marker at the end of a line is the attacked model with the method's update added once more.
 
     Args:
         curves (`Sequence[Mapping]`): of `AttackTable`: method, attack, learning_rate, steps, scores and with_update.
-        metric (`str`, *optional*): of the scores; the first by default.
         chance (`float`, *optional*): the value of guessing, drawn as a line.
     """
-    metric = metric or next(iter(curves[0]["scores"][0]))
+    metric = next(iter(curves[0]["scores"][0]))
     titles = list(dict.fromkeys((curve["attack"], curve["learning_rate"]) for curve in curves))
     figure, axes = _figure(len(titles), 4.6)
     style = styles([curve["method"] for curve in curves], [CONTROL])

@@ -93,17 +93,17 @@ def test_quantile_plot():
 
 def test_attacks_have_a_panel_and_methods_a_line():
     curves = attacks().curves
-    axes = relearn_plot(curves, "general", chance=0.25).axes
+    axes = relearn_plot(curves, chance=0.25).axes
     assert [ax.get_title() for ax in axes] == [
         f"{attack}, learning rate {rate}" for attack in ("benign", "forget") for rate in ("0.001", "0.01")
     ]
     curve = next(c for c in curves if (c["method"], c["attack"], c["learning_rate"]) == ("kfade", "forget", 1e-2))
     line = next(line for line in axes[3].lines if line.get_label() == "kfade")
     assert line.get_xdata().tolist() == [0, 1, 2]
-    assert line.get_ydata().tolist() == [scores["general"] for scores in curve["scores"]]
+    assert line.get_ydata().tolist() == [scores["bio"] for scores in curve["scores"]]
     ends = [line.get_ydata()[0] for line in axes[3].lines if len(line.get_xdata()) == 1]
-    assert ends == [curve["with_update"]["kfade"]["general"], curves[-1]["with_update"]["none"]["general"]]
-    assert relearn_plot(curves).axes[0].get_ylabel().startswith("bio")
+    assert ends == [curve["with_update"]["kfade"]["bio"], curves[-1]["with_update"]["none"]["bio"]]
+    assert axes[0].get_ylabel().startswith("bio")
 
 
 def test_bars_of_classes():
