@@ -172,7 +172,6 @@ class UpdateDelta:
         from huggingface_hub import split_torch_state_dict_into_shards
 
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).unlink(missing_ok=True)
         sizes = {name: torch.empty_like(tensor, dtype=dtype, device="meta") for name, tensor in self.tensors.items()}
         split = split_torch_state_dict_into_shards(
@@ -202,23 +201,14 @@ class UpdateDelta:
         reader = _DeltaReader(path_or_repo, revision)
         delta = cls({name: reader.tensor(name) for name in reader.files}, reader.config)
         if delta.sha256() != reader.config.get("sha256", delta.sha256()):
-            raise InputError(
-                f"{path_or_repo}: the tensors are not those of its {CONFIG_FILE}; save or download it again"
-            )
+            raise InputError(f"{path_or_repo}: tensors are not those of its {CONFIG_FILE}; save or download it again")
         return delta
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        commit_message: str = "Upload update delta",
-        dtype: torch.dtype = torch.bfloat16,
-    ) -> str:
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, dtype: torch.dtype = torch.bfloat16) -> str:
         """Upload the delta as `delta/` of a model repository in one commit; returns the commit's URL."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / "delta", dtype=dtype)
-            return push_folder(repo_id, folder, private=private, commit_message=commit_message)
+            return push_folder(repo_id, folder, private=private, commit_message="Upload update delta")
 
 
 def delta_config(
@@ -263,12 +253,8 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
 
     Memory: one shard of the checkpoint and one tensor of the delta. Configuration and tokenizer files are copied; the
     card and weights in other formats are not, for they describe the model as it was. The result is built in a hidden
-    folder beside `output_dir` and renamed at the end, so a kill leaves no half checkpoint.
-
-    Args:
-        delta_dir: a delta (or a folder or Hub repository that holds `delta/`).
-        model_dir: folder or Hub repository with `model.safetensors`, or shards and their index.
-        output_dir: folder that does not exist yet or is empty.
+    folder beside `output_dir` and renamed at the end, so a kill leaves no half checkpoint. Delta and checkpoint (with
+    `model.safetensors`, or shards and their index) are folders or Hub repositories; `output_dir` is new or empty.
 
     Raises:
         InputError: a folder is not what it should be, or the checkpoint lacks a tensor of the delta.

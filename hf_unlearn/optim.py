@@ -72,9 +72,7 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         for name, parameter in self.named.items():
             if parameter.grad is None or not whole(torch.isfinite(parameter.grad).all()):
                 state = "missing" if parameter.grad is None else "not finite"
-                raise NumericalError(
-                    f"the forget gradient of {name} is {state}: check the forget rows and the model's loss"
-                )
+                raise NumericalError(f"the forget gradient of {name} is {state}: check the forget rows and the loss")
             gradients[name] = parameter.grad
         for vector, norm in self.curvature.solve_many(gradients, dampings):
             if not norm > 0 or norm == float("inf"):

@@ -33,10 +33,8 @@ class CurvatureFiles:
         known = KINDS.get(cls.kind, cls)
         # A class that is defined again, by a notebook's cell that runs twice, takes its own place.
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise InputError(
-                f"the curvature kind {cls.kind!r} is {known.__module__}.{known.__qualname__}: give the new class "
-                "another"
-            )
+            place = f"{known.__module__}.{known.__qualname__}"
+            raise InputError(f"the curvature kind {cls.kind!r} is {place}: give the new class another")
         KINDS[cls.kind] = cls
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -101,9 +99,7 @@ class CurvatureFiles:
                 )
             metadata = read_json(folder / CONFIG_FILE)
             if metadata.pop("format", None) != FORMAT:
-                raise InputError(
-                    f"{folder_or_repo} was written by another version of hf_unlearn: fit the curvature again"
-                )
+                raise InputError(f"{folder_or_repo} was written by another version of hf_unlearn: fit it again")
             if metadata["kind"] not in KINDS:
                 raise InputError(
                     f"{folder_or_repo} holds a curvature of the kind {metadata['kind']!r}, which no class has: import "

@@ -14,7 +14,7 @@ from ..errors import InputError, NumericalError
 from ..runtime.processes import Processes, own
 from ..runtime.sharded import whole
 from .artifact import CurvatureFiles
-from .costs import StageCost, Workload, measured_stage
+from .costs import StageCost, Workload
 from .fisher import FISHERS
 from .fit import run_fit
 from .layout import Group, parse_bytes
@@ -100,8 +100,7 @@ class Curvature(CurvatureFiles, abc.ABC):
             checkpoint_dir (`str` or `Path`, *optional*, defaults to `None`): folder for what is done so far, removed
                 at the end. The same fit (settings, weights, data, number of processes, version) that is killed and
                 started again continues from there, to the same bits.
-            checkpoint_every (`int`, *optional*, defaults to `100`): batches between checkpoints, which are as large as
-                the factors; 0 for none.
+            checkpoint_every (`int`, *optional*, defaults to `100`): batches between writes of the factors; 0 for none.
 
         Raises:
             InputError: no data, labels all ignored, no or unsuitable target, a target that never runs, weights that
@@ -298,10 +297,6 @@ class Curvature(CurvatureFiles, abc.ABC):
 
     def _check_damping(self, names: Iterable[str], damping: float):
         """Warn of a damping too small for the eigenvalues, in kinds whose eigenvalues have rounding errors."""
-
-    def stage(self, name: str):
-        """See `measured_stage`."""
-        return measured_stage(name, self.metadata["stages"])
 
 
 def _quadratic(matrix: Tensor, values: Tensor) -> float:

@@ -2,6 +2,7 @@
 """Hooks, frozen weights and checkpointing: the one place that touches a model while curvature is measured."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
@@ -19,8 +20,7 @@ class Capture:
     checkpointed all the same, non-reentrant whatever the user chose: reentrant checkpointing needs an input that
     requires grad, and here the graph begins inside the layer. Everything is restored on exit.
 
-    What `on_input(name, input)` returns in the forward is kept until `on_gradient(name, kept, gradient of the output)`
-    in the backward.
+    What `on_input(name, input)` returns in the forward is kept for `on_gradient(name, kept, gradient of the output)`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Capture:
             stack.enter_context(evaluation_mode(self.model, grad=True))
             stack.enter_context(checkpointed_in_eval_mode(self.model))
             for name, module in self.targets.items():
-                stack.callback(module.register_forward_hook(self._hook(name)).remove)
+                stack.callback(module.register_forward_hook(functools.partial(self._hook, name)).remove)
             self._settings = stack.pop_all()
         return self
 
@@ -75,25 +75,22 @@ class Capture:
                     "and unused layers have no curvature to measure: leave them out of target_modules"
                 )
 
-    def _hook(self, name: str):
-        def hook(module, args, output):
-            if not output.requires_grad:
-                output.requires_grad_()
-            if not self._recording:
-                return
-            if name in self.inputs_seen:
-                raise InputError(
-                    f"{name}: its module runs several times in one forward, so its curvature is not one Kronecker "
-                    "product; leave it out of target_modules"
-                )
-            self.inputs_seen.add(name)
-            # Not detached: targets that share an input are known by the identity of the tensor.
-            kept = self.on_input(name, args[0])
+    def _hook(self, name: str, module: nn.Module, args: tuple, output: Tensor):
+        if not output.requires_grad:
+            output.requires_grad_()
+        if not self._recording:
+            return
+        if name in self.inputs_seen:
+            raise InputError(
+                f"{name}: its module runs several times in one forward, so its curvature is not one Kronecker "
+                "product; leave it out of target_modules"
+            )
+        self.inputs_seen.add(name)
+        # Not detached: targets that share an input are known by the identity of the tensor.
+        kept = self.on_input(name, args[0])
 
-            def gradient_hook(gradient):
-                self.gradients_seen.add(name)
-                self.on_gradient(name, kept, gradient.detach())
+        def gradient_hook(gradient):
+            self.gradients_seen.add(name)
+            self.on_gradient(name, kept, gradient.detach())
 
-            output.register_hook(gradient_hook)
-
-        return hook
+        output.register_hook(gradient_hook)

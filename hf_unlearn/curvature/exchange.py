@@ -75,16 +75,19 @@ def exchange_rows(
     Rows (by leader, emptied as they are packed) are sent in their own type, in one message to each process, on the
     model's device; a process's own are not sent. `tables` are the `contents` of each process's batch. Collective.
     """
-    rank = processes.rank
+    rank, everyone = processes.rank, range(processes.size)
+
+    def message_bytes(sender: int, receiver: int) -> int:
+        return sum(
+            _padded(sum(lengths) * width * dtype.itemsize)
+            for leader, lengths, _, kinds in tables[sender]
+            for dtype, width in kinds
+            if owners[leader] == receiver and receiver != sender
+        )
+
     own = {leader: rows.pop(leader) for leader in sorted(rows) if owners[leader] == rank}
-    sent = [0] * processes.size
-    for entry in tables[rank]:
-        if owners[entry[0]] != rank:
-            sent[owners[entry[0]]] += _entry_bytes(entry)
-    received = [
-        0 if sender == rank else sum(_entry_bytes(entry) for entry in table if owners[entry[0]] == rank)
-        for sender, table in enumerate(tables)
-    ]
+    sent = [message_bytes(rank, receiver) for receiver in everyone]
+    received = [message_bytes(sender, rank) for sender in everyone]
     outgoing = torch.empty(sum(sent), dtype=torch.uint8, device=device)
     place = 0
     for leader in sorted(rows, key=lambda leader: (owners[leader], leader)):
@@ -111,11 +114,6 @@ def exchange_rows(
             for name, gradient in zip(names, tensors[1:]):
                 group.gradients.setdefault(name, []).append(gradient)
             yield group
-
-
-def _entry_bytes(entry: tuple) -> int:
-    _, lengths, _, kinds = entry
-    return sum(_padded(sum(lengths) * width * dtype.itemsize) for dtype, width in kinds)
 
 
 def _padded(size: int) -> int:

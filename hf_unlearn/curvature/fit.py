@@ -17,6 +17,7 @@ from ..runtime.provenance import code_sha256
 from ..runtime.sharded import whole
 from ..version import __version__
 from .batches import read_batch
+from .costs import measured_stage
 from .layout import make_layout, shared_inputs, tensor_weight
 from .passes import Progress, data_digest, is_causal, run_pass
 from .resume import FitCheckpoint, restore
@@ -67,9 +68,8 @@ def run_fit(
     for name, leader in leaders.items():
         curvature.metadata["targets"][name]["input"] = leader
     curvature.owners = {name: layout.owners[leader] for name, leader in leaders.items()} if processes.size > 1 else {}
-    checkpoint = FitCheckpoint(
-        checkpoint_dir, sha256_json(identity | {"processes": processes.size}), processes, checkpoint_every
-    )
+    same_fit = sha256_json(identity | {"processes": processes.size})
+    checkpoint = FitCheckpoint(checkpoint_dir, same_fit, processes, checkpoint_every)
     checkpoint.remove_others()
     at_stage, at_round = _position(checkpoint, dataloader)
     run = functools.partial(run_pass, model, dataloader, processes=processes, fisher=fisher, seed=seed, show=show)
@@ -87,12 +87,10 @@ def run_fit(
                     curvature.tensors[key] = tensor.to(targets[tensor_weight(key)].weight.device)
             else:
                 rounds = at_round if stage == at_stage else 0
-                run_inside = functools.partial(
+                run_one = functools.partial(
                     run, inside, leaders=layout.leaders, owners=layout.owners, description=f"{description}{of_blocks}"
                 )
-                progress = _run_stage(
-                    curvature, description, held, earlier, run_inside, checkpoint, stage, rounds, show
-                )
+                progress = _run_stage(curvature, description, held, earlier, run_one, checkpoint, stage, rounds, show)
         extents |= {name: curvature.extent(name) for name in held}
         if len(layout.blocks) > 1:
             for key in set(curvature.tensors) - earlier:
@@ -113,7 +111,7 @@ def _run_stage(
 ) -> Progress:
     """One pass and what is made of it, from `rounds` rounds on that are already in the checkpoint."""
     before, processes, progress = set(curvature.tensors), curvature.processes, Progress()
-    with curvature.stage(description) as measured:
+    with measured_stage(description, curvature.metadata["stages"]) as measured:
         leaders = {name: curvature.metadata["targets"][name]["input"] for name in held}
         sums = curvature.make_sums(description, held, leaders)
         if rounds:

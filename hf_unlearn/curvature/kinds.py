@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from .artifact import KINDS
 from .base import Curvature
-from .costs import factor_costs, square_cost
+from .costs import factor_costs, measured_stage, square_cost
 from .linalg import eigendecompose, mirror_
 from .sums import KroneckerSums, SquareSums
 from .targets import factor_dtype
@@ -97,7 +97,7 @@ class KFAC(Curvature):
         """Divide the factors and put the eigendecomposition of each in its place, one after another."""
         from tqdm.auto import tqdm
 
-        with self.stage("eigh") as measured:
+        with measured_stage("eigh", self.metadata["stages"]) as measured:
             factors = {f"input.{name}": total.div_(sums.counts[name]) for name, total in sums.inputs.items()}
             factors |= {f"output.{name}": total.div_(tokens) for name, total in sums.outputs.items()}
             measured.factor_bytes = sum(factor.nbytes for factor in factors.values())

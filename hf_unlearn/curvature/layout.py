@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Layout of a fit: groups of weights that share an input, their owners, and the blocks in which they are measured."""
 
+import contextlib
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -115,21 +117,16 @@ def shared_inputs(model: nn.Module, targets: Mapping[str, nn.Module], inputs: Ma
     seen: dict[int, tuple[str, Tensor]] = {}
     leaders = {}
 
-    def hook(name):
-        def remember(module, args):
-            # The tensor is held: an id is only unique among living objects.
-            leaders[name] = seen.setdefault(id(args[0]), (name, args[0]))[0]
+    def remember(name, module, args):
+        # The tensor is held: an id is only unique among living objects.
+        leaders[name] = seen.setdefault(id(args[0]), (name, args[0]))[0]
 
-        return remember
-
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in targets.items()]
-    try:
-        with evaluation_mode(model):
-            model(**inputs)
-    finally:
-        reshard(model)
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as stack:
+        for name, module in targets.items():
+            stack.callback(module.register_forward_pre_hook(functools.partial(remember, name)).remove)
+        stack.callback(reshard, model)
+        stack.enter_context(evaluation_mode(model))
+        model(**inputs)
     return {name: leaders.get(name, name) for name in targets}
 
 
@@ -140,7 +137,7 @@ def tensor_weight(key: str) -> str:
 
 def assign_weights(kind, targets: Mapping[str, Mapping], size: int) -> dict[str, int]:
     """Name -> rank for a fitted curvature of this class, from its metadata."""
-    shapes = {name: about["shape"][:: -1 if about["transposed"] else 1] for name, about in targets.items()}
+    shapes = {name: about["shape"][::-1] if about["transposed"] else about["shape"] for name, about in targets.items()}
     leaders = {name: about["input"] for name, about in targets.items()}
     owners = _assign(_groups(kind, leaders, shapes, 1), size)
     return {name: owners[leader] for name, leader in leaders.items()}

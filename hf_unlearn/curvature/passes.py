@@ -189,15 +189,10 @@ def _rows(raw: Mapping) -> int:
 def _check_same(digests: list[list[str]], first: int):
     different = [rank for rank, found in enumerate(digests) if found != digests[0]]
     if different:
-        place = next(
-            number
-            for number, found in enumerate(itertools.zip_longest(*digests))
-            if any(one != found[0] for one in found)
-        )
+        place = next(number for number, found in enumerate(itertools.zip_longest(*digests)) if len(set(found)) > 1)
         raise InputError(
             f"process {', '.join(map(str, different))} read other data than process 0 (batch {first + place}): give "
-            "all processes the same rows in the same order (a sampler that shuffles needs a seeded generator of its "
-            "own)"
+            "all processes the same rows in the same order (a sampler that shuffles needs its own seeded generator)"
         )
 
 
@@ -213,9 +208,7 @@ def is_causal(model: nn.Module) -> bool:
     if not isinstance(model, PreTrainedModel):
         return False
     if model.config.is_encoder_decoder:
-        raise InputError(
-            f"{type(model).__name__} is an encoder-decoder model; curvature needs a decoder or an encoder"
-        )
+        raise InputError(f"{type(model).__name__} is an encoder-decoder; curvature needs a decoder or an encoder")
     # None stands for a class name that says nothing (GPT2LMHeadModel); transformers then takes the causal loss.
     return model.loss_type in (None, "ForCausalLM")
 

@@ -118,11 +118,10 @@ def plan(
 
 def _leaders(model: nn.Module, targets: Mapping[str, nn.Module]) -> dict[str, str]:
     """Name -> the first target that takes the same tensor."""
-    config, device = unwrap(model).config, next(model.parameters()).device
-    if unwrap(model).main_input_name == "pixel_values":
-        inputs = {
-            "pixel_values": torch.zeros(1, config.num_channels, config.image_size, config.image_size, device=device)
-        }
+    inner, device = unwrap(model), next(model.parameters()).device
+    if inner.main_input_name == "pixel_values":
+        shape = (1, inner.config.num_channels, inner.config.image_size, inner.config.image_size)
+        inputs = {"pixel_values": torch.zeros(shape, device=device)}
     else:
         inputs = {"input_ids": torch.ones(1, 2, dtype=torch.long, device=device)}
     return shared_inputs(model, targets, inputs)

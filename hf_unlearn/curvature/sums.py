@@ -68,8 +68,7 @@ class SquareSums:
 
     Every target's input is held from the forward to its gradient, under gradient checkpointing too.
     With rotations, name -> (Q_A (d_in, d_in), Q_S (d_out, d_out)), this is the EK-FAC correction (George et al. 2018,
-    arXiv 1806.03884; per sequence as in Grosse et al. 2023, arXiv 2308.03296); without, the squares of per-sequence
-    gradients themselves.
+    arXiv 1806.03884; per sequence as in Grosse et al. 2023, arXiv 2308.03296); without, plain squares.
     """
 
     counts: Mapping[str, int] = {}

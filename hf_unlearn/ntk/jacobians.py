@@ -85,9 +85,8 @@ class Jacobians:
         """(outputs (n, C), Jacobian (n, m, p)) of every chunk of a batch of N samples, in order; fp32 (or fp64).
 
         Args:
-            basis (`Callable`, *optional*):
-                Given which samples of the batch, and C: the combinations of outputs whose Jacobian rows are wanted,
-                one backward each; (m, C) for all, or (n, m, C). The C outputs themselves by default.
+            basis (`Callable`, *optional*): Given which samples of the batch, and C: the combinations of outputs whose
+                Jacobian rows are wanted, one backward each; (m, C) for all, or (n, m, C). By default the outputs.
         """
         start = 0
         for leaves, outputs, base in self._forward(inputs):
@@ -115,30 +114,29 @@ class Jacobians:
     @torch.no_grad()
     def outputs_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Outputs (N, C) of a batch at the origin."""
-        return torch.cat([call(self.origin or values) for call, values, _ in self._calls(inputs)])
+        return torch.cat([call(self.origin or self.values) for call in self._calls(inputs)])
 
     def jvp(self, inputs: Mapping[str, Tensor], vector: Mapping[str, Tensor]) -> Tensor:
         """J v (N, C) for a batch: forward-mode differentiation, no Jacobian."""
+        tangent = {name: vector[name].to(value) for name, value in self.values.items()}
         # The fused kernels of attention have no forward mode.
         with sdpa_kernel(SDPBackend.MATH):
-            calls = self._calls(inputs, vector)
-            return torch.cat([torch.func.jvp(call, (values,), (tangent,))[1] for call, values, tangent in calls])
+            return torch.cat([torch.func.jvp(call, (self.values,), (tangent,))[1] for call in self._calls(inputs)])
 
     def vjp(self, inputs: Mapping[str, Tensor], cotangents: Tensor) -> dict[str, Tensor]:
         """J^T u by name for a batch and u (N, C), summed over samples: one backward."""
         total = {name: torch.zeros_like(value) for name, value in self.values.items()}
-        for (call, values, _), part in zip(self._calls(inputs), cotangents.split(self.chunk_size)):
-            outputs, pull = torch.func.vjp(call, values)
+        for call, part in zip(self._calls(inputs), cotangents.split(self.chunk_size)):
+            outputs, pull = torch.func.vjp(call, self.values)
             for name, gradient in pull(part.to(outputs))[0].items():
                 total[name] += gradient
         return total
 
-    def _calls(self, inputs: Mapping[str, Tensor], vector: Mapping[str, Tensor] | None = None):
-        """(outputs as a function of the parameters, their values, `vector` cast to them) for every chunk."""
-        tangent = {name: (vector or self.values)[name].to(value) for name, value in self.values.items()}
+    def _calls(self, inputs: Mapping[str, Tensor]) -> Iterator[Callable]:
+        """Outputs as a function of the parameters, for every chunk."""
         with _evaluation(self.model):
             for chunk in self._chunks(inputs):
-                yield functools.partial(self._outputs, chunk), self.values, tangent
+                yield functools.partial(self._outputs, chunk)
 
     def _chunks(self, inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """`chunk_size` samples of a batch at a time, as the model takes them."""
@@ -163,9 +161,8 @@ class Jacobians:
                 with torch.enable_grad():
                     outputs = self._outputs(chunk, leaves)
                 if not outputs.requires_grad:
-                    raise InputError(
-                        f"{next(iter(leaves))} does not reach the outputs: leave it out of the tuned parameters"
-                    )
+                    name = next(iter(leaves))
+                    raise InputError(f"{name} does not reach the outputs: leave it out of the tuned parameters")
                 base = outputs.detach()
                 if self.origin:
                     with torch.no_grad():

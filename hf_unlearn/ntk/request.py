@@ -97,9 +97,8 @@ def _linearisation(model: nn.Module, names: Sequence[str], linearize: str, start
 
 
 def _primal(jacobians, settings, targets, retain, forget, loader, processes, weight, contrasts):
-    measure = lambda name: measure_gram(
-        jacobians, loader({"retain": retain, "forget": forget}[name]), processes, contrasts[name]
-    )
+    rows = {"retain": retain, "forget": forget}
+    measure = lambda name: measure_gram(jacobians, loader(rows[name]), processes, contrasts[name])
     if settings.gram_cache is None:
         part = measure("forget")
         whole = weight * measure("retain") + part
@@ -242,11 +241,8 @@ def _gather(
 ) -> tuple[list[Tensor], int]:
     """The chunks of all processes, one after another, and at which of their rows this process's begin. Collective."""
     # On the CPU: what is pickled on a device would be put on the sender's.
-    parts = processes.share(
-        lambda: [
-            tuple(part.to("cpu" if processes.size > 1 else device) for part in chunk) for chunk in chunks_of(rows)
-        ]
-    )
+    place = "cpu" if processes.size > 1 else device
+    parts = processes.share(lambda: [tuple(part.to(place) for part in chunk) for chunk in chunks_of(rows)])
     first = sum(len(chunk[0]) for chunks in parts[: processes.rank] for chunk in chunks)
     return [torch.cat(tensors).to(device) for tensors in zip(*itertools.chain(*parts))], first
 

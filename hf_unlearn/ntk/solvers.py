@@ -7,6 +7,7 @@ paper (arXiv 2312.14923) states the same for r = 0 but for two misprints: Theta(
 want Theta(D_r, D_r)^-1, and V has the wrong sign.
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 
@@ -28,10 +29,6 @@ def ntk_update(
     residual_retain: Tensor,
     ridge: float = 0.0,
     solver: str = "auto",
-    *,
-    memory: float = 8e9,
-    tolerance: float = 1e-12,
-    max_iterations: int | None = None,
 ) -> Tensor:
     """w(D_r) - w(D) of the model linearised at w0, (p,) fp64.
 
@@ -40,10 +37,7 @@ def ntk_update(
         residual_forget, residual_retain (`Tensor`): Target - output at the linearisation point, (n, C) or (n * C,).
         ridge (`float`, defaults to 0): Added to the kernel's diagonal, in its units. 0: the minimum-norm solution.
         solver (`str`, defaults to `"auto"`): `"dual"` (kernel, n C x n C), `"primal"` (Gram, p x p), `"cg"`
-            (matrix-free, O(p) beside the Jacobians), or the cheapest of them that fits `memory`.
-        memory (`float`, defaults to 8e9): bytes that `"auto"` may plan with.
-        tolerance (`float`, defaults to 1e-12): relative residual at which `"cg"` stops.
-        max_iterations (`int`, *optional*): steps of `"cg"`; 10 p + 1000 by default.
+            (matrix-free, O(p) beside the Jacobians), or the one that `choose_solver` finds cheapest.
 
     Raises:
         InputError: shapes that do not fit, a negative ridge, an unknown solver, an empty retain or forget set.
@@ -56,7 +50,7 @@ def ntk_update(
     if not ridge >= 0:
         raise InputError(f"ridge must not be negative, got {ridge}")
     rows, size = len(j_r) + len(j_f), j_r.shape[1]
-    solver = choose_solver(rows, size, solver, memory)
+    solver = choose_solver(rows, size, solver)
     if solver == "dual":
         j = torch.cat([j_r, j_f])
         return j.T @ dual_coefficients(j @ j.T, torch.cat([e_r, e_f])[:, None], e_r[:, None], ridge)[:, 0]
@@ -64,12 +58,10 @@ def ntk_update(
         gram_r, gram_f = j_r.T @ j_r, j_f.T @ j_f
         b_r = j_r.T @ e_r
         return primal_update(gram_r, b_r, gram_f, b_r + j_f.T @ e_f, ridge)
-    limits = {"tolerance": tolerance, "max_iterations": max_iterations or 10 * size + 1000}
+    fit = functools.partial(cgls, ridge=ridge, max_iterations=10 * size + 1000)
     both = lambda v: torch.cat([j_r @ v, j_f @ v])
     both_t = lambda u: j_r.T @ u[: len(j_r)] + j_f.T @ u[len(j_r) :]
-    return cgls(lambda v: j_r @ v, lambda u: j_r.T @ u, e_r, ridge, **limits) - cgls(
-        both, both_t, torch.cat([e_r, e_f]), ridge, **limits
-    )
+    return fit(lambda v: j_r @ v, lambda u: j_r.T @ u, e_r) - fit(both, both_t, torch.cat([e_r, e_f]))
 
 
 def choose_solver(rows: int, size: int, solver: str = "auto", memory: float = 8e9) -> str:
@@ -124,7 +116,7 @@ def cgls(
     ridge: float,
     *,
     tolerance: float = 1e-12,
-    max_iterations: int = 10000,
+    max_iterations: int,
     reduce: Callable[[Tensor], Tensor] = lambda number: number,
 ) -> Tensor:
     """argmin |J w - e|^2 + ridge |w|^2 by conjugate gradients on the normal equations, which are never formed.

@@ -74,8 +74,7 @@ def make_targets(
     elif right < FITTED and processes.rank == 0:
         logger.warning(
             f"the tuned model classifies {100 * right:.0f} % of the retain rows rightly: its mean margin, "
-            f"{scale:.3g}, says little of how far its logits may be off; try larger values of target_scale on "
-            "training rows"
+            f"{scale:.3g}, says little of how far logits may be off; try a larger target_scale on training rows"
         )
     margin = settings.absent_margin
     if margin == "auto":

@@ -42,7 +42,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 @contextlib.contextmanager
 def temporary_folder(parent: str | Path, name: str):
-    """A hidden empty folder inside `parent` (made when absent) to build something in; removed at the end if it is there.
+    """A hidden empty folder inside `parent` (made when absent) to build something in; what is left goes at the end.
 
     What killed processes left of the same name is removed first.
     """
@@ -135,8 +135,9 @@ def writing(what: str | Path):
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
+        reason = first_line(error)
         raise OSError(
-            f"{what} could not be written ({first_line(error)}): is the disk full? Free some space and go on"
+            f"{what} could not be written ({reason}): is the disk full? Free some space and go on"
         ) from error
 
 

@@ -49,8 +49,7 @@ def load_tokenizer(model: str, init_kwargs: dict | None = None, *, required_for:
         except (OSError, ValueError) as absent:
             raise _cannot_load(model, absent) from absent
         raise InputError(
-            f"{model} has no tokenizer: {required_for} needs the one that the model was trained with; save it beside "
-            "the model"
+            f"{model} has no tokenizer: {required_for} needs the one it was trained with; save it beside the model"
         ) from error
     if required_for is not None and tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

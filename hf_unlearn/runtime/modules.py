@@ -75,11 +75,8 @@ def checkpointed_in_eval_mode(model):
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
-    ]
+    known = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
+    layers = [layer for layer in known if layer.gradient_checkpointing]
     # No dropout runs, so no random state need be kept.
     saving = lambda layer: functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     with replaced_forwards((layer, saving(layer)) for layer in layers):

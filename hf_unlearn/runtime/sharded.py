@@ -36,14 +36,13 @@ def whole(tensor: Tensor) -> Tensor:
 
 def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor, known to every process, on the device of a parameter; this process's part if that is sharded."""
+    tensor = tensor.to(parameter.device)
     if is_dtensor(tensor) or not is_dtensor(parameter):
-        return tensor.to(parameter.device)
+        return tensor
     from torch.distributed.tensor import distribute_tensor
 
     # No process need tell the others: each cuts its part out of its own copy.
-    return distribute_tensor(
-        tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-    )
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def whole_on_cpu(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:

@@ -77,6 +77,7 @@ class TypedTuner(BaseTuner):
         kind = type(self.model).__name__
         if not candidates:
             raise InputError(f"{kind} has no {self.targets}: choose an adapter for what it has")
+        example = next(iter(candidates))
         if peft_config.target_modules is None:
             # A list would also match by suffix ("bn1" is the end of "layer1.0.bn1"); a pattern matches whole names.
             peft_config.target_modules = "|".join(map(re.escape, self.default_targets(candidates)))
@@ -93,14 +94,12 @@ class TypedTuner(BaseTuner):
         if not matched:
             raise InputError(
                 f"target_modules, exclude_modules and modules_to_save leave no module of {kind}: name {self.targets} "
-                f"such as {next(iter(candidates))}"
+                f"such as {example}"
             )
         for name in matched:
             if name not in candidates:
                 found = type(self.model.get_submodule(name)).__name__
-                raise InputError(
-                    f"{name} is a {found}; target_modules must name {self.targets} ({next(iter(candidates))})"
-                )
+                raise InputError(f"{name} is a {found}; target_modules must name {self.targets} ({example})")
             self.check_target(name, candidates[name])
         return peft_config
 

@@ -14,7 +14,8 @@ from hf_unlearn import BatchNormTuningConfig
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.ntk import Jacobians
 from hf_unlearn.ntk import jacobians as module
-from hf_unlearn.tuners import BatchNormTuningLayer, initial_parameters
+from hf_unlearn.tuners import initial_parameters
+from hf_unlearn.tuners.batch_norm import BatchNormTuningLayer
 from tests.support.images import MODELS, Request, make_classifier
 from tests.support.jacobians import NAMES, Net, dense_jacobian
 from tests.support.tuners import CASES, HEAD, IMAGES, make_resnet, nudge, tuned_names

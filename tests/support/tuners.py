@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from hf_unlearn import BatchNormTuningConfig, BorderPromptConfig, KeyValuePromptConfig
-from hf_unlearn.tuners import KeyValuePromptLayer
+from hf_unlearn.tuners.key_value_prompt import KeyValuePromptLayer
 
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))

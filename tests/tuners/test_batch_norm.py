@@ -9,7 +9,8 @@ from torch import nn
 from hf_unlearn import BatchNormTuningConfig, KeyValuePromptConfig
 from hf_unlearn.errors import InputError
 from hf_unlearn.runtime.checkpoints import merged_weights
-from hf_unlearn.tuners import BatchNormTuningLayer, export_as_ln_tuning, initial_parameters
+from hf_unlearn.tuners import export_as_ln_tuning, initial_parameters
+from hf_unlearn.tuners.batch_norm import BatchNormTuningLayer
 from tests.support.tuners import HEAD, IMAGES, logits, make_resnet, make_vit, nudge, tuned_names
 
 

@@ -33,16 +33,13 @@ class BatchNormTuningModel(TypedTuner):
             raise InputError(f"{name} has no weight and bias to tune (affine=False): put it into exclude_modules")
         if module.running_mean is None:
             raise InputError(
-                f"{name} keeps no running statistics, so its outputs depend on the whole batch: put it into "
-                "exclude_modules"
+                f"{name} keeps no running statistics, so outputs depend on the batch: put it into exclude_modules"
             )
 
     @classmethod
     def _get_adapter_state_dict(cls, model, config, adapter_name, state_dict, unwanted_adapter_names):
         if any(isinstance(layer, BatchNormTuningLayer) and layer.merged for layer in model.modules()):
-            raise InputError(
-                "a merged BatchNorm adapter has changed places with the base: unmerge_adapter() before saving"
-            )
+            raise InputError("a merged BatchNorm adapter stands in the base's place: unmerge_adapter() before saving")
         return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True):

@@ -62,9 +62,7 @@ def prompted_attention(
     if sdpa and attention_mask is None and causal and query.shape[2] > 1:
         # SDPA's own causal rule knows only keys that line up with the queries; cropped and written out as it does.
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=key.device).tril()[
-            None, None
-        ]
+        attention_mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=key.device).tril()
     key, value = _append(key, prompts.keys, module), _append(value, prompts.values, module)
     length = prompts.keys.shape[-2]
     if attention_mask is not None:
