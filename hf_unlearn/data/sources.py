@@ -70,7 +70,7 @@ def read_rows(source: str | Path, data_dir: str | Path | None = None, split: str
         yield from _read_file(file)
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+# ---- files --------------------------------------------------------------------------------------------------------
 def _suffix(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix
 
@@ -177,7 +177,7 @@ def _json_line(line: str, where: str):
         raise InputError(f"{where} is not JSON ({error}); correct it, or remove it") from error
 
 
-# ---- the Hub --------------------------------------------------------------------------------------------------------
+# ---- the Hub ------------------------------------------------------------------------------------------------------
 def _read_hub(source: str, data_dir: str | Path | None, split: str) -> Iterator[tuple]:
     name, config, wanted = _parts(source)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).suffix in (*SUFFIXES, ".gz"):

@@ -24,7 +24,7 @@ TITLE = re.compile(r"\s*= (?!= )\S.*(?<! =) =\s*")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-# ---- corpora --------------------------------------------------------------------------------------------------------
+# ---- corpora ------------------------------------------------------------------------------------------------------
 def load_texts(source: str | Path, *, data_dir: str | Path | None = None, limit: int | None = None, seed: int = 0):
     """The documents of a corpus as a `datasets.Dataset` with the column `text`, in their order.
 
@@ -82,7 +82,7 @@ def wikitext_articles(text: str) -> list[str]:
     return ["\n".join(article) for article in articles]
 
 
-# ---- questions and instructions -------------------------------------------------------------------------------------
+# ---- questions and instructions -----------------------------------------------------------------------------------
 def load_questions(source: str | Path, *, data_dir: str | Path | None = None) -> list[dict]:
     """Multiple-choice questions: `question`, `choices` (two or more), `answer` (an index from 0), `subject` if given.
 

@@ -174,8 +174,7 @@ class Cell:
         known = {"method": label, **self.about, **metrics}
         return known | {"seconds": seconds, "peak_memory_mb": memory, "settings": settings or {}}
 
-    # ---- one line
-    # ------------------------------------------------------------------------------------------------------
+    # ---- one line --------------------------------------------------------------------------------------------------
     def line_folder(self, label: str) -> Path:
         return self.folder / "lines" / sha256_json(label)[:12]
 
@@ -224,8 +223,7 @@ class Cell:
         on_main_process(finished.remove)
         return row
 
-    # ---- the best model
-    # ------------------------------------------------------------------------------------------------
+    # ---- the best model --------------------------------------------------------------------------------------------
     def save_best(self, rows: Sequence[Mapping], folder: Path):
         """Save the chosen model of the best line: weights, tokenizer, `delta/`, a card with the table's numbers."""
         problem = self.problem

@@ -82,8 +82,7 @@ class Problem(abc.ABC):
     sections: ClassVar[Mapping[str, Reader | None]]
     every_evaluation: ClassVar[bool] = True
 
-    # ---- before anything is loaded
-    # -------------------------------------------------------------------------------------
+    # ---- before anything is loaded ---------------------------------------------------------------------------------
     @classmethod
     @abc.abstractmethod
     def make(cls, experiment: Experiment, size, seed: int, progress: bool = True) -> "Problem":
@@ -120,8 +119,7 @@ class Problem(abc.ABC):
         """How many candidates a line shows."""
         return line.candidates if cls.every_evaluation else line.number_of_trainings
 
-    # ---- numbers
-    # ---------------------------------------------------------------------------------------------------------
+    # ---- numbers ---------------------------------------------------------------------------------------------------
     @abc.abstractmethod
     def identity(self) -> dict:
         """JSON-able: what decides the numbers, beside the original's weights, the stages' rows and the methods."""
@@ -154,8 +152,7 @@ class Problem(abc.ABC):
     def evaluate(self, model, folder: Path | None = None) -> tuple[dict, KLResult | None]:
         """All numbers of a row, and its divergence by token where there is one; details are written into `folder`."""
 
-    # ---- what is told
-    # ----------------------------------------------------------------------------------------------------
+    # ---- what is told ----------------------------------------------------------------------------------------------
     def notes(self) -> list[str]:
         """What a reader should know before trusting the numbers."""
         return []

@@ -127,8 +127,7 @@ class Method(abc.ABC):
             for field in dataclasses.fields(self)
         }
 
-    # ---- what the trainer asks
-    # -----------------------------------------------------------------------------------------
+    # ---- what the trainer asks -------------------------------------------------------------------------------------
     def configure(self, args, forget_rows: int):
         """The training arguments (`UnlearnConfig`) that this method needs, as a copy.
 
@@ -181,14 +180,12 @@ class Method(abc.ABC):
     def finish(self, run: Run):
         """Called when training ends, also after an error."""
 
-    # ---- what a card and a ledger ask
-    # ----------------------------------------------------------------------------------
+    # ---- what a card and a ledger ask ------------------------------------------------------------------------------
     def account(self) -> dict:
         """JSON-able facts of the run that is done, beside settings and cost."""
         return {}
 
-    # ---- what a comparison and a dry run ask
-    # ---------------------------------------------------------------------------
+    # ---- what a comparison and a dry run ask -----------------------------------------------------------------------
     def check(self, stage: StageSize):
         """Refuse a stage that the method could only fail on once it runs.
 

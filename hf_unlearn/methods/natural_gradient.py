@@ -69,8 +69,7 @@ class NaturalGradient(Method):
         """The weights that a request may change, by `state_dict` name."""
         return {name: module.weight for name, module in select_targets(model, self.target_modules).items()}
 
-    # ---- the run
-    # -------------------------------------------------------------------------------------------------------
+    # ---- the run ---------------------------------------------------------------------------------------------------
     def configure(self, args, forget_rows):
         args = copy.copy(args)
         rows = forget_rows if self.forget_batch_size is None else self.forget_batch_size
@@ -175,8 +174,7 @@ class NaturalGradient(Method):
                 )
         self._fitted_for = wanted
 
-    # ---- the search
-    # ----------------------------------------------------------------------------------------------------
+    # ---- the search ------------------------------------------------------------------------------------------------
     def check(self, stage):
         needed = self.steps * (self.forget_batch_size or 0)
         if stage.forget_rows < needed:

@@ -144,7 +144,7 @@ class UnlearnTrainer(Trainer):
         # Training rows of a paired method are pairs; evaluation rows never are.
         return UnlearnCollator(self.single_collator)(rows) if "forget" in rows[0] else self.single_collator(rows)
 
-    # ---- the run: one folder, one identity, whole checkpoints -----------------------------------------------------
+    # ---- the run: one folder, one identity, whole checkpoints ------------------------------------------------------
     @property
     def is_sharded(self) -> bool:
         """Whether the model is spread over processes, which it is from the beginning of training on, if not before."""
@@ -266,7 +266,7 @@ class UnlearnTrainer(Trainer):
             )
         return run_parts(self, parts, resume_from_checkpoint, trial)
 
-    # ---- the loss ------------------------------------------------------------------------------------------------
+    # ---- the loss --------------------------------------------------------------------------------------------------
     def _get_num_items_in_batch(self, batch_samples: list, device) -> Counts | None:
         """Counts over the micro-batches of a step and all processes; Trainer's own sees only top-level labels."""
         if not batch_samples:
@@ -322,8 +322,7 @@ class UnlearnTrainer(Trainer):
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    # ---- results
-    # -----------------------------------------------------------------------------------------------------
+    # ---- results ---------------------------------------------------------------------------------------------------
     def update_delta(self) -> UpdateDelta:
         """What the run changed, in fp32 as the update was made, under the names of the base model's checkpoint.
 
@@ -387,8 +386,7 @@ class UnlearnTrainer(Trainer):
             return None
         return push(self, commit_message, token, revision)
 
-    # ---- what a method may use (`methods.base.Run`)
-    # -------------------------------------------------------------------
+    # ---- what a method may use (`methods.base.Run`) ----------------------------------------------------------------
     def loader(self, dataset, batch_size: int) -> DataLoader:
         """Batches of single rows, in order."""
         return DataLoader(dataset, batch_size=batch_size, shuffle=False, collate_fn=self.single_collator)

@@ -200,8 +200,7 @@ class ClassForgetting(Problem):
         forget, retain, _ = self.sets
         return concatenate_datasets([retain, forget])
 
-    # ---- models
-    # --------------------------------------------------------------------------------------------------------
+    # ---- models ----------------------------------------------------------------------------------------------------
     @functools.cached_property
     def start(self) -> nn.Module:
         """The pretrained model with its tuner."""
@@ -252,8 +251,7 @@ class ClassForgetting(Problem):
         full, retrained = self.vocabulary.references
         return {full: self._full, retrained: self._retrained}
 
-    # ---- numbers
-    # ---------------------------------------------------------------------------------------------------------
+    # ---- numbers ---------------------------------------------------------------------------------------------------
     def identity(self):
         return {
             "holdout": fingerprint_rows(self.sets[2]),
@@ -305,8 +303,7 @@ class ClassForgetting(Problem):
             self._measured[weights] = cached_json(file, key | {"code": code_sha256()}, measure)
         return self._measured[weights]
 
-    # ---- what is told
-    # ----------------------------------------------------------------------------------------------------
+    # ---- what is told ----------------------------------------------------------------------------------------------
     def notes(self):
         return [
             f"Candidates of a line are chosen on the training rows, without {self.vocabulary.references[1]}: of those "

@@ -182,7 +182,7 @@ class WmdpProblem(Problem):
             "completions": [self.settings.max_new_tokens, self.settings.given],
         }
 
-    # ---- what is measured -------------------------------------------------------------------------------------------
+    # ---- what is measured ------------------------------------------------------------------------------------------
     def prepare(self, folder, identity):
         self.asked = self.ask(self.original, progress=self.progress)
         for task in self.domains:
@@ -281,7 +281,7 @@ class WmdpProblem(Problem):
             "general_loss": 100 * (before[self.settings.general].accuracy - asked[self.settings.general].accuracy),
         }
 
-    # ---- what is told -----------------------------------------------------------------------------------------------
+    # ---- what is told ----------------------------------------------------------------------------------------------
     def notes(self):
         n = {task: score.n for task, score in self.asked.items()}
         notes = [*NOTES, f"Questions: {', '.join(f'{task} {count}' for task, count in n.items())}."]
