@@ -7,7 +7,7 @@ from peft import get_peft_model
 from torch import nn
 
 from hf_unlearn import BorderPromptConfig
-from hf_unlearn.tuners.border_prompt.layer import border_places
+from hf_unlearn.tuners.border_prompt import border_places
 from tests.support.tuners import IMAGES, logits, make_resnet, make_vit, tuned_names
 
 
