@@ -17,8 +17,8 @@ import argparse
 from hf_unlearn.cli.recipe import add_arguments, run
 
 
-def parse_arguments(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(argv=None, description: str | None = __doc__) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, "outputs/fast_ntk")
     parser.add_argument("--data_dir", help="folder in which the YAML's sources and weights lie")
     parser.add_argument("--per_class", type=int, nargs="+", help="images per class, instead of the YAML's")
@@ -32,8 +32,8 @@ def overrides(arguments: argparse.Namespace) -> dict:
     return {f"data.{name}": value for name, value in given.items() if value is not None}
 
 
-def main(argv=None, config: str | None = None):
-    arguments = parse_arguments(argv)
+def main(argv=None, config: str | None = None, description: str | None = __doc__):
+    arguments = parse_arguments(argv, description)
     arguments.config = arguments.config or config
     run(arguments, "fast_ntk_demo.yaml", overrides)
 

@@ -14,4 +14,4 @@ from fast_ntk_cifar10 import main
 
 
 if __name__ == "__main__":
-    main(config=str(Path(__file__).parent / "configs" / "fast_ntk_imagenet_r.yaml"))
+    main(config=str(Path(__file__).parent / "configs" / "fast_ntk_imagenet_r.yaml"), description=__doc__)
