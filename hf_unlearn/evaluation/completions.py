@@ -127,24 +127,22 @@ def worst_completions(result: KLResult, rows: Dataset, tokenizer, k: int = 10) -
         InputError: `rows` are not the rows of `result`.
     """
     counts = [sum(label != -100 for label in labels[1:]) for labels in rows["labels"]]
-    measured = [number for number, count in enumerate(counts) if count]
-    counts = [count for count in counts if count]
-    if counts != result.sequence_tokens.tolist():
+    if [count for count in counts if count] != result.sequence_tokens.tolist():
         raise InputError("these rows are not those that the KL was measured on, or not in that order: pass the same")
-    sequences = result.per_token.split(counts)
+    measured = {number: kl for number, kl in enumerate(result.per_token.split(counts)) if len(kl)}
     worst = []
-    for i in sorted(range(len(sequences)), key=lambda i: -float(sequences[i].mean()))[:k]:
-        row, kl = rows[measured[i]], sequences[i].tolist()
+    for number in sorted(measured, key=lambda number: -float(measured[number].mean()))[:k]:
+        row, kl = rows[number], measured[number].tolist()
         prompt = prompt_ids(row)
         pieces = _pieces(tokenizer, prompt, row["input_ids"][len(prompt) :])
         # The first token of a row is never predicted: a row without a prompt has one piece more than KLs.
         kl = [0.0] * (len(pieces) - len(kl)) + kl
         worst.append(
             {
-                "row": measured[i],
-                "kl": float(sequences[i].mean()),
+                "row": number,
+                "kl": float(measured[number].mean()),
                 "kl_max": max(kl),
-                "tokens": len(sequences[i]),
+                "tokens": len(measured[number]),
                 "prompt": row["prompt"],
                 "completion": row["completion"],
                 "pieces": [[text, value] for text, value in zip(pieces, kl)],

@@ -84,13 +84,11 @@ def _small_manager(data_dir, include_path, with_examples: bool) -> TaskManager:
     """Knows WMDP, MMLU and the tasks of `include_path`; WMDP and MMLU read `data_dir` when there is one."""
     if include_path and not Path(include_path).is_dir():
         raise InputError(f"{include_path} is not a folder; give the folder of your lm-eval task files as include_path")
-    built_in = TaskManager(include_path=FOLDERS, include_defaults=False)
-    if include_path is None and data_dir is None:
-        return built_in
     own = [Path(include_path)] if include_path else []
     manager = TaskManager(include_path=[*FOLDERS, *own], include_defaults=False)
     if data_dir is None:
         return manager
+    built_in = TaskManager(include_path=FOLDERS, include_defaults=False) if own else manager
 
     @functools.lru_cache
     def read(source: str):

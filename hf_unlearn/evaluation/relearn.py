@@ -129,7 +129,7 @@ def relearn(
                 loss = model(**{name: value.to(device) for name, value in batch.items()}, use_cache=False).loss
             loss.backward()
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise NumericalError(f"the attack's loss is not finite at step {step}: lower {learning_rate=}")
@@ -173,8 +173,7 @@ def _all_weights_trained(model, gradient_checkpointing: bool):
             for tensor, _ in kept:
                 if tensor.dtype in (torch.float16, torch.bfloat16):
                     tensor.data = tensor.data.float()
-            for parameter in parameters:
-                parameter.grad = None
+            model.zero_grad()
             if gradient_checkpointing:
                 model.gradient_checkpointing_enable()
             model.train()
@@ -183,8 +182,7 @@ def _all_weights_trained(model, gradient_checkpointing: bool):
             if gradient_checkpointing:
                 model.gradient_checkpointing_disable()
             model.eval()
-            for parameter in parameters:
-                parameter.grad = None
+            model.zero_grad()
             for tensor, before in kept:
                 if tensor.dtype == before.dtype:
                     tensor.data.copy_(before)
