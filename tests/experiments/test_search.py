@@ -154,6 +154,23 @@ def test_killed_in_every_stage(label, whole, count, tmp_path):
     assert count.scored == scored
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        Line("swept", "kfade", KFADE, {"step_norm": [0.05, 0.01]}, stages="together"),
+        Line("trained", "first_order", {"objective": "ga"}, {"learning_rate": [1e-2, 1e-5]}, stages="together"),
+    ],
+    ids=lambda line: line.label,
+)
+def test_the_best_candidate_is_kept_wherever_it_stands(line, tmp_path):
+    compared, row = compare(tmp_path, line)
+    first, second = compared.candidates
+    assert first["forget_loss"] > second["forget_loss"]
+    assert row["settings"] == first["settings"] and row["forget_loss"] == pytest.approx(first["forget_loss"])
+    with compared.updated(line.label) as model, torch.no_grad():
+        assert model(**COLLATE(list(FORGET))).loss.item() == pytest.approx(first["forget_loss"], rel=1e-3)
+
+
 def test_killed_within_a_stage(whole, count, tmp_path):
     """In the last stage of the second training: that stage is done again, and no candidate counts twice."""
     *expected, stages, _ = whole["GradDiff"]
