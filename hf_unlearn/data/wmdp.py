@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Corpora, questions and instructions of a WMDP experiment (Li et al. 2024), from the Hub or from local files.
 
-`docs/wmdp.md` says where each comes from. All functions take the same `source` and `data_dir`: see
-`sources.read_rows`.
+`docs/wmdp.md` says where each comes from. `source` and `data_dir` are those of `sources.read_rows`; on the Hub the
+split is train, of questions test, unless the source names another.
 """
 
 import itertools
@@ -30,12 +30,7 @@ def load_texts(source: str | Path, *, data_dir: str | Path | None = None, limit:
 
     A row is an object with `text`, or a text itself; a text file is one document. Wikitext comes in lines: they are
     joined to articles, begun by ` = Title = ` headings, with one line a paragraph. Documents without a letter or digit
-    are left out.
-
-    Args:
-        source, data_dir: see `sources.read_rows`; on the Hub the split is train unless the source names another.
-        limit (`int`, *optional*): a seeded choice of at most this many documents; all by default.
-        seed (`int`, *optional*, defaults to 0): of that choice.
+    are left out. `limit` takes a choice of so many, drawn with `seed`.
 
     Raises:
         InputError: as `read_rows`; a row without text, no document at all, or `limit` below 1.
@@ -88,9 +83,6 @@ def load_questions(source: str | Path, *, data_dir: str | Path | None = None) ->
 
     An answer may also be written as a letter, A for the first choice.
 
-    Args:
-        source, data_dir: see `sources.read_rows`; on the Hub the split is test unless the source names another.
-
     Raises:
         InputError: as `read_rows`; a malformed row, named by file and line; no question.
     """
@@ -128,9 +120,7 @@ def check_question(where: str, row) -> dict:
 def load_instructions(source: str | Path, *, data_dir: str | Path | None = None, limit: int | None = None):
     """Alpaca's rows as a `datasets.Dataset` with `instruction`, `input` and `output` (the last two "" where absent).
 
-    Args:
-        source, data_dir: see `sources.read_rows`; on the Hub the split is train unless the source names another.
-        limit (`int`, *optional*): the first so many; all by default.
+    `limit` takes the first so many.
 
     Raises:
         InputError: as `read_rows`; a row without an instruction (named by file and line), or no row.

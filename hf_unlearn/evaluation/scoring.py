@@ -141,11 +141,8 @@ def score_answers(
 ) -> list[AnswerScore]:
     """Teacher-forced scores of rows as `data.prompts.encode_qa` gives them, in their order.
 
-    Args:
-        batch_size (`int`, *optional*, defaults to `32`): rows a batch; batches are filled in order of length and cut
-            further where their logits would not fit the budget.
-        moments (`bool`, *optional*, defaults to `False`): also the mean and variance of log p over the vocabulary
-            (min-k++), at about twice the cost per logit.
+    Batches of `batch_size` rows are filled in order of length and cut further where their logits would not fit the
+    budget. `moments` adds the mean and variance of log p over the vocabulary (min-k++), at twice the cost per logit.
 
     Raises:
         NumericalError: the model gives logits that are not finite.

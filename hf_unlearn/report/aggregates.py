@@ -60,10 +60,6 @@ def mean_row(rows: Sequence[Mapping]) -> dict:
 def aggregate(rows: Sequence[Mapping], size_key: str | None = None) -> list[dict]:
     """One entry for every method and size of the rows of all seeds: `mean_row`, with `seeds`, the number of runs.
 
-    Args:
-        rows (`Sequence[Mapping]`): rows of a table, with `method` and `seed`.
-        size_key (`str`, *optional*): the key that tells sizes apart, `Vocabulary.size_key` ("per_class").
-
     Raises:
         InputError: two rows of one method, size and seed.
     """

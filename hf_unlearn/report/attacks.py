@@ -10,9 +10,7 @@ from .plots import relearn_plot
 def attack_section(rows: Sequence[Mapping], curves: Sequence[Mapping], chance: float | None = None) -> Section:
     """The table of attacks, shares of what was lost that is back in brackets, and its picture of the first metric.
 
-    Args:
-        rows, curves: of `evaluation.relearn.AttackTable`; the metrics are accuracies.
-        chance (`float`, *optional*): the accuracy of guessing.
+    Rows and curves are those of `evaluation.relearn.AttackTable`, of accuracies; `chance` is that of guessing.
     """
     percent = lambda value: f"{100 * value:.1f}"
     back = lambda value, share: percent(value) + ("" if share is None else f" ({100 * share:.0f} % back)")

@@ -39,11 +39,8 @@ def paper_figures(name: str | None) -> dict | None:
 def class_sections(rows: Sequence[Mapping], paper: Mapping | None = None) -> list[Section]:
     """Sections of the report of class forgetting: one table a metric, bars of all of them, and linear probing.
 
-    Methods stand below one another, images per class beside one another, the paper's columns after them.
-
-    Args:
-        rows (`Sequence[Mapping]`): rows of all methods, sizes and seeds, those of linear probing (`PROBE`) among them.
-        paper (*optional*): of `paper_figures`.
+    Rows of linear probing (`PROBE`) are among the others. Methods stand below one another, images per class beside one
+    another, the paper's columns (of `paper_figures`) after them.
     """
     vocabulary = ClassVocabulary()
     lines = vocabulary.lines(rows)

@@ -114,14 +114,10 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], vocabulary: V
 def kl_distribution(
     kl_samples: Mapping[str, Sequence[float]], methods: Sequence[str] = (), references: Sequence[str] = ()
 ):
-    """Share of retained tokens whose KL divergence from the original lies below x, one curve a method.
+    """Share of retained tokens whose KL divergence (nats) from the original lies below x, one curve a method.
 
-    Args:
-        kl_samples (`Mapping[str, Sequence[float]]`): {method: per-token KL in nats}. Values that rounding made zero or
-            negative count as `SMALLEST_KL`.
-        methods (`Sequence[str]`, *optional*): all methods of the report, in its order, so that each has one colour in
-            every picture.
-        references (`Sequence[str]`, *optional*): `Vocabulary.references`, drawn in black.
+    Values that rounding made zero or negative count as `SMALLEST_KL`. `methods` are all of the report, in its order,
+    so that each has one colour in every picture; `references` are those of the vocabulary, drawn in black.
     """
     figure, (ax,) = _figure(1, 4.6)
     style = styles([*methods, *kl_samples], references)
@@ -150,12 +146,9 @@ def kl_distribution(
 def kl_quantile_plot(results: Mapping[str, object], methods: Sequence[str] = (), references: Sequence[str] = ()):
     """Figure 2 of the K-FADE paper: quantiles of KL(original || model) over completions, and over their tokens.
 
-    The scale of x gives the upper tail as much room as the body: that is where a method's harm hides. Shaded: 95 %
-    bootstrap bands, pointwise, completions resampled.
-
-    Args:
-        results (`Mapping[str, object]`): {method: `KLResult`}.
-        methods, references: as for `kl_distribution`.
+    `results` are `KLResult`s by method; `methods` and `references` as for `kl_distribution`. The scale of x gives the
+    upper tail as much room as the body: that is where a method's harm hides. Shaded: 95 % bootstrap bands, pointwise,
+    completions resampled.
     """
     figure, axes = _figure(2, 4.8)
     style = styles([*methods, *results], references)
@@ -192,11 +185,8 @@ def kl_quantile_plot(results: Mapping[str, object], methods: Sequence[str] = (),
 def relearn_plot(curves: Sequence[Mapping], chance: float | None = None):
     """The first metric during fine-tuning attacks: one panel an attack, one line a method, black the original.
 
-    The open marker at the end of a line is the attacked model with the method's update added once more.
-
-    Args:
-        curves (`Sequence[Mapping]`): of `AttackTable`: method, attack, learning_rate, steps, scores and with_update.
-        chance (`float`, *optional*): the value of guessing, drawn as a line.
+    `curves` are those of `AttackTable`, `chance` is the value of guessing, drawn as a line. The open marker at the end
+    of a line is the attacked model with the method's update added once more.
     """
     metric = next(iter(curves[0]["scores"][0]))
     titles = list(dict.fromkeys((curve["attack"], curve["learning_rate"]) for curve in curves))
@@ -230,14 +220,10 @@ def relearn_plot(curves: Sequence[Mapping], chance: float | None = None):
 def class_bars(
     lines: Sequence[Line], metrics: Mapping[str, str], references: Sequence[str], paper: Mapping | None = None
 ):
-    """Class forgetting: one panel a metric, a group of bars for every number of images per class.
+    """Class forgetting: a panel for each of `metrics` (titles by key), a group of bars a number of images per class.
 
-    Args:
-        lines (`Sequence[Line]`): of `ClassVocabulary`; error bars are standard deviations over seeds, hatched is what
-            has no number as relearning did not end in time.
-        metrics (`Mapping[str, str]`): {key: title of its panel}.
-        references (`Sequence[str]`): `ClassVocabulary.references`; the first relearns nothing.
-        paper (*optional*): the paper's figures, shown as diamonds.
+    Error bars are standard deviations over seeds, hatched is what has no number as relearning did not end in time,
+    diamonds are the paper's figures. The first of `references` relearns nothing.
     """
     from matplotlib.lines import Line2D
 

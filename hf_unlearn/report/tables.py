@@ -11,11 +11,7 @@ from .vocabulary.base import Line
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], align: str = "") -> str:
     """A table of texts; a `|` within a cell is escaped.
 
-    Args:
-        header (`Sequence[str]`): headings.
-        body (`Sequence[Sequence[str]]`): rows of cells, each as long as the header.
-        align (`str`, *optional*): one letter a column, "l" or "r"; columns without one are to the right, the first to
-            the left.
+    `align` has one letter a column, "l" or "r"; columns without one are to the right, the first to the left.
     """
     rule = ["---" if side == "l" else "---:" for side in (align or "l").ljust(len(header), "r")]
     lines = [header, *body]
@@ -28,9 +24,7 @@ def table_cells(
 ) -> tuple[list[str], list[tuple[Line, list[str]]]]:
     """Header and lines with their cells: of all `rows`, those of several seeds as mean ± standard deviation.
 
-    Args:
-        rows (`Sequence[Mapping]`): of the table, the model before unlearning among them.
-        candidates (*optional*): show these instead, each as a line of its own. What was not measured is a dash.
+    With `candidates` they are shown instead, each as a line of its own. What was not measured is a dash.
     """
     vocabulary = vocabulary_of(rows)
     columns = [*vocabulary.columns(rows), *vocabulary.costs()]
@@ -59,12 +53,9 @@ def format_table(rows: Sequence[Mapping]) -> str:
 
 
 def score_table(scores: Mapping[str, Mapping], tasks: Sequence[str]) -> str:
-    """Benchmark scores in Markdown: a row a task, accuracies in percent with standard errors.
+    """Benchmark scores in Markdown: a row a task, accuracies in percent with standard errors, last label minus first.
 
-    Args:
-        scores (`Mapping[str, Mapping]`): {label: {task: `evaluation.harness_scores.Score`}}; the last column is last
-            label minus first.
-        tasks (`Sequence[str]`): what to show.
+    `scores` are `evaluation.harness_scores.Score`s by label and task.
     """
     labels = list(scores)
     header = ["task", "questions", "chance", *labels, *(["change"] if len(labels) > 1 else [])]
