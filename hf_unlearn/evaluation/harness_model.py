@@ -23,8 +23,8 @@ class SpreadLM(HFLM):
     same batches here however many processes there are, each batch is answered by HFLM's own code, and all processes
     get all answers: so the answers of one process and of many are the same bits on like machines.
 
-    `share` is the rank and the number of processes, `bar_file` where a bar is shown (None: nowhere). `truncated` is the
-    number of prompts that were cut from the left to fit `max_length`.
+    `share` is the rank and the number of processes, `bar_file` where a bar is shown, if anywhere. `truncated` counts
+    prompts that were cut from the left to fit `max_length`.
     """
 
     def __init__(self, model, tokenizer, *, share: tuple[int, int] = (0, 1), bar_file=None, **settings):

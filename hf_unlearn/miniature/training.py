@@ -133,7 +133,7 @@ def _step(model, batch: dict[str, torch.Tensor], optimizer) -> float:
 
 
 def trained_model(rows, config, tokenizer, progress: bool = True, **settings):
-    """The model of `train_from_scratch(rows, config, **settings)` in eval mode, trained at most once (`cached_folder`).
+    """The model of `train_from_scratch(rows, config, **settings)` in eval mode, trained once (`cached_folder`).
 
     The key holds the content of the rows, the config and the settings. `model.name_or_path` is the folder; the
     tokenizer is saved there too.

@@ -136,7 +136,7 @@ class Vocabulary(abc.ABC):
     def choose(self, rows: Sequence[Mapping], original: Mapping | None = None) -> int:
         """Index of the row to show: least cost among those that reached the goal, else the one that forgot most.
 
-        The rows are candidates of one line, or of methods at one size and seed; `original` is that of the model before.
+        The rows are candidates of one line, or methods at one size and seed; `original` is that of the model before.
         """
         passing = [index for index, row in enumerate(rows) if self.reached(row, original)]
         if passing:
