@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """`hf-unlearn evaluate`: accuracy on tasks, before and after."""
 
+import functools
+
 from ..deltas import UpdateDelta
 from ..evaluation.harness import evaluate_tasks
 from ..report.tables import score_table
@@ -15,20 +17,17 @@ def run_evaluate(options):
     """Print question counts and the table of accuracies; write them with command, versions and model hashes."""
     tasks = [name.strip() for name in options.tasks.split(",") if name.strip()]
     state = announced_processes()
-
-    def load(name: str, delta: str | None = None):
-        def model():
-            loaded, _ = load_model(name, tokenizer)
-            if delta is not None:
-                UpdateDelta.from_pretrained(delta).apply_to(loaded)
-            return loaded.to(state.device)
-
-        return model
-
     tokenizer = load_tokenizer(options.model, required_for="evaluation on tasks")
-    changed = {"after" if options.base else "model": load(options.model, options.delta)}
+    places = {"before": options.base, "after": options.model} if options.base else {"model": options.model}
+
+    def load(label: str):
+        loaded, _ = load_model(places[label], tokenizer)
+        if options.delta is not None and label != "before":
+            UpdateDelta.from_pretrained(options.delta).apply_to(loaded)
+        return loaded.to(state.device)
+
     result = evaluate_tasks(
-        ({"before": load(options.base)} if options.base else {}) | changed,
+        {label: functools.partial(load, label) for label in places},
         tokenizer,
         tasks,
         data_dir=options.data_dir,
@@ -44,11 +43,10 @@ def run_evaluate(options):
     if not state.is_main_process:
         return
     print(f"\n{score_table(result.scores, result.tasks)}\n")
-    names = {"before": options.base, "after" if options.base else "model": options.model}
     for label, facts in result.models.items():
         delta = f" with the update {options.delta}" if options.delta and label != "before" else ""
         cached = ", from the cache" if facts["cached"] else ""
-        print(f"{label}: {names[label]}{delta}, sha256 {facts['sha256'][:16]}, {facts['dtype']}{cached}")
+        print(f"{label}: {places[label]}{delta}, sha256 {facts['sha256'][:16]}, {facts['dtype']}{cached}")
         if facts["truncated"]:
             print(f"  {facts['truncated']} prompts were cut from the left to {facts['max_length']} tokens")
     if options.output:

@@ -18,7 +18,6 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output_dir", default="outputs/demo", help="folder of the report (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="seed of data, models and methods (default: %(default)s)")
     demo.add_argument("--record", metavar="FILE", help="also write the rows with command, versions and machine")
-    demo.set_defaults(run=run_demo)
 
     evaluate = commands.add_parser("evaluate", help="accuracy on WMDP, MMLU or any task of lm-eval")
     evaluate.add_argument("--model", required=True, help="folder or Hub repository of the model")
@@ -33,7 +32,6 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", metavar="FILE", help="write the results with command and versions as JSON")
     evaluate.add_argument("--log_samples", action="store_true", help="with --output: every question and its responses")
     evaluate.add_argument("--no_cache", action="store_true", help="ask again what was answered before")
-    evaluate.set_defaults(run=run_evaluate)
 
     add_curvature(commands)
 
@@ -42,17 +40,14 @@ def make_parser() -> argparse.ArgumentParser:
     transfer.add_argument("--model", required=True, help="folder or Hub repository of the checkpoint (safetensors)")
     transfer.add_argument("--output", required=True, help="folder to make for the result; must not exist or be empty")
     transfer.add_argument("--scale", type=float, default=1.0, help="factor on the update (default: %(default)s)")
-    transfer.set_defaults(run=run_transfer)
 
     inspect = commands.add_parser("inspect", help="say what a delta, curvature or output folder holds")
     inspect.add_argument("path", help="folder (of a delta also a Hub repository)")
-    inspect.set_defaults(run=run_inspect)
 
     push = commands.add_parser("push", help="upload a folder to the Hub in one commit")
     push.add_argument("--folder", required=True, help="folder with weights, delta/ and README.md")
     push.add_argument("--repo_id", required=True, help="namespace/name; made when absent")
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    push.set_defaults(run=run_push)
     return parser
 
 
@@ -80,56 +75,41 @@ def add_curvature(commands):
     )
     fit.add_argument("--batch_size", type=int, default=8, help="sequences at a time (default: %(default)s)")
     fit.add_argument("--seed", type=int, default=0, help="of the sequences and the draws (default: %(default)s)")
-    fit.set_defaults(run=run_curvature_fit)
 
     inspect = actions.add_parser("inspect", help="fit, cost and the spectrum of every weight of a saved curvature")
     inspect.add_argument("path", help="folder or Hub repository of the curvature")
-    inspect.set_defaults(run=run_curvature_inspect)
 
 
 def main(arguments: Sequence[str] | None = None):
     options = make_parser().parse_args(arguments)
     with exit_codes():
-        options.run(options)
+        run(options)
 
 
-def run_demo(options):
-    from ..experiments.run import run_demo
+def run(options: argparse.Namespace):
+    """Do what the command says, with the imports of this command alone."""
+    match options.command:
+        case "demo":
+            from ..experiments.run import run_demo
 
-    run_demo(output_dir=options.output_dir, seed=options.seed, record_to=options.record)
+            run_demo(output_dir=options.output_dir, seed=options.seed, record_to=options.record)
+        case "evaluate":
+            from .evaluate import run_evaluate
 
+            run_evaluate(options)
+        case "curvature":
+            from .curvature import run_curvature_fit, run_curvature_inspect
 
-def run_transfer(options):
-    from ..deltas import transfer
+            run_curvature_fit(options) if options.action == "fit" else run_curvature_inspect(options)
+        case "transfer":
+            from ..deltas import transfer
 
-    print(f"wrote {transfer(options.delta, options.model, options.output, options.scale)}")
+            print(f"wrote {transfer(options.delta, options.model, options.output, options.scale)}")
+        case "inspect":
+            from .inspect import run_inspect
 
+            run_inspect(options)
+        case "push":
+            from ..runtime.hub import push_folder
 
-def run_evaluate(options):
-    from .evaluate import run_evaluate
-
-    run_evaluate(options)
-
-
-def run_curvature_fit(options):
-    from .curvature import run_curvature_fit
-
-    run_curvature_fit(options)
-
-
-def run_curvature_inspect(options):
-    from .curvature import run_curvature_inspect
-
-    run_curvature_inspect(options)
-
-
-def run_push(options):
-    from ..runtime.hub import push_folder
-
-    print(push_folder(options.repo_id, options.folder, private=options.private))
-
-
-def run_inspect(options):
-    from .inspect import run_inspect
-
-    run_inspect(options)
+            print(push_folder(options.repo_id, options.folder, private=options.private))
