@@ -429,9 +429,8 @@ def report(results: dict) -> str:
             )
         text += ["\n| ratio | time (median) | time (min) | aim | peak |", "|---|---|---|---|---|"]
         for name, row in part["ratios"].items():
-            text.append(
-                f"| {name} | {row['time_median']:.2f} | {row['time_min']:.2f} | {row['aim'] or ''} | {row['peak']:.2f} |"
-            )
+            times = f"{row['time_median']:.2f} | {row['time_min']:.2f}"
+            text.append(f"| {name} | {times} | {row['aim'] or ''} | {row['peak']:.2f} |")
         differences = part["relative_difference_from_kronfluence"].items()
         text.append("\nrelative difference from kronfluence, empirical Fisher: ")
         text[-1] += ", ".join(f"{name} {value:.1e}" for name, value in differences)

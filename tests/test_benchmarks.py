@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""The benchmarks themselves, on shapes so small that their numbers mean nothing: that they run, add up and leave files."""
+"""The benchmarks, on shapes so small that their numbers mean nothing: they run, add up and leave files."""
 
 import contextlib
 import importlib
@@ -15,7 +15,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-SMALL = "--device cpu --hidden 16 --intermediate 24 --heads 2 --layers 3 --vocab 40 --length 8 --batch_size 2 --sequences 6".split()
+SMALL = (
+    "--device cpu --hidden 16 --intermediate 24 --heads 2 --layers 3 --vocab 40 "
+    "--length 8 --batch_size 2 --sequences 6"
+).split()
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The floors of the house: a room imports only from floors below its own, and no module waits for itself.
 
-The syntax tree of every module is walked, imports inside functions and under `TYPE_CHECKING` included. There is no list of
-exceptions: a new room gets a floor here, or the test fails.
+The syntax tree of every module is walked, imports inside functions and under `TYPE_CHECKING` included. There is no
+list of exceptions: a new room gets a floor here, or the test fails.
 """
 
 import ast

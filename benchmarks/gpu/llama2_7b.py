@@ -171,7 +171,7 @@ def _sizes(targets, curvature) -> list[tuple[str, int]]:
 
 
 def fit_all_mlps(record: Record, model, seconds: float, floor: float) -> dict:
-    """The two passes over the data for all MLPs. Their eigendecompositions would take minutes: the second pass rotates by
+    """The two passes over the data for all MLPs. Eigendecompositions would take minutes: the second pass rotates by
     the factors themselves, which costs what rotating by eigenvectors costs."""
     stand_in = lambda matrix, name: (matrix.diagonal().clone(), matrix)
     with unittest.mock.patch("hf_unlearn.curvature.kinds.eigendecompose", stand_in):

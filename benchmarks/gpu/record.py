@@ -112,8 +112,8 @@ def per_token(seconds: float, tokens: int) -> dict:
 
 
 def achieved_over_limit(results: dict) -> dict:
-    """K-FAC's pass over the least it can cost: forward and backward to the lowest target, and half of each square product
-    (they are symmetric) in the fastest way that was measured."""
+    """K-FAC's pass over the least it can cost: forward and backward to the lowest target, and half of each square
+    product (they are symmetric) in the fastest way that was measured."""
     stages, table = results["stages"], {}
     for name, floor in (("fit", "forward + backward to the targets"), ("all MLPs", "forward + backward")):
         grams = [f"gram {size}" for size in stages.get(name, {}).get("eigh", {}).get("factors", {})]
@@ -172,9 +172,8 @@ def report(results: dict) -> str:
         for part, cost in [("", row), *((f": {key}", value) for key, value in row.items() if isinstance(value, dict))]:
             if "microseconds_per_token" in cost:
                 peak = cost.get("peak_memory_bytes", row["peak_memory_bytes"]) / 1e9
-                lines.append(
-                    f"| {name}{part} | {cost['microseconds_per_token']:.1f} | {cost['tokens_per_second']:.0f} | {peak:.1f} |"
-                )
+                speed = f"{cost['microseconds_per_token']:.1f} | {cost['tokens_per_second']:.0f}"
+                lines.append(f"| {name}{part} | {speed} | {peak:.1f} |")
     for name, row in results["stages"].items():
         if name.startswith("eigh"):
             lines.append(f"{name}: {row['seconds']:.2f} s")

@@ -60,8 +60,8 @@ class KFade(NaturalGradient):
             Forget rows per step, drawn without replacement; the whole forget set by default.
 
     Raises:
-        InputError: both or neither of `step_norm` and `kl_budget`, a value out of range, or a curvature that is neither a
-            kind nor a folder or repository.
+        InputError: both or neither of `step_norm` and `kl_budget`, a value out of range, or a curvature that is
+            neither a kind nor a folder or repository.
     """
 
     curvature: str | Curvature = "ekfac"

@@ -38,21 +38,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1200):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
 
 
-def llama_config(tokenizer, hidden_size: int, intermediate_size: int, layers: int, heads: int):
-    """`LlamaConfig` of a small model for this tokenizer: 512 positions, a head of its own."""
+def llama_config(vocab_size: int, hidden_size: int, intermediate_size: int, layers: int, heads: int):
+    """`LlamaConfig` of a small model: 512 positions, a head of its own, the special tokens of `train_tokenizer`."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         max_position_embeddings=512,
         tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
 
 

@@ -1,10 +1,10 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The processes of a launch: what one raises all raise, and every exchange between them says what it was for.
 
-A fit goes in rounds of one batch for each process, and each round ends with an exchange. Collectives inside a loop over
-data deadlock when processes have unequal numbers of batches; here they cannot, because every process reads the whole
-dataloader, of which it computes its share, so all know when a round is the last, and one without a batch in it takes
-part with no rows.
+A fit goes in rounds of one batch for each process, and each round ends with an exchange. Collectives over data would
+deadlock when processes have unequal numbers of batches; here they cannot, because every process reads the whole
+dataloader and computes its share: all know when a round is the last, and one without a batch in it takes part with no
+rows.
 """
 
 import contextlib
@@ -146,7 +146,8 @@ def announced_processes():
     """The `PartialState` of this launch, after the main process has printed how many processes there are."""
     from accelerate import PartialState
 
-    # Without cpu=True, processes that torchrun starts on a machine without CUDA would each run alone, on the same files.
+    # Without cpu=True, processes that torchrun starts on a machine without CUDA would each run alone, on the same
+    # files.
     state = PartialState(cpu=not torch.cuda.is_available())
     state.print(f"processes: {state.num_processes} on {state.device.type}")
     return state

@@ -47,7 +47,7 @@ def fitted_case(name, kind):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", KIND_NAMES)
 def test_block_is_the_dense_one(case, kind):
-    """K-FAC is exact where the block is one Kronecker product; EK-FAC and diagonal have its diagonal in their basis."""
+    """K-FAC is exact where the block is one Kronecker product; EK-FAC and diagonal have its diagonal in a basis."""
     curvature, case = fitted_case(case, kind), CASES[case]()
     assert len(curvature.names) == case.weights
     assert curvature.metadata["predicted_tokens"] == (0 if kind == "identity" else case.tokens)

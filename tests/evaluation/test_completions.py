@@ -83,8 +83,8 @@ def test_prompts(tokenizer):
     write = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
     assert rows[0]["prompt"] == f"{below}. {write}Name a fruit.\n\n### Response:"
     assert rows[1]["prompt"] == (
-        f"{below}, paired with an input that provides further context. {write}Say it backwards, and take the time that "
-        "you need for it.\n\n### Input:\npear\n\n### Response:"
+        f"{below}, paired with an input that provides further context. {write}Say it backwards, and take the time "
+        "that you need for it.\n\n### Input:\npear\n\n### Response:"
     )
     assert rows[2]["prompt"].endswith("### Instruction:\nCount.\n\n### Response:")
     chat = copy.deepcopy(tokenizer)
@@ -131,7 +131,7 @@ def test_worst_completions(tokenizer):
     rows = Dataset.from_dict(
         {
             "input_ids": [[1, 70, *new] for new in ids],
-            "labels": [[-100, -100, *new] if text != "an owl" else [-100] * (len(new) + 2) for text, new in zip(texts, ids)],
+            "labels": [[-100] * 2 + ([-100] * len(new) if text == "an owl" else new) for text, new in zip(texts, ids)],
             "prompt": ["<s>p"] * 4,
             "completion": texts,
         }

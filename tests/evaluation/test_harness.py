@@ -25,9 +25,10 @@ WORDS = "Which of the following is a question about biology, chemistry and compu
 FIELDS = {"wmdp_bio": "biology", "wmdp_chem": "chemistry", "wmdp_cyber": "cybersecurity"}
 COUNTS = {"wmdp_bio": 1273, "wmdp_chem": 408, "wmdp_cyber": 1987}
 QUESTIONS = [
-    {"question": f"What is thing {i}?", "choices": [f"it is {i}", "nothing", f"{i * i} things"][: 2 + i % 2], "answer": i % 2}
+    {"question": f"What is thing {i}?", "choices": [f"it is {i}", "nothing", f"{i * i} things"][: 2 + i % 2]}
+    | {"answer": i % 2}
     for i in range(13)
-]  # fmt: skip
+]
 
 
 @functools.cache
@@ -316,10 +317,8 @@ def test_own_task_files(tmp_path, monkeypatch):
     tokenizer = make_tokenizer()
     for sample in result.samples["model"]["say_something"][:3]:
         ids = tokenizer(sample["prompt"], return_tensors="pt")["input_ids"]
-        written = tokenizer.decode(
-            model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)[0, ids.shape[1] :],
-            skip_special_tokens=True,
-        )  # fmt: skip
+        whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+        written = tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
         assert sample["responses"] == [written.split(".")[0]]
     total = 0.0
     for row in QUESTIONS:
@@ -372,10 +371,10 @@ def test_bad_input(tmp_path, monkeypatch):
         "absent does not exist": {"tasks": ["wmdp_chem"], "data_dir": tmp_path / "absent"},
         "absent is not a folder": {"tasks": ["wmdp_chem"], "include_path": tmp_path / "absent"},
         "task a has no questions": {"questions": {"a": []}},
-        "question 2 of the task a has no answer": {"questions": {"a": [QUESTIONS[0], {"question": "", "choices": []}]}},
+        "question 2 of the task a has no answer": {"questions": {"a": [QUESTIONS[0], {"question": 0, "choices": 0}]}},
         "question 1 of the task a: choices must": {"questions": {"a": [{**QUESTIONS[0], "choices": ["one"]}]}},
         "of the task b: choices must": {"questions": {"b": [{**QUESTIONS[0], "choices": ("one", "")}]}},
-        "question 1 of the task a: the answer must be .*0 to 1.*not 2": {"questions": {"a": [{**QUESTIONS[0], "answer": 2}]}},
+        "task a: the answer must be .*0 to 1.*not 2": {"questions": {"a": [{**QUESTIONS[0], "answer": 2}]}},
         "limit must be at least 1": {"questions": {"a": QUESTIONS}, "limit": 0},
     }.items():  # fmt: skip
         tasks = settings.pop("tasks", ())

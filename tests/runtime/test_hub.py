@@ -40,7 +40,10 @@ def output(tiny_llama, tmp_path):
 
 
 def test_push_is_one_commit_that_others_can_load(output, tmp_path):
-    program = f"from hf_unlearn.runtime.hub import push_folder\nprint(push_folder('lab/gone', {str(output)!r}, private=True))"
+    program = (
+        "from hf_unlearn.runtime.hub import push_folder\n"
+        f"print(push_folder('lab/gone', {str(output)!r}, private=True))"
+    )
     load = f"""
 import torch
 from transformers import LlamaForCausalLM
