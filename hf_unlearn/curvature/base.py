@@ -1,28 +1,25 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Base of every curvature: fit on data, solve, norm."""
+"""Base of every curvature: what a kind states, solve, norm."""
 
 import abc
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, NumericalError
-from ..runtime.processes import Processes, own
+from ..runtime.processes import Processes
 from ..runtime.sharded import whole
 from .artifact import CurvatureFiles
 from .costs import StageCost, Workload
-from .fisher import FISHERS
-from .fit import run_fit
-from .layout import Group, parse_bytes
+from .fit import CurvatureFit
+from .layout import Group
 from .linalg import check_finite, matmul_precision
-from .targets import select_targets
 
 
-class Curvature(CurvatureFiles, abc.ABC):
+class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
     """A positive semi-definite matrix G over some weights of a model, block-diagonal over the weights.
 
     G is per predicted token: G = (1 / N) sum over sequences, N predicted tokens (samples for classifiers), so that for
@@ -59,80 +56,6 @@ class Curvature(CurvatureFiles, abc.ABC):
     @property
     def names(self) -> list[str]:
         return list(self.metadata.get("targets", {}))
-
-    def fit(
-        self,
-        model: nn.Module,
-        dataloader: Iterable[Mapping],
-        *,
-        target_modules: str | list[str] | None = None,
-        fisher: str = "sampled",
-        seed: int = 0,
-        accelerator=None,
-        progress: bool = True,
-        max_factor_memory: int | str | None = None,
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int = 100,
-    ) -> "Curvature":
-        """Measure G on data. The model is left as it was found, and so is torch's random state.
-
-        Args:
-            model (`nn.Module`): whose weights are measured, where they are.
-            dataloader (`Iterable[Mapping]`): yields dicts that the model takes: `input_ids`, `attention_mask`,
-                `labels` (B, T) with -100 ignored, shifted for causal models as transformers does; or `pixel_values` /
-                `input_ids` and `labels` (B,). Not prepared by an accelerator, and in the same order each time and on
-                every process (a sampler that shuffles needs a seeded generator of its own).
-            target_modules (`str` or `list[str]`, *optional*, defaults to `None`): see `select_targets`; None for the
-                linear layers of the MLP blocks.
-            fisher (`str`, *optional*, defaults to `"sampled"`): "sampled": labels drawn from the model; "probe":
-                random signs in place of a drawn label, at the same cost and a little more accurate; "exact": one
-                backward per class and position, no randomness, for small models; "empirical": the labels of the data,
-                which is not the Fisher but the usual shortcut.
-            seed (`int`, *optional*, defaults to `0`): of the draws. They depend on it and on a sequence's place in the
-                data alone. A second pass (EK-FAC) draws the same labels again.
-            accelerator (`accelerate.Accelerator`, *optional*, defaults to `None`): with several processes each
-                computes every n-th batch and owns the tensors of some weights; `fully_shard`ed models are taken too.
-            progress (`bool`, *optional*, defaults to `True`): whether to show progress bars.
-            max_factor_memory (`int` or `str`, *optional*, defaults to `None`): bytes, or a text such as "20GB", of
-                factors, eigenvectors and eigenvalues that a process may hold on its device. What does not fit is
-                measured in several blocks of layers, with passes over the data of their own, and each block then moves
-                to the CPU. A decomposition needs three times the largest factor on top.
-            checkpoint_dir (`str` or `Path`, *optional*, defaults to `None`): folder for what is done so far, removed
-                at the end. The same fit (settings, weights, data, number of processes, version) that is killed and
-                started again continues from there, to the same bits.
-            checkpoint_every (`int`, *optional*, defaults to `100`): batches between writes of the factors; 0 for none.
-
-        Raises:
-            InputError: no data, labels all ignored, no or unsuitable target, a target that never runs, weights that
-                share an input and exceed `max_factor_memory`, processes unlike in code, settings, weights or data.
-            NumericalError: a factor is not finite; the message names it.
-            ConnectionError: another process stopped.
-        """
-        self.processes, self.owners = Processes(accelerator), {}
-
-        def checked_targets() -> dict[str, nn.Module]:
-            if fisher not in FISHERS:
-                raise InputError(f"fisher must be one of {', '.join(FISHERS)}, not {fisher!r}")
-            if isinstance(dataloader, Iterator):
-                raise InputError("the dataloader can be read only once; pass a DataLoader or a list of batches")
-            return select_targets(model, target_modules)
-
-        targets = own(self.processes, checked_targets)
-        # A dataloader draws from torch's random state whenever it is read, and a resumed fit reads it more often.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            run_fit(
-                self,
-                model,
-                dataloader,
-                targets,
-                fisher=fisher,
-                seed=seed,
-                limit=parse_bytes(max_factor_memory),
-                checkpoint_dir=checkpoint_dir,
-                checkpoint_every=checkpoint_every,
-                show=progress,
-            )
-        return self
 
     # ---- what a subclass states and measures
     @classmethod

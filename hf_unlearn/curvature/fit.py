@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""A fit from its first check to its last tensor: owners of the weights, block after block, pass after pass."""
+"""Fits of curvatures, from the first check to the last tensor."""
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,115 +18,168 @@ from ..runtime.sharded import whole
 from ..version import __version__
 from .batches import read_batch
 from .costs import measured_stage
-from .layout import make_layout, shared_inputs, tensor_weight
+from .fisher import FISHERS
+from .layout import make_layout, parse_bytes, shared_inputs, tensor_weight
 from .passes import Progress, data_digest, is_causal, run_pass
 from .resume import FitCheckpoint, restore
-from .targets import is_transposed, unwrap
+from .targets import is_transposed, select_targets, unwrap
 
 
 NO_TOKENS = "no token to predict in the curvature data: the dataloader is empty or all labels are -100"
 
 
-def run_fit(
-    curvature,
-    model: nn.Module,
-    dataloader: Iterable[Mapping],
-    targets: Mapping[str, nn.Module],
-    *,
-    fisher: str,
-    seed: int,
-    limit: int | None,
-    checkpoint_dir: str | Path | None,
-    checkpoint_every: int,
-    show: bool,
-):
-    """Fill `curvature.tensors` and `curvature.metadata`; see `Curvature.fit`, whose arguments these are."""
-    processes: Processes = curvature.processes
-    checked = processes.size > 1 or checkpoint_dir is not None
-    about, identity = own(processes, lambda: _identify(curvature, model, targets, fisher, seed, limit, checked))
-    processes.agree(identity)
-    curvature.tensors = {}
-    curvature.metadata = {
-        "kind": curvature.kind,
-        "unit": "per predicted token",
-        "fisher": fisher,
-        "seed": seed,
-        "targets": {
-            name: {"shape": list(module.weight.shape), "transposed": is_transposed(module)}
-            for name, module in targets.items()
-        },
-        "stages": {},
-        "processes": processes.size,
-        **about,
-    }
-    if not curvature.passes:
-        curvature.metadata |= {"sequences": 0, "predicted_tokens": 0}
-        curvature.fill(targets)
-        return
-    leaders = own(processes, lambda: _leaders(model, dataloader, targets))
-    layout = make_layout(type(curvature), targets, leaders, processes.size, limit)
-    for name, leader in leaders.items():
-        curvature.metadata["targets"][name]["input"] = leader
-    curvature.owners = {name: layout.owners[leader] for name, leader in leaders.items()} if processes.size > 1 else {}
-    same_fit = sha256_json(identity | {"processes": processes.size})
-    checkpoint = FitCheckpoint(checkpoint_dir, same_fit, processes, checkpoint_every)
-    checkpoint.remove_others()
-    at_stage, at_round = _position(checkpoint, dataloader)
-    run = functools.partial(run_pass, model, dataloader, processes=processes, fisher=fisher, seed=seed, show=show)
-    extents, stages = {}, itertools.count()
-    for number, block in enumerate(layout.blocks, 1):
-        of_blocks = f", block {number} of {len(layout.blocks)}" if len(layout.blocks) > 1 else ""
-        members = {name for group in block for name in group.names}
-        inside = {name: module for name, module in targets.items() if name in members}
-        held = {name: module for name, module in inside.items() if curvature.holds(name)}
-        earlier = set(curvature.tensors)
-        for description, stage in zip(curvature.passes, stages):
-            if stage < at_stage:
-                progress = checkpoint.progress(stage, None)
-                for key, tensor in checkpoint.load(stage)[0].items():
-                    curvature.tensors[key] = tensor.to(targets[tensor_weight(key)].weight.device)
-            else:
-                rounds = at_round if stage == at_stage else 0
-                run_one = functools.partial(
-                    run, inside, leaders=layout.leaders, owners=layout.owners, description=f"{description}{of_blocks}"
-                )
-                progress = _run_stage(curvature, description, held, earlier, run_one, checkpoint, stage, rounds, show)
-        extents |= {name: curvature.extent(name) for name in held}
-        if len(layout.blocks) > 1:
-            for key in set(curvature.tensors) - earlier:
-                curvature.tensors[key] = curvature.tensors[key].cpu()
-    curvature.metadata |= {
-        "sequences": progress.sequences,
-        "predicted_tokens": progress.tokens,
-        "data_sha256": progress.digest,
-    }
-    for found in processes.gather(extents):
-        for name, about in found.items():
-            curvature.metadata["targets"][name] |= about
-    checkpoint.remove()
+class CurvatureFit:
+    """The part of a `Curvature` that measures it: owners of the weights, block after block, pass after pass."""
 
+    # A dataloader draws from torch's random state whenever it is read, and a resumed fit reads it more often.
+    @torch.no_grad()
+    @torch.random.fork_rng(devices=[])
+    def fit(
+        self,
+        model: nn.Module,
+        dataloader: Iterable[Mapping],
+        *,
+        target_modules: str | list[str] | None = None,
+        fisher: str = "sampled",
+        seed: int = 0,
+        accelerator=None,
+        progress: bool = True,
+        max_factor_memory: int | str | None = None,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 100,
+    ) -> "CurvatureFit":
+        """Measure G on data. The model is left as it was found, and so is torch's random state.
 
-def _run_stage(
-    curvature, description, held, earlier, run, checkpoint, stage: int, rounds: int, show: bool
-) -> Progress:
-    """One pass and what is made of it, from `rounds` rounds on that are already in the checkpoint."""
-    before, processes, progress = set(curvature.tensors), curvature.processes, Progress()
-    with measured_stage(description, curvature.metadata["stages"]) as measured:
-        leaders = {name: curvature.metadata["targets"][name]["input"] for name in held}
-        sums = curvature.make_sums(description, held, leaders)
-        if rounds:
-            progress = checkpoint.progress(stage, rounds)
-            restore(sums, *checkpoint.load(stage, rounds))
-        of_block = [tensor.nbytes for key, tensor in curvature.tensors.items() if key not in earlier]
-        measured.factor_bytes = sum(of_block) + sum(tensor.nbytes for tensor in sums.tensors().values())
-        run(sums, progress=progress, after_round=functools.partial(checkpoint.after_round, stage, sums))
-    if progress.tokens == 0:
-        raise InputError(NO_TOKENS)
-    processes.doing = f"the end of the {description} pass of a curvature fit"
-    processes.share(lambda: curvature.take(sums, progress.tokens, show))
-    new = {key: tensor for key, tensor in curvature.tensors.items() if key not in before}
-    processes.share(lambda: checkpoint.finish(stage, new, progress))
-    return progress
+        Args:
+            model (`nn.Module`): whose weights are measured, where they are.
+            dataloader (`Iterable[Mapping]`): yields dicts that the model takes: `input_ids`, `attention_mask`,
+                `labels` (B, T) with -100 ignored, shifted for causal models as transformers does; or `pixel_values` /
+                `input_ids` and `labels` (B,). Not prepared by an accelerator, and in the same order each time and on
+                every process (a sampler that shuffles needs a seeded generator of its own).
+            target_modules (`str` or `list[str]`, *optional*, defaults to `None`): see `select_targets`; None for the
+                linear layers of the MLP blocks.
+            fisher (`str`, *optional*, defaults to `"sampled"`): "sampled": labels drawn from the model; "probe":
+                random signs in place of a drawn label, at the same cost and a little more accurate; "exact": one
+                backward per class and position, no randomness, for small models; "empirical": the labels of the data,
+                which is not the Fisher but the usual shortcut.
+            seed (`int`, *optional*, defaults to `0`): of the draws. They depend on it and on a sequence's place in the
+                data alone. A second pass (EK-FAC) draws the same labels again.
+            accelerator (`accelerate.Accelerator`, *optional*, defaults to `None`): with several processes each
+                computes every n-th batch and owns the tensors of some weights; `fully_shard`ed models are taken too.
+            progress (`bool`, *optional*, defaults to `True`): whether to show progress bars.
+            max_factor_memory (`int` or `str`, *optional*, defaults to `None`): bytes, or a text such as "20GB", of
+                factors, eigenvectors and eigenvalues that a process may hold on its device. What does not fit is
+                measured in several blocks of layers, with passes over the data of their own, and each block then moves
+                to the CPU. A decomposition needs three times the largest factor on top.
+            checkpoint_dir (`str` or `Path`, *optional*, defaults to `None`): folder for what is done so far, removed
+                at the end. The same fit (settings, weights, data, number of processes, version) that is killed and
+                started again continues from there, to the same bits.
+            checkpoint_every (`int`, *optional*, defaults to `100`): batches between writes of the factors; 0 for none.
+
+        Raises:
+            InputError: no data, labels all ignored, no or unsuitable target, a target that never runs, weights that
+                share an input and exceed `max_factor_memory`, processes unlike in code, settings, weights or data.
+            NumericalError: a factor is not finite; the message names it.
+            ConnectionError: another process stopped.
+        """
+        processes = self.processes = Processes(accelerator)
+        self.owners, limit = {}, parse_bytes(max_factor_memory)
+
+        def checked_targets() -> dict[str, nn.Module]:
+            if fisher not in FISHERS:
+                raise InputError(f"fisher must be one of {', '.join(FISHERS)}, not {fisher!r}")
+            if isinstance(dataloader, Iterator):
+                raise InputError("the dataloader can be read only once; pass a DataLoader or a list of batches")
+            return select_targets(model, target_modules)
+
+        targets = own(processes, checked_targets)
+        checked = processes.size > 1 or checkpoint_dir is not None
+        about, identity = own(processes, lambda: _identify(self.kind, model, targets, fisher, seed, limit, checked))
+        processes.agree(identity)
+        self.tensors = {}
+        self.metadata = {
+            "kind": self.kind,
+            "unit": "per predicted token",
+            "fisher": fisher,
+            "seed": seed,
+            "targets": {
+                name: {"shape": list(module.weight.shape), "transposed": is_transposed(module)}
+                for name, module in targets.items()
+            },
+            "stages": {},
+            "processes": processes.size,
+            **about,
+        }
+        if not self.passes:
+            self.metadata |= {"sequences": 0, "predicted_tokens": 0}
+            self.fill(targets)
+            return self
+        leaders = own(processes, lambda: _leaders(model, dataloader, targets))
+        layout = make_layout(type(self), targets, leaders, processes.size, limit)
+        for name, leader in leaders.items():
+            self.metadata["targets"][name]["input"] = leader
+        self.owners = {name: layout.owners[leader] for name, leader in leaders.items()} if processes.size > 1 else {}
+        same_fit = sha256_json(identity | {"processes": processes.size})
+        checkpoint = FitCheckpoint(checkpoint_dir, same_fit, processes, checkpoint_every)
+        checkpoint.remove_others()
+        at_stage, at_round = _position(checkpoint, dataloader)
+        run = functools.partial(
+            run_pass,
+            model,
+            dataloader,
+            leaders=layout.leaders,
+            owners=layout.owners,
+            processes=processes,
+            fisher=fisher,
+            seed=seed,
+            show=progress,
+        )
+        extents, stages = {}, itertools.count()
+        for number, block in enumerate(layout.blocks, 1):
+            of_blocks = f", block {number} of {len(layout.blocks)}" if len(layout.blocks) > 1 else ""
+            members = {name for group in block for name in group.names}
+            inside = {name: module for name, module in targets.items() if name in members}
+            held = {name: module for name, module in inside.items() if self.holds(name)}
+            earlier = set(self.tensors)
+            for description, stage in zip(self.passes, stages):
+                if stage < at_stage:
+                    done = checkpoint.progress(stage, None)
+                    for key, tensor in checkpoint.load(stage)[0].items():
+                        self.tensors[key] = tensor.to(targets[tensor_weight(key)].weight.device)
+                else:
+                    rounds = at_round if stage == at_stage else 0
+                    run_one = functools.partial(run, inside, description=f"{description}{of_blocks}")
+                    done = self._run_stage(description, held, earlier, run_one, checkpoint, stage, rounds, progress)
+            extents |= {name: self.extent(name) for name in held}
+            if len(layout.blocks) > 1:
+                for key in set(self.tensors) - earlier:
+                    self.tensors[key] = self.tensors[key].cpu()
+        self.metadata |= {"sequences": done.sequences, "predicted_tokens": done.tokens, "data_sha256": done.digest}
+        for found in processes.gather(extents):
+            for name, about in found.items():
+                self.metadata["targets"][name] |= about
+        checkpoint.remove()
+        return self
+
+    def _run_stage(self, description, held, earlier, run, checkpoint, stage: int, rounds: int, show: bool) -> Progress:
+        """One pass and what is made of it, from `rounds` rounds on that are already in the checkpoint."""
+        before, processes, progress = set(self.tensors), self.processes, Progress()
+        with measured_stage(description, self.metadata["stages"]) as measured:
+            leaders = {name: self.metadata["targets"][name]["input"] for name in held}
+            sums = self.make_sums(description, held, leaders)
+            if rounds:
+                progress = checkpoint.progress(stage, rounds)
+                restore(sums, *checkpoint.load(stage, rounds))
+            of_block = [tensor.nbytes for key, tensor in self.tensors.items() if key not in earlier]
+            measured.factor_bytes = sum(of_block) + sum(tensor.nbytes for tensor in sums.tensors().values())
+            run(sums, progress=progress, after_round=functools.partial(checkpoint.after_round, stage, sums))
+        if progress.tokens == 0:
+            raise InputError(NO_TOKENS)
+        processes.doing = f"the end of the {description} pass of a curvature fit"
+        processes.share(lambda: self.take(sums, progress.tokens, show))
+        new = {key: tensor for key, tensor in self.tensors.items() if key not in before}
+        processes.share(lambda: checkpoint.finish(stage, new, progress))
+        return progress
 
 
 def _position(checkpoint: FitCheckpoint, dataloader) -> tuple[int, int]:
@@ -158,7 +211,7 @@ def _leaders(model: nn.Module, dataloader, targets) -> dict[str, str]:
     return shared_inputs(model, targets, batch.sample())
 
 
-def _identify(curvature, model: nn.Module, targets, fisher, seed, limit, checked: bool) -> tuple[dict, dict]:
+def _identify(kind: str, model: nn.Module, targets, fisher, seed, limit, checked: bool) -> tuple[dict, dict]:
     """What tells this model from another, for the metadata; and what processes, and parts of one fit, must share."""
     import transformers
 
@@ -186,7 +239,7 @@ def _identify(curvature, model: nn.Module, targets, fisher, seed, limit, checked
         return about, {}
     identity = {
         "code": [code_sha256(), about["versions"]],
-        "settings": [curvature.kind, fisher, seed, limit, list(targets), about["model_class"], config],
+        "settings": [kind, fisher, seed, limit, list(targets), about["model_class"], config],
         "weights": sha256_json([about["weights_sha256"], _checksums(model, targets)]),
     }
     return about, identity
