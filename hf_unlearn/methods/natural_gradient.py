@@ -17,13 +17,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..curvature import KINDS, Curvature, plan, select_targets
+from ..curvature import Curvature, plan, select_targets
 from ..data.rows import sample_rows
 from ..errors import InputError
 from ..evaluation.specificity import TokenKL
 from ..optim import NaturalGradientAscent
-from ..report.formats import format_value
-from ..report.tables import markdown_table
 from ..runtime.modules import trainable
 from ..runtime.sharded import is_sharded, reshard
 from .base import Method, Run, StageSize
@@ -263,20 +261,6 @@ class Sweep:
     rows: list[dict] = field(default_factory=list)
     best: int = -1
 
-    @property
-    def best_row(self) -> dict:
-        return self.rows[self.best]
-
-    def to_markdown(self) -> str:
-        """The candidates as a table, the chosen one marked."""
-        columns = list(self.rows[0])
-        cell = lambda value: f"{value:.4g}" if isinstance(value, float) else format_value(value)
-        body = [
-            ["*" if index == self.best else "", *(cell(row.get(column)) for column in columns)]
-            for index, row in enumerate(self.rows)
-        ]
-        return markdown_table(["kept", *columns], body)
-
 
 def kl_meter(run: Run) -> TokenKL | None:
     """Measures KL(original || model) on `args.kl_rows` retain rows; None where there is nothing to measure."""
@@ -318,7 +302,7 @@ def fit_on_retain(
     # One forward of two tokens tells what shares an input: a model that is sharded itself would need all processes for
     # it.
     shown = args.process_index == 0 and not args.disable_tqdm and not is_sharded(model)
-    if shown and lengths and curvature.kind in KINDS and "fit_seconds" not in run.cost:
+    if shown and lengths and "fit_seconds" not in run.cost:
         from tqdm.auto import tqdm
 
         cost = plan(

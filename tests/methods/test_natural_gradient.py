@@ -133,8 +133,7 @@ def test_sweep_fits_once_and_keeps_the_best(tmp_path):
     assert [(row["damping"], row["step_norm"]) for row in result.rows] == [
         (damping, norm) for damping in (1e-2, 1e-3) for norm in (0.01, 0.03, 0.1)
     ]
-    assert result.best == 4 and result.best_row["predicted_kl"] == pytest.approx(0.03**2 / 2)
-    assert result.to_markdown().count("\n") == 7 and "| * | 0.03 | 0.001 |" in result.to_markdown()
+    assert result.best == 4 and result.rows[4]["predicted_kl"] == pytest.approx(0.03**2 / 2)
     update = trainer.update_delta()
     direct, expected = run(kfade(step_norm=0.03), tmp_path / "direct")
     assert same(update.tensors, expected)
