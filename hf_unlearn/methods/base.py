@@ -105,8 +105,7 @@ class Method(abc.ABC):
             counts twice in a step.
         own_update: `update` reports what was changed; else the trainer takes the difference of the weights.
         searched: settings or training arguments of which a line of a comparison must set or search one.
-        own_steps: optimiser steps, or parts of its own run, of one training where the method decides that; None:
-            epochs do.
+        own_steps: optimiser steps, or parts of its own run, of one training; None: the number of epochs decides.
     """
 
     label: ClassVar[str]

@@ -47,8 +47,7 @@ class FastNTK(Method):
 
     Args:
         solver (`str`, defaults to `"auto"`):
-            `"dual"` (n C x n C kernel), `"primal"` (p x p Gram, memory independent of n), `"cg"` (matrix-free), or the
-            cheaper one.
+            `"dual"` (n C x n C kernel), `"primal"` (p x p Gram, memory independent of n), `"cg"` (matrix-free).
         ridge (`float`, defaults to `1.0`): r relative to the mean diagonal of the Gram of all rows.
         linearize (`str`, defaults to `"midpoint"`): `"midpoint"`, `"pretrained"` or `"tuned"`.
         target_scale (`float` or `"auto"`, defaults to `"auto"`):
@@ -64,12 +63,10 @@ class FastNTK(Method):
         pretrained (`PreTrainedModel`, folder or state dict, *optional*):
             Where the values before tuning are found; the tuners of this package know theirs.
         gram_cache (`str`, *optional*):
-            Folder in which the Gram of all rows is kept, so that a later request on the same model costs only its own
-            rows.
+            Folder for the Gram of all rows, so that a later request on the same model costs only its own rows.
         retain_samples (`int`, *optional*):
             Take the retain rows' Gram from this many of them (a seeded choice), scaled up; all by default. A Gram of p
-            parameters is well determined by a few times p / C samples: many more cost time and change little. Primal
-            solver only.
+            parameters is well determined by a few times p / C samples. Primal solver only.
         contrasts (`int`, *optional*):
             Backward passes for each sample: so many random contrasts of its outputs instead of all C - 1, scaled so
             that the Grams are right on average; all by default. For many classes, or where a request must be cheap. A
@@ -80,8 +77,7 @@ class FastNTK(Method):
         chunk_size (`int`, defaults to 32): Samples whose Jacobians are made at a time.
 
     Raises:
-        InputError: a value that is none of these; when it runs: a model that was never tuned, no pretrained values,
-            labels out of range.
+        InputError: a value out of range; when it runs: a model that was never tuned, no pretrained values, bad labels.
     """
 
     solver: str = "auto"

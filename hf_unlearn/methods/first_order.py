@@ -110,8 +110,7 @@ class FirstOrder(Method):
             (the same as `"ga"`, under the name it has there) and `"random_label"`, whose labels are drawn anew at
             every step, uniformly over the wrong classes.
         beta (`float`, *optional*):
-            Inverse temperature of NPO (default 0.1) and SimNPO (default 4.5), on summed and on mean token NLL as in
-            the papers.
+            Inverse temperature of NPO (default 0.1) and SimNPO (default 4.5), on summed and on mean token NLL.
         gamma (`float`, defaults to `0.0`): Margin of SimNPO.
         forget_weight (`float`, *optional*): Weight of the forget term; 0.125 for SimNPO (open-unlearning), else 1.
         retain_weight (`float`, *optional*): Weight of the retain term, 1. GA, Max Loss and Random Label have none.

@@ -25,8 +25,7 @@ RISING = {
 @dataclass
 class KFade(NaturalGradient):
     r"""
-    Natural-gradient ascent on a forget set with G fitted on the retain set ("Gauss-Newton Unlearning for the LLM
-    Era").
+    Natural-gradient ascent on a forget set with the curvature G of the retain set (arXiv 2602.10568).
 
     Which settings: ascent on `cross_entropy` pulls hardest on tokens that are already unlikely and hardly on those
     known by heart (its gradient at the logits is 1 - p); `margin`, the paper's choice for WMDP, pulls on all alike;
@@ -48,12 +47,10 @@ class KFade(NaturalGradient):
         kl_budget (`float`, *optional*):
             Predicted KL on the retain set of every step, nats per token; alpha = sqrt(2 * kl_budget).
         damping (`float`, defaults to `1e-6`):
-            Added to the eigenvalues of G (per predicted token). The paper uses 1e-8 (TOFU) to 1e-14 (WMDP) on 7B
-            models.
+            Added to the eigenvalues of G (per predicted token). The paper: 1e-8 (TOFU) to 1e-14 (WMDP) at 7B.
         steps (`int`, defaults to `1`): Number of steps.
         refit (`bool`, defaults to `True`): Fit G again before every step, or once.
-        target_modules (`str` or `list[str]`, *optional*): Linear layers to change; the MLP's by default, as in the
-        paper.
+        target_modules (`str` or `list[str]`, *optional*): Linear layers to change; the MLP's by default.
         fisher (`str`, defaults to `"sampled"`): Labels for G: `"sampled"`, `"probe"`, `"exact"` or `"empirical"`.
         retain_samples (`int`, *optional*): Fit G on this many retain rows (a seeded choice); all by default.
         forget_batch_size (`int`, *optional*):

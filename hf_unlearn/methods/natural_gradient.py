@@ -92,8 +92,7 @@ class NaturalGradient(Method):
         args.gradient_accumulation_steps = math.ceil(rows / (per_pass * args.world_size))
         args.max_steps = self.steps
         args.learning_rate = self.alpha
-        # The step has its own norm: clipping and decay would undo it. A schedule other than constant is the user's
-        # wish.
+        # The step has its own norm: clipping and decay would undo it. Another schedule is the user's wish.
         args.max_grad_norm = 0.0
         args.weight_decay = 0.0
         if args.lr_scheduler_type == "linear":
@@ -299,8 +298,7 @@ def fit_on_retain(
         dataset = dataset.select(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
     started = time.perf_counter()
     model = run.accelerator.unwrap_model(run.model)
-    # One forward of two tokens tells what shares an input: a model that is sharded itself would need all processes for
-    # it.
+    # One forward of two tokens tells what shares an input: a model that is sharded itself would need all processes.
     shown = args.process_index == 0 and not args.disable_tqdm and not is_sharded(model)
     if shown and lengths and "fit_seconds" not in run.cost:
         from tqdm.auto import tqdm

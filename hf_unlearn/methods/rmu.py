@@ -128,8 +128,7 @@ def choose_weights(
 
     Args:
         layer: number of the layer, from 0; its output is what `hidden_states[layer + 1]` holds in transformers.
-        layers: layers whose MLP output projection moves; by default `layer` and the two before it (5, 6, 7 in the
-            paper).
+        layers: layers whose MLP output projection moves; by default `layer` and the two before it.
 
     Raises:
         InputError: a layer does not exist, lies above `layer` (its weight would get no gradient), or the model has no

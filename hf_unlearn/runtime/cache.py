@@ -31,8 +31,7 @@ def cached_folder(key: dict, build: Callable[[Path], None]) -> Path:
     """
     key = {"format": CACHE_FORMAT, **key}
     target = cache_folder() / sha256_json(key)
-    # Of the processes of one run the first builds, the others find its result; transformers too writes weights on one
-    # alone.
+    # Of the processes of one run the first builds, the others find its result.
     with PartialState().main_process_first():
         if target.is_dir():
             return target

@@ -146,8 +146,7 @@ def announced_processes():
     """The `PartialState` of this launch, after the main process has printed how many processes there are."""
     from accelerate import PartialState
 
-    # Without cpu=True, processes that torchrun starts on a machine without CUDA would each run alone, on the same
-    # files.
+    # Without cpu=True, processes of torchrun on a machine without CUDA would each run alone, on the same files.
     state = PartialState(cpu=not torch.cuda.is_available())
     state.print(f"processes: {state.num_processes} on {state.device.type}")
     return state

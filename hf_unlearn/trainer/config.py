@@ -25,7 +25,6 @@ class UnlearnConfig(TrainingArguments):
     Args:
         curvature_batch_size (`int`, *optional*, defaults to `8`):
             Retain sequences per forward pass while a curvature is fitted. Changes memory and speed, not the result.
-
         max_factor_memory (`int` or `str`, *optional*):
             Bytes, or a text such as `"20GB"`, of curvature that a process may hold on its device; what does not fit is
             fitted in several blocks of layers, one after another. See [`~curvature.Curvature.fit`].
@@ -37,8 +36,7 @@ class UnlearnConfig(TrainingArguments):
 
     Args:
         kl_rows (`int`, *optional*, defaults to `64`):
-            Retain rows on which KL(original || unlearned) is measured after every natural-gradient step; 0 turns it
-            off.
+            Retain rows on which KL(original || unlearned) is measured after a natural-gradient step; 0 turns it off.
 
     > Parameters that control the model
 

@@ -62,8 +62,7 @@ class UnlearnTrainer(Trainer):
             Wraps the model with an adapter first.
         callbacks (`list[TrainerCallback]`, *optional*): As in [`~transformers.Trainer`].
         evaluator (`Callable[[PreTrainedModel], dict[str, float]]`, *optional*):
-            Called at every evaluation; its metrics join the log as `eval_<name>`, so `metric_for_best_model` can name
-            one.
+            Called at every evaluation; its metrics join the log as `eval_<name>`, for `metric_for_best_model` too.
 
     Raises:
         InputError: an empty forget or retain set, missing columns, labels all ignored, no target module, an output
@@ -168,8 +167,7 @@ class UnlearnTrainer(Trainer):
         training = self.model.training
         self.method.prepare(self)
         try:
-            # Only what may move is copied; a resumed run takes it from the original model, before the checkpoint
-            # loads.
+            # Only what may move is copied; a resumed run takes it from the original, before the checkpoint loads.
             moving = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
             self.base_weights, folder = whole_on_cpu(moving), Path(self.args.output_dir)
             try:
@@ -311,8 +309,7 @@ class UnlearnTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs):
         metrics = super().evaluate(*args, **kwargs)
-        # With a dict of datasets Trainer calls this method once more per dataset; the evaluator belongs to the outer
-        # call.
+        # With a dict of datasets Trainer calls this once more per dataset; the evaluator belongs to the outer call.
         inner = kwargs.get("metric_key_prefix", "eval") != "eval"
         if self.evaluator is not None and not inner:
             extra = {f"eval_{name}": value for name, value in self.evaluator(self.model).items()}
