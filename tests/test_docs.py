@@ -25,7 +25,7 @@ from hf_unlearn.experiments.problems.kinds import KINDS
 from hf_unlearn.experiments.problems.tofu import TofuData, TofuEvaluation
 from hf_unlearn.experiments.problems.wmdp import WmdpEvaluation
 from hf_unlearn.experiments.settings import MOVED, SECTIONS, make_experiment
-from tests.test_floors import FLOORS
+from tests.support.floors import FLOORS
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,22 +12,10 @@ from pathlib import Path
 import pytest
 
 import hf_unlearn
+from tests.support.floors import FLOORS
 
 
 PACKAGE = Path(hf_unlearn.__file__).parent
-# A room is a folder, or a module beside them; from the ground up.
-FLOORS = (
-    {"errors", "objectives", "peft_types", "version"},
-    {"__init__"},
-    {"runtime", "models"},
-    {"curvature", "data", "deltas", "optim", "requests", "tuners"},
-    {"evaluation", "ntk", "report"},
-    {"methods"},
-    {"miniature", "trainer"},
-    {"experiments"},
-    {"cli"},
-    {"__main__"},
-)
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MOST_LINES = 400
 MOST_MODULES_AT_THE_TOP = 8
@@ -148,3 +136,11 @@ def test_a_wrong_import_is_found(line, fault, tmp_path):
     floor = {"__init__": 0, "data": 1, "tuners": 1, "trainer": 2}
     found = [one for one in faults(house, floor) if "attic" not in one.split(" ")[0]]
     assert len(found) == 1 and fault in found[0]
+
+
+def test_no_test_imports_a_test():
+    known = modules(Path(__file__).parent)
+    found = {
+        name: [target for target in imports(name, file, known) if "test_" in target] for name, file in known.items()
+    }
+    assert {name: targets for name, targets in found.items() if targets} == {}

@@ -7,26 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from hf_unlearn.data.prompts import QATemplate, encode_qa
+from hf_unlearn.data.prompts import encode_qa
 from hf_unlearn.errors import NumericalError
 from hf_unlearn.evaluation import scoring
 from tests.support.models import make_llama
-
-
-WORDS = "who what wrote the book a red blue tower river is was by of in Paris Ana Ben Carla Dan old new".split()
-TEMPLATE = QATemplate(question_start="Q ", question_end=" ", answer_start="A ")
-
-
-def make_tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", "Q", "A", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+from tests.support.scoring import TEMPLATE, make_tokenizer, naive, sharp_llama
 
 
 ROWS = [
@@ -45,22 +30,6 @@ def tokenizer():
 
 def encode(tokenizer):
     return [encode_qa(tokenizer, question, answer, TEMPLATE) for question, answer in ROWS]
-
-
-def sharp_llama(**kwargs):
-    """A tiny Llama with spread-out logits (the default initialisation makes every token about equally likely)."""
-    model = make_llama(**kwargs)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(30)
-    return model
-
-
-def naive(model, row):
-    """Log-probs (n, V) and ids (n,) of the labelled tokens of one encoded row, without any batching."""
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].double()
-    places = [i for i, label in enumerate(row["labels"]) if label != -100]
-    return logits.log_softmax(-1)[[i - 1 for i in places]], torch.tensor([row["labels"][i] for i in places])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])

@@ -13,8 +13,8 @@ from hf_unlearn.data.prompts import encode_qa
 from hf_unlearn.errors import InputError
 from hf_unlearn.evaluation import memorization, privacy
 from hf_unlearn.evaluation.tofu import METRICS, evaluate, read_log, summarize, write_log
-from tests.evaluation.test_scoring import TEMPLATE, make_tokenizer, naive, sharp_llama
 from tests.support.models import make_llama
+from tests.support.scoring import TEMPLATE, make_tokenizer, naive, sharp_llama
 
 
 def _rows(names, wrong, paraphrase):

@@ -27,14 +27,6 @@ from tests.support.experiments import CLASSES, ONE_CLASS_LINE, changed, experime
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Models are tuned once for all tests of this file, outside the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_UNLEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(folder, rows) of one whole run."""
@@ -135,7 +127,7 @@ def test_other_images_under_the_same_name_make_another_table(tmp_path, monkeypat
 
 
 def test_relearning_is_measured_of_those_alone_that_forgot_and_kept(monkeypatch):
-    problem = ClassForgetting.make(experiment(CLASSES), 4, 0)
+    problem = ClassForgetting(experiment(CLASSES), 4, 0)
     measured, numbers = [], {}
     monkeypatch.setattr(ClassForgetting, "_accuracy", lambda self, model, rows: numbers[len(rows)])
     monkeypatch.setattr(ClassForgetting, "_relearning", lambda self, model: measured.append(model) or 7)

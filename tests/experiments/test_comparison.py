@@ -19,14 +19,6 @@ from tests.support.experiments import TOFU, experiment
 LINES = [TOFU["methods"][0], TOFU["methods"][2]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Models are trained once for all tests of this file, outside the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_UNLEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(experiment, folder, rows) of a run of two seeds."""
@@ -112,12 +104,12 @@ def test_a_row_reached_what_its_own_numbers_say(tmp_path, monkeypatch):
 
 
 def test_what_is_kept_is_known_by_all_that_it_was_compared_with():
-    problem = TofuProblem.make(experiment(TOFU), None, 0, progress=False)
+    problem = TofuProblem(experiment(TOFU), None, 0, progress=False)
     first = problem.identity()
     with torch.no_grad():
         problem.retrained.lm_head.weight.mul_(1.01)
     assert [key for key, value in problem.identity().items() if value != first[key]] == ["retrained"]
-    problem = TofuProblem.make(experiment(TOFU), None, 0, progress=False)
+    problem = TofuProblem(experiment(TOFU), None, 0, progress=False)
     fewer = problem.splits.retain_eval.select(range(1, len(problem.splits.retain_eval)))
     problem.splits = dataclasses.replace(problem.splits, retain_eval=fewer)
     assert [key for key, value in problem.identity().items() if value != first[key]] == ["evaluated"]

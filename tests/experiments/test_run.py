@@ -19,14 +19,6 @@ from tests.support.experiments import RECIPES, ROOT, TOFU, experiment, write_con
 RECIPE = RECIPES / "kfade_tofu.py"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Models are trained once for all tests of this file, outside the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_UNLEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(folder, rows) of one whole run."""
@@ -85,7 +77,7 @@ def test_saved_model_is_original_plus_chosen_update(finished):
     from hf_unlearn import UpdateDelta
 
     folder, _ = finished
-    problem = TofuProblem.make(experiment(TOFU), None, 0, progress=False)
+    problem = TofuProblem(experiment(TOFU), None, 0, progress=False)
     before = {name: tensor.clone() for name, tensor in problem.original.state_dict().items()}
     saved = AutoModelForCausalLM.from_pretrained(folder / "model")
     delta = UpdateDelta.from_pretrained(folder / "model/delta")

@@ -51,7 +51,7 @@ class Tiny(Problem):
         self.original, self.seed = trained_llama(torch.bfloat16), seed
         self.kl = TokenKL(self.original, [COLLATE(list(RETAIN))])
 
-    make = stage_sizes = architecture = card = None
+    stage_sizes = architecture = card = None
 
     def prepare(self, folder, identity):
         pass

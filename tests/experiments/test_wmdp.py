@@ -32,15 +32,7 @@ NO_ATTACKS = {"evaluation__relearning": None}
 
 
 def problem_of(config) -> WmdpProblem:
-    return WmdpProblem.make(experiment(config), None, 0, progress=False)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """The model is trained once for all tests of this file, outside the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_UNLEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+    return WmdpProblem(experiment(config), None, 0, progress=False)
 
 
 @pytest.fixture(scope="module")

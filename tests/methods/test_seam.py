@@ -104,18 +104,12 @@ class Tiny(Problem):
     sections = {
         "data": lambda section, written: written,
         "model": lambda section, written: written,
-        "tuner": None,
-        "tuning": None,
         "evaluation": typed(Nothing),
     }
 
-    def __init__(self, seed):
+    def __init__(self, experiment, size, seed, progress=True):
         self.original, self.seed = trained_llama(), seed
         self.kl = TokenKL(self.original, [COLLATE(list(RETAIN))])
-
-    @classmethod
-    def make(cls, experiment, size, seed, progress=True):
-        return cls(seed)
 
     @classmethod
     def stage_sizes(cls, experiment, size):
