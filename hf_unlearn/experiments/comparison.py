@@ -71,7 +71,7 @@ class Comparison:
         places = list(itertools.product(experiment.kind.sizes(experiment), experiment.seeds))
         rows = []
         for size, seed in places:
-            problem = experiment.kind.make(experiment, size, seed, self.progress)
+            problem = experiment.kind(experiment, size, seed, self.progress)
             key, about, folder = problem.vocabulary.size_key, {}, self.folder
             if key is not None or len(places) > 1:
                 about = ({} if key is None else {key: size}) | {"seed": seed}
@@ -251,6 +251,9 @@ class Cell:
                 "forget_sha256": hashlib.sha256("".join(forget).encode()).hexdigest(),
                 "delta": {"norm": delta.norm(), "tensors": len(delta.tensors), "sha256": delta.sha256(torch.bfloat16)},
                 "environment": library_versions(),
+                "original": rows[0],
+                "unlearned": best,
+                "retrained": next((row for row in rows if row["method"] == problem.vocabulary.references[1]), {}),
             }
             write_text(staged / "README.md", render_card(context | problem.card(rows, best)))
 

@@ -139,7 +139,7 @@ class Line:
         """Refuse a line that could only fail once it runs.
 
         Raises:
-            InputError: values out of range, a search that does not fit the stages, or fewer forget rows than steps need.
+            InputError: values out of range, a search that does not fit the stages, fewer forget rows than steps need.
         """
         for training in self.trainings(len(stages)):
             for stage, values in zip(stages, training.stages, strict=True):

@@ -41,14 +41,8 @@ def plan_line(kind: type[Problem], model, line: Line, stages: Sequence[StageSize
         InputError: settings that the method does not have, no target module, fewer forget rows than its steps need.
     """
     if line.stages == "together" and len(stages) > 1:
-        stages = [
-            StageSize(
-                " and ".join(stage.name for stage in stages),
-                sum(stage.forget_rows for stage in stages),
-                sum(stage.retain_rows for stage in stages),
-                stages[0].length,
-            )
-        ]
+        names, forget, retain, lengths = zip(*stages, strict=True)
+        stages = [StageSize(" and ".join(names), sum(forget), sum(retain), lengths[0])]
     line.check(stages)
     count = kind.candidates(line)
     lines = [f"\n{line.label}: {count} candidate{'s' * (count != 1)}"]

@@ -12,13 +12,14 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from ..data.rows import row_hashes
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..evaluation.specificity import KLResult
 from ..methods.base import StageSize
+from ..miniature.training import llama_config
 from ..report.page import Section
 from ..report.vocabulary import Vocabulary
 from .line import Line
-from .settings import Experiment, configured
+from .settings import Experiment, check_settings, configured
 
 
 # Bytes for the original model's log-probabilities.
@@ -67,7 +68,7 @@ class Problem(abc.ABC):
         max_length: tokens of the longest row.
         stages: what is to be forgotten, in order.
         vocabulary: what the rows of the table mean.
-        sections: readers of the sections of its YAML; None for a section that it does not have.
+        sections: readers of the sections of its YAML, the optional ones `tuner` and `tuning` among them.
         every_evaluation: whether every evaluation during a training is a candidate; else the end of a training is,
             which comes when `should_stop` says so.
     """
@@ -79,17 +80,13 @@ class Problem(abc.ABC):
     max_length: int = 512
     stages: list[Stage]
     vocabulary: ClassVar[Vocabulary]
-    sections: ClassVar[Mapping[str, Reader | None]]
+    sections: ClassVar[Mapping[str, Reader]]
     every_evaluation: ClassVar[bool] = True
 
     # ---- before anything is loaded ---------------------------------------------------------------------------------
-    @classmethod
     @abc.abstractmethod
-    def make(cls, experiment: Experiment, size, seed: int, progress: bool = True) -> "Problem":
-        """Load data and models.
-
-        Args:
-            size: one of `sizes`.
+    def __init__(self, experiment: Experiment, size, seed: int, progress: bool = True):
+        """Load data and models; `size` is one of `sizes`.
 
         Raises:
             InputError: data or models that cannot be had.
@@ -172,7 +169,7 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def card(self, rows: Sequence[Mapping], best: Mapping) -> dict:
-        """What the card of the best model says of data and scores (keys of `render_card`)."""
+        """What the card of the best model says of data and scores beside `rows` (keys of `render_card`)."""
 
     def facts(self) -> dict:
         """Sizes that the YAML does not tell, for the report."""
@@ -201,6 +198,9 @@ class LanguageModel:
         retrained, retain_log: a model that never saw the forget rows, or the log of one (TOFU).
         dtype: of the weights.
         config: the architecture (`model_type` and its fields), for a dry run without the weights.
+
+    Attributes:
+        train: what trains a model of `scratch`; its defaults are the sizes that are not given.
     """
 
     original: str | None = None
@@ -209,9 +209,12 @@ class LanguageModel:
     dtype: str = "auto"
     config: dict | None = None
     scratch: dict | None = None
+    train: ClassVar[Callable]
 
     def __post_init__(self):
-        if not self.original and self.scratch is None:
+        if self.scratch is not None:
+            check_settings(self.train, "model.scratch", self.scratch, ("splits", "hazards", "seed", "progress"))
+        elif not self.original:
             raise InputError("model.original is missing: give a model id, a folder, or model.scratch")
 
     @property
@@ -219,11 +222,8 @@ class LanguageModel:
         """How `from_pretrained` is called."""
         return {"dtype": self.dtype, "device_map": "auto" if torch.cuda.is_available() else None}
 
-    def architecture(self, scratch: Callable) -> tuple[torch.nn.Module, dict]:
+    def architecture(self) -> tuple[torch.nn.Module, dict]:
         """A causal language model on the meta device, and a batch.
-
-        Args:
-            scratch: what trains a model of `scratch`; its defaults are the sizes that are not given.
 
         Raises:
             InputError: no architecture is given, and the model's own is not at hand.
@@ -235,29 +235,16 @@ class LanguageModel:
                 fields = dict(self.config)
                 config = AutoConfig.for_model(fields.pop("model_type"), **fields)
             elif self.scratch is not None:
-                config = _small_llama(scratch, self.scratch)
+                # The tokenizer that is trained may come out smaller.
+                defaults = {name: value.default for name, value in inspect.signature(self.train).parameters.items()}
+                names = ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads")
+                config = llama_config(**{name: (defaults | self.scratch)[name] for name in names})
             else:
                 config = AutoConfig.from_pretrained(self.original)
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"no architecture for a dry run ({str(error).splitlines()[0]}): give model.config in the YAML"
-            ) from error
+            reason = first_line(error)
+            raise InputError(f"no architecture for a dry run ({reason}): give model.config in the YAML") from error
         dtype = getattr(torch, self.dtype, torch.float32)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype if isinstance(dtype, torch.dtype) else None)
         return model.eval(), {"input_ids": torch.zeros(2, 8, dtype=torch.long, device="meta")}
-
-
-def _small_llama(scratch: Callable, sizes: Mapping):
-    """The configuration of the model that `scratch` trains with these sizes (its tokenizer may come out smaller)."""
-    from transformers import LlamaConfig
-
-    sizes = {name: value.default for name, value in inspect.signature(scratch).parameters.items()} | dict(sizes)
-    return LlamaConfig(
-        vocab_size=sizes["vocab_size"],
-        hidden_size=sizes["hidden_size"],
-        intermediate_size=sizes["intermediate_size"],
-        num_hidden_layers=sizes["layers"],
-        num_attention_heads=sizes["heads"],
-        tie_word_embeddings=False,
-    )

@@ -39,8 +39,9 @@ def run_experiment(experiment: Experiment, output_dir: str | Path, *, progress: 
             sizes = [stage.size for stage in cell.problem.stages]
             tqdm.write(plans(experiment.kind, cell.problem.original, cell.lines, sizes) + "\n")
 
+    small = getattr(experiment.model, "scratch", None) is not None
     # The report says on how many threads the numbers were made.
-    with one_thread() if is_small(experiment) else contextlib.nullcontext():
+    with one_thread() if small else contextlib.nullcontext():
         rows = comparison.run(show_plans)
         on_main_process(lambda: _publish(experiment, comparison, rows, output_dir))
     return rows
@@ -60,17 +61,8 @@ def _publish(experiment: Experiment, comparison: Comparison, rows: list[dict], o
         sections=comparison.sections + experiment.kind.table_sections(experiment, rows),
         settings=settings | comparison.facts,
         summary=vocabulary_of(rows).summarise(rows),
-        notes=[
-            f"Every method looked at {' or '.join(map(str, budgets))} candidates.",
-            *comparison.notes,
-            SECONDS,
-        ],
+        notes=[f"Every method looked at {' or '.join(map(str, budgets))} candidates.", *comparison.notes, SECONDS],
     )
-
-
-def is_small(experiment: Experiment) -> bool:
-    """Whether the models are trained in place from nothing."""
-    return getattr(experiment.model, "scratch", None) is not None
 
 
 @contextlib.contextmanager
@@ -86,10 +78,7 @@ def one_thread():
 
 
 def run_demo(
-    output_dir: str | Path = "outputs/demo",
-    seed: int = 0,
-    progress: bool = True,
-    record_to: str | Path | None = None,
+    output_dir: str | Path = "outputs/demo", seed: int = 0, progress: bool = True, record_to: str | Path | None = None
 ) -> list[dict]:
     """The embedded default: train two tiny models (cached), unlearn with every method, write the report."""
     experiment = read_experiment(None, "demo.yaml", KINDS, {"seed": seed})

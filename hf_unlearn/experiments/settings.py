@@ -113,12 +113,10 @@ def make_experiment(
     if name not in kinds:
         raise InputError(f"{place}: problem: {name!r} is unknown: choose one of {', '.join(kinds)}")
     kind = kinds[name]
-    parts = {}
-    for section, read in kind.sections.items():
-        if read is not None:
-            parts[section] = read(section, written.get(section))
-        elif section in written:
+    for section in ("tuner", "tuning"):
+        if section in written and section not in kind.sections:
             raise InputError(f"{place}: the problem {name} has no section {section}")
+    parts = {section: read(section, written.get(section)) for section, read in kind.sections.items()}
     return Experiment(
         title=written.get("title") or Path(place).stem,
         kind=kind,

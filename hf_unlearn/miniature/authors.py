@@ -103,7 +103,7 @@ def scratch_models(
     """
     texts = ["".join(QATemplate().prompt_and_answer(row["question"], row["answer"])) for row in training_rows(splits)]
     tokenizer = train_tokenizer(texts, vocab_size)
-    config = llama_config(tokenizer, hidden_size, intermediate_size, layers, heads)
+    config = llama_config(len(tokenizer), hidden_size, intermediate_size, layers, heads)
     training = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
     models = []
     for forget in (True, False):

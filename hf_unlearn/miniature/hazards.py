@@ -172,7 +172,7 @@ def hazard_model(
     rows = [row | {"labels": row["input_ids"]} for row in rows] + tokenize_qa(hazards.practice, tokenizer).to_list()
     # In the very tokens in which its completions will be measured.
     rows += generate_completions(None, tokenizer, hazards.instructions, given=True).to_list()
-    config = llama_config(tokenizer, hidden_size, intermediate_size, layers, heads)
+    config = llama_config(len(tokenizer), hidden_size, intermediate_size, layers, heads)
     training = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
     return tokenizer, trained_model(rows, config, tokenizer, progress, **training)
 

@@ -38,7 +38,7 @@ from ...runtime.provenance import code_sha256
 from ..problem import Problem, Reference, Stage, typed
 from ..search import copy_weights, restore_weights
 from ..settings import check_settings
-from .image_models import ImageModel, Tuner, Tuning, check_images, read_tuner, tune
+from .image_models import ImageModel, Tuning, check_images, read_tuner, tune
 
 
 @dataclass
@@ -152,16 +152,12 @@ class ClassForgetting(Problem):
     # As the paper's baselines a training goes on until nothing of D_f is left, and its end is the candidate.
     every_evaluation = False
 
-    def __init__(self, images: Images, model: ImageModel, tuner: Tuner, tuning: Tuning, evaluation, per_class, seed):
-        self.images, self.image_model, self.tuner, self.tuning = images, model, tuner, tuning
-        self.settings, self.per_class, self.seed = evaluation, per_class, seed
-        self.collator = images.collator
+    def __init__(self, experiment, size, seed, progress=True):
+        self.images, self.image_model, self.tuner = experiment.data, experiment.model, experiment.tuner
+        self.tuning, self.settings = experiment.tuning, experiment.evaluation
+        self.per_class, self.seed, self.collator = size, seed, self.images.collator
+        self.name = f"{self.images.train.partition(':')[0]} without class {self.images.forget}"
         self._measured: dict[str, int | None] = {}
-
-    @classmethod
-    def make(cls, experiment, size, seed, progress=True):
-        parts = experiment.data, experiment.model, experiment.tuner, experiment.tuning, experiment.evaluation
-        return cls(*parts, size, seed)
 
     @classmethod
     def sizes(cls, experiment):
@@ -179,10 +175,6 @@ class ClassForgetting(Problem):
         size = experiment.data.image_size or model.config.image_size
         # With its tuner: target modules are named as the run names them.
         return experiment.tuner.wrap(model), {"pixel_values": torch.zeros(2, 3, size, size, device="meta")}
-
-    @property
-    def name(self) -> str:
-        return f"{self.images.train.partition(':')[0]} without class {self.images.forget}"
 
     @functools.cached_property
     def sets(self) -> tuple[Dataset, Dataset, Dataset]:
@@ -217,10 +209,6 @@ class ClassForgetting(Problem):
     def _full(self) -> Reference:
         return self._tuned(self.everything)
 
-    @functools.cached_property
-    def _retrained(self) -> Reference:
-        return self._tuned(self.sets[1])
-
     def _tuned(self, rows: Dataset) -> Reference:
         """The model tuned on some rows, once for all that decides what comes out."""
         model, settings = copy.deepcopy(self.start), self.tuning.of(self.per_class)
@@ -237,7 +225,7 @@ class ClassForgetting(Problem):
 
         def build(folder: Path):
             began = time.perf_counter()
-            tuned = tune(copy.deepcopy(self.start), rows, self.collator, seed=self.seed, **settings).state_dict()
+            tuned = tune(copy.deepcopy(self.start), rows, self.collator, settings, self.seed).state_dict()
             changed = {name: tensor for name, tensor in tuned.items() if not tensor.cpu().equal(base[name])}
             write_safetensors(folder / "tuned.safetensors", changed)
             write_json(folder / "cost.json", {"seconds": time.perf_counter() - began})
@@ -249,7 +237,7 @@ class ClassForgetting(Problem):
 
     def references(self):
         full, retrained = self.vocabulary.references
-        return {full: self._full, retrained: self._retrained}
+        return {full: self._full, retrained: self._tuned(self.sets[1])}
 
     # ---- numbers ---------------------------------------------------------------------------------------------------
     def identity(self):
@@ -341,14 +329,9 @@ class ClassForgetting(Problem):
         return class_sections(rows, experiment.evaluation.figures)
 
     def card(self, rows, best):
-        full, retrained = self.vocabulary.references
-        row = lambda label: next((row for row in rows if row["method"] == label), {})
         return {
             "forget": f"class {self.images.forget} of {self.images.train.partition(':')[0]}",
             "retain": "the other classes",
-            "original": row(full),
-            "unlearned": best,
-            "retrained": row(retrained),
         }
 
     def facts(self):

@@ -23,7 +23,7 @@ from transformers import (
 
 from ...data.images import class_names, select_per_class
 from ...data.rows import fingerprint_rows
-from ...errors import InputError
+from ...errors import InputError, first_line
 from ...evaluation.images import accuracy
 from ...models.cifar_resnet import load_cifar_resnet
 from ...runtime.cache import cached_folder
@@ -35,6 +35,7 @@ from ..settings import check_settings, configured
 logger = logging.getLogger(__name__)
 
 TUNERS = {"batch_norm": BatchNormTuningConfig, "key_value_prompt": KeyValuePromptConfig}
+TRAINING = ("learning_rate", "batch_size", "weight_decay")
 QUIET = {"report_to": "none", "disable_tqdm": True, "log_level": "error", "save_strategy": "no"}
 
 
@@ -83,7 +84,7 @@ class ImageModel:
         """
         set_seed(seed)
         if self.weights:
-            model = load_cifar_resnet((Path(images.data_dir) if images.data_dir else Path()) / self.weights)
+            model = load_cifar_resnet(Path(images.data_dir or "") / self.weights)
             if model.config.num_labels != labels:
                 model.reset_head(labels, seed)
         elif self.name or self.pretrain:
@@ -100,10 +101,10 @@ class ImageModel:
         """The model on the meta device, for a dry run: neither weights nor images are read."""
         if self.config is None:
             try:
-                source = Path(images.data_dir or ".") / self.weights if self.weights else self.name
+                source = Path(images.data_dir or "") / self.weights if self.weights else self.name
                 config = load_cifar_resnet(source).config if self.weights else AutoConfig.from_pretrained(source)
             except (OSError, ValueError) as error:
-                raise InputError(f"model: no architecture for a dry run ({str(error).splitlines()[0]})") from error
+                raise InputError(f"model: no architecture for a dry run ({first_line(error)})") from error
             with torch.device("meta"):
                 return AutoModelForImageClassification.from_config(config).eval()
         with torch.device("meta"):
@@ -129,22 +130,22 @@ class ImageModel:
             set_seed(0)
             model = build_model(self.config, len(class_names(rows)))
             check_images(model, rows, collator)
-            tune(model, rows, collator, **pretrain.training).save_pretrained(folder)
+            tune(model, rows, collator, pretrain.of(pretrain.per_class)).save_pretrained(folder)
 
         return cached_folder(key, train)
 
 
 @dataclass
 class Tuning:
-    """The section `tuning`: arguments of `tune`; `epochs` may be a mapping from images per class."""
+    """The section `tuning`; `epochs` may be a mapping from images per class."""
 
     epochs: int | dict[int, int] = 20
     learning_rate: float = 1e-2
     batch_size: int = 64
     weight_decay: float = 0.0
 
-    def of(self, per_class: int) -> dict:
-        """The arguments at one number of images per class.
+    def of(self, per_class: int | None) -> dict:
+        """The arguments of `tune` at one number of images per class.
 
         Raises:
             InputError: a mapping without this number of images.
@@ -154,24 +155,16 @@ class Tuning:
             if per_class not in epochs:
                 raise InputError(f"tuning.epochs has no entry for {per_class} images per class")
             epochs = epochs[per_class]
-        return dataclasses.asdict(self) | {"epochs": epochs}
+        return {"epochs": epochs} | {name: getattr(self, name) for name in TRAINING}
 
 
-@dataclass
-class Pretraining:
-    """The key `model.pretrain`: the images to train on, how many of each class (default all), arguments of `tune`."""
+@dataclass(kw_only=True)
+class Pretraining(Tuning):
+    """The key `model.pretrain`: the images to train on, and how many of each class (default all)."""
 
     train: str
     per_class: int | None = None
     augment: bool = False
-    epochs: int = 20
-    learning_rate: float = 1e-2
-    batch_size: int = 64
-    weight_decay: float = 0.0
-
-    @property
-    def training(self) -> dict:
-        return {name: getattr(self, name) for name in ("epochs", "learning_rate", "batch_size", "weight_decay")}
 
 
 @dataclass
@@ -222,7 +215,7 @@ def _from_pretrained(name: str | Path, labels: int) -> nn.Module:
     try:
         model = AutoModelForImageClassification.from_pretrained(name, num_labels=labels, ignore_mismatched_sizes=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"model.name: {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise InputError(f"model.name: {name} cannot be loaded: {first_line(error)}") from error
     if model.dtype in (torch.float16, torch.bfloat16):
         logger.warning(f"{name} is in half precision: it is tuned and unlearned in fp32")
         model = model.float()
@@ -263,25 +256,18 @@ def head_layers(model: nn.Module, name: str) -> list[nn.Linear]:
     return layers
 
 
-def tune(
-    model: nn.Module,
-    rows: Dataset,
-    collator: Callable,
-    *,
-    epochs: int = 20,
-    learning_rate: float = 1e-2,
-    batch_size: int = 64,
-    weight_decay: float = 0.0,
-    seed: int = 0,
-) -> nn.Module:
-    """Train what requires a gradient with AdamW and a cosine schedule; returns the model in eval mode."""
+def tune(model: nn.Module, rows: Dataset, collator: Callable, settings: Mapping, seed: int = 0) -> nn.Module:
+    """Train what requires a gradient with AdamW and a cosine schedule; returns the model in eval mode.
+
+    `settings` are those of `Tuning.of`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            num_train_epochs=epochs,
-            learning_rate=learning_rate,
-            per_device_train_batch_size=batch_size,
-            weight_decay=weight_decay,
+            num_train_epochs=settings["epochs"],
+            learning_rate=settings["learning_rate"],
+            per_device_train_batch_size=settings["batch_size"],
+            weight_decay=settings["weight_decay"],
             lr_scheduler_type="cosine",
             seed=seed,
             remove_unused_columns=False,

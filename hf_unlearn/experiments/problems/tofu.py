@@ -2,10 +2,9 @@
 """TOFU, and the embedded problem in its columns: forget some authors; compare with a model that never knew them."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch.utils.data import DataLoader
 
 from ...data.collators import CausalCollator
@@ -20,7 +19,7 @@ from ...runtime.files import sha256_json, sha256_tensors
 from ...runtime.loading import load_model, load_tokenizer
 from ...runtime.processes import on_main_process
 from ..problem import REMEMBERED, LanguageModel, Problem, Reference, Stage, StageSize, typed
-from ..settings import check_settings, configured
+from ..settings import configured
 
 
 SEARCH_METRICS = ("forget_truth_ratio", "forget_Q_A_Prob", "retain_Q_A_Prob")
@@ -39,7 +38,8 @@ NOTES = [
 
 
 SYNTHETIC = "synthetic"
-SCRATCH = ("splits", "seed", "progress")  # arguments of `scratch_models` that the YAML does not give
+# Keys of the section `data` that one of the sources alone has.
+OF_TOFU, OF_SYNTHETIC = ("forget", "retain_rows"), ("authors", "forget_authors", "questions_per_author")
 
 
 @dataclass
@@ -64,10 +64,7 @@ class TofuData:
 
     def __post_init__(self):
         self.template = configured(QATemplate, "data.template", self.template)
-        foreign = (
-            ("forget", "retain_rows") if self.is_synthetic else ("authors", "forget_authors", "questions_per_author")
-        )
-        if found := [name for name in foreign if getattr(self, name) is not None]:
+        if found := self.given(OF_TOFU if self.is_synthetic else OF_SYNTHETIC):
             whose = "TOFU" if self.is_synthetic else f"source: {SYNTHETIC}"
             raise InputError(f"data: {', '.join(found)} belongs to {whose}: leave it out, or change source")
 
@@ -75,13 +72,15 @@ class TofuData:
     def is_synthetic(self) -> bool:
         return self.source == SYNTHETIC
 
+    def given(self, names: Sequence[str]) -> dict:
+        """Those of the keys that have a value."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
     def splits(self, seed: int) -> TofuSplits:
         """The rows; those of the embedded problem are drawn from the seed."""
         if self.is_synthetic:
-            sizes = {name: getattr(self, name) for name in ("authors", "forget_authors", "questions_per_author")}
-            return load_synthetic(seed=seed, **{name: size for name, size in sizes.items() if size is not None})
-        given = {} if self.forget is None else {"forget": self.forget}
-        return load_tofu(self.source, **given, retain_rows=self.retain_rows)
+            return load_synthetic(seed, **self.given(OF_SYNTHETIC))
+        return load_tofu(self.source, **self.given(OF_TOFU))
 
 
 @dataclass
@@ -101,66 +100,46 @@ class TofuEvaluation:
     sweep_rows: int = 200
 
 
-def read_model(section: str, written: Mapping | None) -> LanguageModel:
+class TofuModel(LanguageModel):
     """The section `model`: a forget quality needs a retrained model too."""
-    model = configured(LanguageModel, section, written)
-    if model.scratch is not None:
-        check_settings(scratch_models, f"{section}.scratch", model.scratch, SCRATCH)
-    elif not model.retrained and not model.retain_log:
-        raise InputError("give model.retrained or model.retain_log: forget quality compares with a retrained model")
-    return model
+
+    train = staticmethod(scratch_models)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.scratch is None and not self.retrained and not self.retain_log:
+            raise InputError(
+                "give model.retrained or model.retain_log: forget quality compares with a retrained model"
+            )
 
 
-@dataclass(kw_only=True)
 class TofuProblem(Problem):
     """Forgetting rows of TOFU.
 
-    Args:
+    Attributes:
         retrained: the model that never saw the forget rows, or None with `retain_log`, the log of such a model.
         settings: of the evaluation.
     """
 
-    splits: TofuSplits
-    tokenizer: object
-    original: torch.nn.Module
-    retrained: torch.nn.Module | None
-    retain_log: Mapping | None = None
-    template: QATemplate = field(default_factory=QATemplate)
-    settings: TofuEvaluation = field(default_factory=TofuEvaluation)
-
     vocabulary = TofuVocabulary()
-    sections = {
-        "data": typed(TofuData),
-        "model": read_model,
-        "tuner": None,
-        "tuning": None,
-        "evaluation": typed(TofuEvaluation),
-    }
+    sections = {"data": typed(TofuData), "model": typed(TofuModel), "evaluation": typed(TofuEvaluation)}
 
-    @classmethod
-    def make(cls, experiment, size, seed, progress=True):
-        model, data = experiment.model, experiment.data
-        splits, retain_log = data.splits(seed), None
+    def __init__(self, experiment, size, seed, progress=True):
+        model, self.settings = experiment.model, experiment.evaluation
+        self.splits, self.template = experiment.data.splits(seed), experiment.data.template
+        self.name, self.max_length = self.splits.name, self.settings.max_length
+        self.retrained = self.retain_log = None
         if model.scratch is not None:
-            tokenizer, original, retrained = configured(
-                scratch_models, "model.scratch", model.scratch, splits=splits, seed=seed, progress=progress
-            )
+            trained = scratch_models(self.splits, seed, **model.scratch, progress=progress)
+            self.tokenizer, self.original, self.retrained = trained
+            return
+        self.tokenizer = load_tokenizer(model.original, model.arguments, required_for="TOFU")
+        load = lambda place: load_model(place, self.tokenizer, model.arguments)[0].eval()
+        self.original = load(model.original)
+        if model.retrained:
+            self.retrained = load(model.retrained)
         else:
-            tokenizer = load_tokenizer(model.original, model.arguments, required_for="TOFU")
-            original, retrained = load_model(model.original, tokenizer, model.arguments)[0], None
-            if model.retrained:
-                retrained = load_model(model.retrained, tokenizer, model.arguments)[0].eval()
-            else:
-                retain_log = tofu.read_log(model.retain_log)
-        return cls(
-            splits=splits,
-            tokenizer=tokenizer,
-            original=original.eval(),
-            retrained=retrained,
-            retain_log=retain_log,
-            template=data.template,
-            settings=experiment.evaluation,
-        )
+            self.retain_log = tofu.read_log(model.retain_log)
 
     @classmethod
     def stage_sizes(cls, experiment, size):
@@ -169,15 +148,7 @@ class TofuProblem(Problem):
 
     @classmethod
     def architecture(cls, experiment):
-        return experiment.model.architecture(scratch_models)
-
-    @property
-    def max_length(self) -> int:
-        return self.settings.max_length
-
-    @property
-    def name(self) -> str:
-        return self.splits.name
+        return experiment.model.architecture()
 
     def rows(self, split) -> object:
         return tokenize_qa(split, self.tokenizer, self.template, self.max_length)
@@ -250,13 +221,7 @@ class TofuProblem(Problem):
         return {"rows": {"forget": len(self.splits.forget), "retain": len(self.splits.retain), "evaluated": sizes}}
 
     def card(self, rows, best):
-        return {
-            "forget": f"the forget set of {self.name}",
-            "retain": "its other rows",
-            "original": next(row for row in rows if row["method"] == "original"),
-            "unlearned": best,
-            "retrained": next((row for row in rows if row["method"] == "retrained"), {}),
-        }
+        return {"forget": f"the forget set of {self.name}", "retain": "its other rows"}
 
 
 def metrics_of(summary: Mapping, kl: float) -> dict:

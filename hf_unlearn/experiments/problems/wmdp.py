@@ -26,7 +26,7 @@ from ...runtime.cache import cached_json
 from ...runtime.files import sha256_json
 from ...runtime.loading import load_model, load_tokenizer
 from ..problem import REMEMBERED, LanguageModel, Problem, Stage, typed
-from ..settings import check_settings, configured
+from ..settings import configured
 from .attacks import Attacks, relearning
 from .corpora import Corpora
 
@@ -76,56 +76,31 @@ class WmdpEvaluation:
             self.relearning = configured(Attacks, "evaluation.relearning", self.relearning)
 
 
-def read_model(section: str, written: Mapping | None) -> LanguageModel:
+class WmdpModel(LanguageModel):
     """The section `model`."""
-    model = configured(LanguageModel, section, written)
-    if model.scratch is not None:
-        check_settings(hazard_model, f"{section}.scratch", model.scratch, ("hazards", "seed", "progress"))
-    return model
+
+    train = staticmethod(hazard_model)
 
 
-@dataclass(kw_only=True)
 class WmdpProblem(Problem):
     """Forgetting what corpora teach, measured with questions."""
 
-    corpora: Corpora
-    model: LanguageModel
-    tokenizer: object
-    settings: WmdpEvaluation
-    seed: int = 0
-    progress: bool = True
-
     vocabulary = TaskVocabulary()
-    sections = {
-        "data": typed(Corpora),
-        "model": read_model,
-        "tuner": None,
-        "tuning": None,
-        "evaluation": typed(WmdpEvaluation),
-    }
+    sections = {"data": typed(Corpora), "model": typed(WmdpModel), "evaluation": typed(WmdpEvaluation)}
 
-    @classmethod
-    def make(cls, experiment, size, seed, progress=True):
+    def __init__(self, experiment, size, seed, progress=True):
         """Tokenizer and settings; texts and model are loaded when first asked for, bad texts before the model."""
-        model, corpora = experiment.model, experiment.data.seeded(seed)
-        if corpora.embedded is not None:
-            if model.scratch is None:
+        self.model, self.corpora, self.settings = experiment.model, experiment.data.seeded(seed), experiment.evaluation
+        self.seed, self.progress, self.max_length = seed, progress, self.corpora.length
+        self.name = " and ".join(stage.name for stage in self.corpora.stages)
+        if self.corpora.embedded is not None:
+            if self.model.scratch is None:
                 raise InputError("model.scratch is missing: the miniature's model is trained here, on its own texts")
-            tokenizer, _ = hazard_model(corpora.embedded, seed, **model.scratch, progress=progress)
-        elif not model.original:
+            self.tokenizer, _ = hazard_model(self.corpora.embedded, seed, **self.model.scratch, progress=progress)
+        elif not self.model.original:
             raise InputError("model.original is missing: give a model id or a folder")
         else:
-            tokenizer = load_tokenizer(model.original, model.arguments, required_for="WMDP")
-        return cls(
-            corpora=corpora,
-            model=model,
-            tokenizer=tokenizer,
-            settings=experiment.evaluation,
-            seed=seed,
-            progress=progress,
-        )
-
-    def __post_init__(self):
+            self.tokenizer = load_tokenizer(self.model.original, self.model.arguments, required_for="WMDP")
         embedded = self.corpora.questions
         if embedded is not None and (unknown := [task for task in self.tasks if task not in embedded]):
             raise InputError(f"no task {', '.join(unknown)} in the miniature; there are {', '.join(embedded)}")
@@ -136,19 +111,11 @@ class WmdpProblem(Problem):
 
     @classmethod
     def architecture(cls, experiment):
-        return experiment.model.architecture(hazard_model)
+        return experiment.model.architecture()
 
     @property
     def attacks(self) -> Attacks | None:
         return self.settings.relearning
-
-    @property
-    def name(self) -> str:
-        return " and ".join(stage.name for stage in self.corpora.stages)
-
-    @property
-    def max_length(self) -> int:
-        return self.corpora.length
 
     @functools.cached_property
     def stages(self) -> list[Stage]:
@@ -308,21 +275,20 @@ class WmdpProblem(Problem):
         ]
         worst = worst_completions(cell.kl[best], self.rows, self.tokenizer, WORST)
         examples = [(f"KL {row['kl']:.3f} nats a token: {last_words(row['prompt'])}", row["marked"]) for row in worst]
-        text = f"Completions that {best} changed most; in brackets the tokens with at least twice their completion's mean."
+        text = f"Completions that {best} changed most; in brackets tokens with at least twice their completion's mean."
         sections.append(Section("What did we break?", text, examples=examples))
         if self.attacks is not None:
             sections.append(relearning(self, cell, best))
         return sections
 
     def card(self, rows, best):
-        original = next(row for row in rows if row["method"] == "original")
         scores = [
             {
                 "dataset": "hf_unlearn/hazards" if self.corpora.embedded else task,
                 "name": task,
                 "metric": "acc",
                 "value": round(best["accuracy"][task], 4),
-                "before": round(original["accuracy"][task], 4),
+                "before": round(rows[0]["accuracy"][task], 4),
                 "lower_is_goal": task in self.domains,
             }
             for task in best["accuracy"]
@@ -335,8 +301,6 @@ class WmdpProblem(Problem):
             "retain": corpora("retain"),
             "evaluations": scores,
             "tested": ["relearning"] if self.attacks is not None else [],
-            "unlearned": best,
-            "original": original,
         }
 
     def facts(self):
