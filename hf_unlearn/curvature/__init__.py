@@ -3,8 +3,8 @@
 
 from .artifact import KINDS
 from .base import Curvature
+from .costs import Plan, plan
 from .kinds import EKFAC, KFAC, Diagonal, Identity, make_curvature
-from .plan import Plan, plan
 from .targets import select_targets
 
 

@@ -1,18 +1,22 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Costs of the stages of a fit: as a kind states them for a plan, and as they are measured while a stage runs."""
+"""Costs of a fit, stage by stage: as a plan states them before anything runs, and as they are measured."""
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
+from torch import nn
 
+from ..errors import InputError
 from ..runtime.cost import peak_memory_mb
-from .layout import Group, Layout
+from .artifact import KINDS
+from .layout import Group, Layout, entry_bytes, make_layout, parse_bytes, shared_inputs
 from .linalg import block_rows
 from .sums import break_even
+from .targets import linear_modules, select_targets, unwrap
 
 
 @dataclass
@@ -106,3 +110,116 @@ def measured_stage(name: str, stages: dict):
     stage["seconds"] = round(stage["seconds"] + time.perf_counter() - start, 3)
     stage["peak_memory_bytes"] = max(stage["peak_memory_bytes"], round(peak_memory_mb() * 1e6))
     stage["factor_bytes"] = max(stage["factor_bytes"], measured.factor_bytes)
+
+
+@dataclass
+class Plan:
+    """Cost of fitting and using one curvature; `str(plan)` is a table.
+
+    Attributes:
+        kind (`str`): of the curvature.
+        targets (`list[str]`): names of the weights.
+        tokens (`int`): of the data.
+        num_processes (`int`): of the fit.
+        stages (`list[StageCost]`): in their order; `plan["forward"]` is the one of that name.
+        blocks (`int`): into which the weights are split, each with passes of its own.
+        factor_bytes (`int`): the most that one process holds at once of factors, eigenvectors and eigenvalues.
+    """
+
+    kind: str
+    targets: list[str]
+    tokens: int
+    num_processes: int
+    stages: list[StageCost]
+    blocks: int = 1
+    factor_bytes: int = 0
+
+    def __getitem__(self, name: str) -> StageCost:
+        return {stage.name: stage for stage in self.stages}[name]
+
+    def __str__(self) -> str:
+        extent = f"{len(self.targets)} weights, {self.tokens:,} tokens"
+        if self.num_processes > 1:
+            extent += f", {self.num_processes} processes"
+        if self.blocks > 1:
+            extent += f", {self.blocks} blocks one after another"
+        lines = [
+            f"{self.kind}: {extent}, {self.factor_bytes / 1e9:.3g} GB of factors on each process",
+            f"{'stage':<12}{'GB each':>10}{'PFLOP':>12}{'PFLOP each':>12}  note",
+        ]
+        for stage in self.stages:
+            total, each = stage.flops / 1e15, stage.flops / self.num_processes / 1e15
+            lines.append(
+                f"{stage.name:<12}{stage.bytes / 1e9:>10.2f}{total:>12.4g}{each:>12.4g}  {stage.note}".rstrip()
+            )
+        return "\n".join(lines)
+
+
+def plan(
+    model: nn.Module,
+    *,
+    kind: str = "ekfac",
+    target_modules: str | list[str] | None = None,
+    sequences: int,
+    sequence_length: int,
+    num_processes: int = 1,
+    max_factor_memory: int | str | None = None,
+) -> Plan:
+    """Bytes and FLOPs of each stage of `fit` and of one `solve`. The model may be on the meta device.
+
+    One forward of two tokens (or one image) runs to see which targets share their input. Matrix products alone are
+    counted, not attention scores; activations are not counted in the bytes, since they depend on the batch size.
+
+    Args:
+        model (`nn.Module`): a transformers model.
+        kind (`str`, *optional*, defaults to `"ekfac"`): of the curvature.
+        target_modules (`str` or `list[str]`, *optional*, defaults to `None`): see `select_targets`.
+        sequences (`int`): sequences of the data.
+        sequence_length (`int`): tokens of each.
+        num_processes (`int`, *optional*, defaults to `1`): of the fit.
+        max_factor_memory (`int` or `str`, *optional*, defaults to `None`): of the fit, see `Curvature.fit`.
+
+    Raises:
+        InputError: an unknown kind, as `select_targets` does, or weights that exceed `max_factor_memory`.
+    """
+    if kind not in KINDS:
+        raise InputError(f"curvature must be one of {', '.join(reversed(KINDS))}, not {kind!r}")
+    targets = select_targets(model, target_modules)
+    curvature, limit = KINDS[kind], parse_bytes(max_factor_memory)
+    layout = make_layout(curvature, targets, _leaders(model, targets), num_processes, limit)
+    work = Workload(layout, sequences, sequence_length, entry_bytes(targets))
+    blocks = len(layout.blocks)
+
+    passes = len(curvature.passes) * blocks
+    stages = []
+    if passes:
+        products = 2 * work.tokens * sum(module.weight.numel() for module in linear_modules(model).values())
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        twice = f"each pass, of which there are {passes}" if passes > 1 else ""
+        stages += [
+            StageCost("forward", weights, products, twice),
+            StageCost("backward", 0, products, "activations only"),
+        ]
+        if num_processes > 1:
+            rows = sum(sum(group.factors) for group in work.groups)
+            width = rows * next(iter(targets.values())).weight.itemsize / blocks
+            sent = width * (num_processes - 1) / num_processes
+            stages.append(StageCost("exchange", 0, 0, f"{sent / 1e6:.3g} MB a token sent to the owners, each pass"))
+    stages += curvature.costs(work)
+    entries = sum(group.weight_entries for group in work.groups)
+    flops = sum(curvature.solve_flops(*shape) for shape in work.shapes())
+    note = "each step: rotated gradient and step" + (", bases come from the CPU" if blocks > 1 else "")
+    stages.append(StageCost("solve", 2 * entries * work.entry_bytes, flops, note))
+    held = layout.most(lambda group: group.bytes)
+    return Plan(kind, list(targets), work.tokens, num_processes, stages, blocks, held)
+
+
+def _leaders(model: nn.Module, targets: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Name -> the first target that takes the same tensor."""
+    inner, device = unwrap(model), next(model.parameters()).device
+    if inner.main_input_name == "pixel_values":
+        shape = (1, inner.config.num_channels, inner.config.image_size, inner.config.image_size)
+        inputs = {"pixel_values": torch.zeros(shape, device=device)}
+    else:
+        inputs = {"input_ids": torch.ones(1, 2, dtype=torch.long, device=device)}
+    return shared_inputs(model, targets, inputs)

@@ -124,15 +124,7 @@ class CurvatureFit:
         checkpoint.remove_others()
         at_stage, at_round = _position(checkpoint, dataloader)
         run = functools.partial(
-            run_pass,
-            model,
-            dataloader,
-            leaders=layout.leaders,
-            owners=layout.owners,
-            processes=processes,
-            fisher=fisher,
-            seed=seed,
-            show=progress,
+            run_pass, model, dataloader, layout=layout, processes=processes, fisher=fisher, seed=seed
         )
         extents, stages = {}, itertools.count()
         for number, block in enumerate(layout.blocks, 1):
@@ -148,7 +140,7 @@ class CurvatureFit:
                         self.tensors[key] = tensor.to(targets[tensor_weight(key)].weight.device)
                 else:
                     rounds = at_round if stage == at_stage else 0
-                    run_one = functools.partial(run, inside, description=f"{description}{of_blocks}")
+                    run_one = functools.partial(run, inside, description=f"{description}{of_blocks}", show=progress)
                     done = self._run_stage(description, held, earlier, run_one, checkpoint, stage, rounds, progress)
             extents |= {name: self.extent(name) for name in held}
             if len(layout.blocks) > 1:

@@ -19,6 +19,7 @@ from .batches import Batch, read_batch
 from .capture import Capture
 from .exchange import RowKeeper, contents, exchange_rows
 from .fisher import output_gradients
+from .layout import Layout
 from .targets import unwrap
 
 
@@ -41,8 +42,7 @@ def run_pass(
     targets: Mapping[str, nn.Module],
     sums,
     *,
-    leaders: Mapping[str, str],
-    owners: Mapping[str, int],
+    layout: Layout,
     processes: Processes,
     progress: Progress,
     after_round: Callable[[Progress], None],
@@ -55,7 +55,7 @@ def run_pass(
 
     Every process reads the whole dataloader. In round r the process of rank k computes batch r * size + k; then the
     rows of each group go to its owner, whose `sums` add them in order of rank. One process alone adds as it goes.
-    `leaders` and `owners` are those of the `Layout`; `after_round` is called when a round is in the sums.
+    `after_round` is called when a round is in the sums.
 
     Raises:
         InputError: the processes read different data.
@@ -71,7 +71,7 @@ def run_pass(
             "fisher='exact' makes as many backwards as a batch has places, and on a sharded model all processes must "
             "make the same number: choose 'sampled' or 'probe'"
         )
-    keeper = RowKeeper(leaders) if size > 1 else None
+    keeper = RowKeeper(layout.leaders) if size > 1 else None
     receiver = sums if keeper is None else keeper
     batches, raws, digests, first, failed = None, [], [], 0, None
 
@@ -115,7 +115,7 @@ def run_pass(
                 try:
                     if keeper is not None:
                         tables = [table for *_, table in found]
-                        for rows in exchange_rows(keeper.rows, tables, owners, processes, device):
+                        for rows in exchange_rows(keeper.rows, tables, layout.owners, processes, device):
                             sums.add(rows)
                     progress.rounds += 1
                     progress.sequences += sum(sequences for sequences, *_ in found)
