@@ -195,7 +195,9 @@ def kronfluence(record: Record, model, curvature: EKFAC, seconds: float) -> dict
         copy.deepcopy(model), names=names, cpu=record.device.type == "cpu"
     )
     vectors = {
-        f"{side}_eigenvectors": {name: curvature._bases(f"{name}.weight")[place].contiguous() for name in names}
+        f"{side}_eigenvectors": {
+            name: curvature._both("vectors", f"{name}.weight")[place].contiguous() for name in names
+        }
         for place, side in enumerate(("activation", "gradient"))
     }
     # Asked for by its check alone.
