@@ -152,7 +152,7 @@ def evaluate(
     splits: Mapping,
     retain_log: Mapping | None = None,
     *,
-    template=None,
+    template: QATemplate | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 200,
     metrics: Iterable[str] | None = None,
@@ -167,8 +167,7 @@ def evaluate(
             for the membership scores). Any may be absent or None.
         retain_log (`Mapping`, *optional*): log of the model retrained without the forget rows; gives forget quality
             and the reference of privleak.
-        template (*optional*): `hf_unlearn.data.prompts.QATemplate`; its default when None. A hash of it is stored in
-            the log.
+        template (`QATemplate`, *optional*): of the prompts, by default its own; the log holds its hash.
         metrics (`Iterable[str]`, *optional*): names from `METRICS`, or None for all that the splits allow. What a
             metric is made of comes with it. ROUGE generates and the gradient norm goes item by item: a sweep asks for
             less, such as `("forget_truth_ratio", "retain_Q_A_Prob")`.
