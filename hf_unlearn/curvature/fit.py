@@ -56,12 +56,11 @@ class CurvatureFit:
                 `labels` (B, T) with -100 ignored, shifted for causal models as transformers does; or `pixel_values` /
                 `input_ids` and `labels` (B,). Not prepared by an accelerator, and in the same order each time and on
                 every process (a sampler that shuffles needs a seeded generator of its own).
-            target_modules (`str` or `list[str]`, *optional*, defaults to `None`): see `select_targets`; None for the
-                linear layers of the MLP blocks.
+            target_modules (`str` or `list[str]`, *optional*, defaults to `None`): MLP linears; see `select_targets`.
             fisher (`str`, *optional*, defaults to `"sampled"`): "sampled": labels drawn from the model; "probe":
                 random signs in place of a drawn label, at the same cost and a little more accurate; "exact": one
-                backward per class and position, no randomness, for small models; "empirical": the labels of the data,
-                which is not the Fisher but the usual shortcut.
+                backward per class and position, no randomness, for small models; "empirical": the data's own labels,
+                not the Fisher but the usual shortcut.
             seed (`int`, *optional*, defaults to `0`): of the draws. They depend on it and on a sequence's place in the
                 data alone. A second pass (EK-FAC) draws the same labels again.
             accelerator (`accelerate.Accelerator`, *optional*, defaults to `None`): with several processes each
