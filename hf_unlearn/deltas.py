@@ -204,11 +204,18 @@ class UpdateDelta:
             raise InputError(f"{path_or_repo}: tensors are not those of its {CONFIG_FILE}; save or download it again")
         return delta
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, dtype: torch.dtype = torch.bfloat16) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        commit_message: str = "Upload update delta",
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> str:
         """Upload the delta as `delta/` of a model repository in one commit; returns the commit's URL."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / "delta", dtype=dtype)
-            return push_folder(repo_id, folder, private=private, commit_message="Upload update delta")
+            return push_folder(repo_id, folder, private=private, commit_message=commit_message)
 
 
 def delta_config(

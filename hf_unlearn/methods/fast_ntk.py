@@ -13,13 +13,14 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import InputError, NumericalError
+from ..errors import InputError, NumericalError, first_line
 from ..evaluation.images import mean_loss
 from ..ntk.jacobians import OUTPUTS
 from ..ntk.request import KERNELS, LINEARIZE, apply_update, solve_request
 from ..ntk.solvers import SOLVERS
 from ..runtime.files import sha256_tensors
 from .base import Method
+from .reference import cite
 
 
 logger = logging.getLogger(__name__)
@@ -97,15 +98,7 @@ class FastNTK(Method):
     label: ClassVar[str] = "Fast-NTK"
     searched: ClassVar[tuple[str, ...]] = ()
     own_steps: ClassVar[int] = 1
-    paper: ClassVar[dict[str, str]] = {
-        "title": "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models",
-        "id": "arXiv:2312.14923",
-        "bibtex": (
-            "@article{li2023fastntk,\n  title = {Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models},\n"
-            "  author = {Li, Guihong and Hsu, Hsiang and Chen, Chun-Fu and Marculescu, Radu},\n"
-            "  journal = {arXiv preprint arXiv:2312.14923},\n  year = {2023}\n}"
-        ),
-    }
+    paper: ClassVar[dict[str, str]] = cite("li2023fastntk")
 
     def __post_init__(self):
         choices = {"solver": SOLVERS, "kernel": KERNELS, "outputs": OUTPUTS, "linearize": LINEARIZE}
@@ -240,7 +233,7 @@ def _named_values(pretrained: nn.Module | str | Path | Mapping) -> dict[str, tor
     try:
         return dict(AutoModelForImageClassification.from_pretrained(pretrained).named_parameters())
     except (OSError, ValueError) as error:
-        raise InputError(f"pretrained: no model at {pretrained} ({str(error).splitlines()[0]})") from error
+        raise InputError(f"pretrained: no model at {pretrained} ({first_line(error)})") from error
 
 
 def _find(values: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | None:

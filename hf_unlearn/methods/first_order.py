@@ -9,89 +9,38 @@ import torch
 from .. import objectives
 from ..errors import InputError
 from .base import Method, split_labels
-from .reference import Reference, arxiv_paper
+from .reference import Reference, cite
 from .rmu import RMU
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One row of the table.
+    """One row of the table."""
 
-    Args:
-        label: name in tables and cards.
-        paper: title, arXiv id, authors and year; None where there is no paper to name.
-        forget: whether forget rows enter the loss.
-        retain: whether retain rows enter the loss.
-        reference: whether the original model's answers do.
-        defaults: settings where they are not those of most.
-    """
-
-    label: str
-    paper: tuple[str, str, str, int] | None = None
-    forget: bool = True
-    retain: bool = True
-    reference: bool = False
-    defaults: Mapping[str, float] = field(default_factory=dict)
+    label: str  # name in tables and cards
+    paper: str | None = None  # key in `templates/papers.bib`; None where there is no paper to name
+    forget: bool = True  # whether forget rows enter the loss
+    retain: bool = True  # whether retain rows do
+    reference: bool = False  # whether the original model's answers do
+    defaults: Mapping[str, float] = field(default_factory=dict)  # settings where they are not those of most
 
 
 DEFAULTS = {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0}
 BASELINES = {
     # Gradient ascent on the forget loss.
-    "ga": Baseline(
-        "GA",
-        (
-            "Knowledge Unlearning for Mitigating Privacy Risks in Language Models",
-            "2210.01504",
-            "Jang, Joel and others",
-            2022,
-        ),
-        retain=False,
-    ),
+    "ga": Baseline("GA", "ga2022", retain=False),
     # Gradient ascent on forget rows, descent on retain rows.
-    "grad_diff": Baseline(
-        "GradDiff",
-        ("Continual Learning and Private Unlearning", "2203.12817", "Liu, Bo and Liu, Qiang and Stone, Peter", 2022),
-    ),
+    "grad_diff": Baseline("GradDiff", "grad_diff2022"),
     # Gradient ascent on forget rows, KL to the original model on retain rows.
-    "kl": Baseline(
-        "KL",
-        ("TOFU: A Task of Fictitious Unlearning for LLMs", "2401.06121", "Maini, Pratyush and others", 2024),
-        reference=True,
-    ),
+    "kl": Baseline("KL", "kl2024", reference=True),
     # Negative preference optimisation, with a retain loss.
-    "npo": Baseline(
-        "NPO",
-        (
-            "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning",
-            "2404.05868",
-            "Zhang, Ruiqi and others",
-            2024,
-        ),
-        reference=True,
-    ),
+    "npo": Baseline("NPO", "npo2024", reference=True),
     # NPO without a reference model, with a retain loss; the weight of the forget term is open-unlearning's.
-    "simnpo": Baseline(
-        "SimNPO",
-        (
-            "Simplicity Prevails: Rethinking Negative Preference Optimization for LLM Unlearning",
-            "2410.07163",
-            "Fan, Chongyu and others",
-            2024,
-        ),
-        defaults={"beta": 4.5, "forget_weight": 0.125},
-    ),
+    "simnpo": Baseline("SimNPO", "simnpo2024", defaults={"beta": 4.5, "forget_weight": 0.125}),
     # Gradient ascent on the forget loss of a classifier: `ga` under the name it has there.
-    "max_loss": Baseline(
-        "Max Loss",
-        ("Federated Unlearning: How to Erase a Client in FL?", "2207.05521", "Halimi, Anisa and others", 2022),
-        retain=False,
-    ),
+    "max_loss": Baseline("Max Loss", "max_loss2022", retain=False),
     # Training on the forget rows with labels drawn at random.
-    "random_label": Baseline(
-        "Random Label",
-        ("Amnesiac Machine Learning", "2010.10981", "Graves, Laura and others", 2020),
-        retain=False,
-    ),
+    "random_label": Baseline("Random Label", "random_label2020", retain=False),
     # Going on with the training on the retain rows alone.
     "finetune": Baseline("Finetune", forget=False),
 }
@@ -148,7 +97,7 @@ class FirstOrder(Method):
 
     @property
     def paper(self) -> dict[str, str]:
-        return arxiv_paper(self.objective, *self.baseline.paper) if self.baseline.paper else {}
+        return cite(self.baseline.paper) if self.baseline.paper else {}
 
     @property
     def paired(self) -> bool:

@@ -13,6 +13,7 @@ from ..runtime.hub import public_name
 from ..runtime.modules import checkpointed_in_eval_mode
 from .base import split_labels
 from .natural_gradient import NaturalGradient
+from .reference import cite
 
 
 # What must rise, by name: a sum over predicted tokens, and the number that is logged.
@@ -74,16 +75,7 @@ class KFade(NaturalGradient):
     forget_batch_size: int | None = None
 
     label: ClassVar[str] = "K-FADE"
-    paper: ClassVar[dict[str, str]] = {
-        "title": "Gauss-Newton Unlearning for the LLM Era",
-        "id": "arXiv:2602.10568",
-        "bibtex": (
-            "@article{kfade2026,\n  title = {Gauss-Newton Unlearning for the LLM Era},\n"
-            "  author = {McKinney, Lev and Thudi, Anvith and Bae, Juhan and Rezaei, Tara and Papernot, Nicolas and\n"
-            "            McIlraith, Sheila A. and Grosse, Roger},\n"
-            "  journal = {arXiv preprint arXiv:2602.10568},\n  year = {2026}\n}"
-        ),
-    }
+    paper: ClassVar[dict[str, str]] = cite("kfade2026")
 
     def __post_init__(self):
         super().__post_init__()

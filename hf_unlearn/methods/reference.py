@@ -1,6 +1,10 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """What the first-order methods share: the original model's answers during a run, and how a paper is cited."""
 
+import functools
+import importlib.resources
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -31,8 +35,10 @@ class Reference:
             return self.model(**inputs).logits
 
 
-def arxiv_paper(key: str, title: str, arxiv: str, authors: str, year: int) -> dict[str, str]:
-    """`Method.paper` of a paper on arXiv."""
-    lines = [("title", title), ("author", authors), ("journal", f"arXiv preprint arXiv:{arxiv}"), ("year", year)]
-    entry = ",\n".join(f"  {name} = {{{value}}}" for name, value in lines)
-    return {"title": title, "id": f"arXiv:{arxiv}", "bibtex": f"@article{{{key}{year},\n{entry}\n}}"}
+@functools.cache
+def cite(key: str) -> dict[str, str]:
+    """`Method.paper` of an entry of `templates/papers.bib`: its title, its arXiv id, and the entry itself."""
+    text = (importlib.resources.files("hf_unlearn") / "templates" / "papers.bib").read_text(encoding="utf-8")
+    entry = re.search(rf"^@article{{{key},\n.*?^}}", text, re.MULTILINE | re.DOTALL)[0]
+    title, number = re.search(r"title = {(.*)}", entry)[1], re.search(r"arXiv:[\d.]+", entry)[0]
+    return {"title": title, "id": number, "bibtex": entry}

@@ -17,7 +17,7 @@ from ..curvature import select_targets
 from ..errors import InputError
 from ..runtime.modules import trainable
 from .base import Method, split_labels
-from .reference import Reference, arxiv_paper
+from .reference import Reference, cite
 
 
 logger = logging.getLogger(__name__)
@@ -59,13 +59,7 @@ class RMU(Method):
 
     label: ClassVar[str] = "RMU"
     paired: ClassVar[bool] = True
-    paper: ClassVar[dict[str, str]] = arxiv_paper(
-        "rmu",
-        "The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning",
-        "2403.03218",
-        "Li, Nathaniel and others",
-        2024,
-    )
+    paper: ClassVar[dict[str, str]] = cite("rmu2024")
 
     def __post_init__(self):
         if self.average not in ("tokens", "rows"):

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import InputError, NumericalError
+from ..errors import InputError, NumericalError, first_line
 
 
 T = TypeVar("T")
@@ -128,7 +128,7 @@ def _describe(error: Exception | None) -> tuple[str, str] | None:
     if error is None:
         return None
     kind = next((name for name, kind in ERRORS.items() if isinstance(error, kind)), "RuntimeError")
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = first_line(error)
     known = type(error) is ERRORS[kind] or kind != "RuntimeError"
     return kind, text if known else f"{type(error).__name__}: {text}"
 
