@@ -23,9 +23,8 @@ def run_inspect(options):
     }
     lines = [line for name, describe in parts.items() if (path / name).is_file() for line in describe(path / name)]
     # Of a delta itself, of a model with its delta, and of a comparison with its best model.
-    places = [
-        place for place in (path, path / "delta", path / "model/delta") if (place / "delta_config.json").is_file()
-    ]
+    folders = (path, path / "delta", path / "model/delta")
+    places = [folder for folder in folders if (folder / "delta_config.json").is_file()]
     # What does not exist here can only be a delta on the Hub; the error says so when it is not.
     for place in places or ([] if path.exists() else [options.path]):
         lines += describe_delta(place)

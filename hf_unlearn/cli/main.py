@@ -57,16 +57,12 @@ def add_curvature(commands):
 
     fit = actions.add_parser("fit", help="fit a curvature of a model's weights on text and save it")
     fit.add_argument("--model", required=True, help="folder or Hub repository of the model")
-    fit.add_argument(
-        "--data", required=True, help="text: a file, a folder, or a dataset on the Hub (user/name:config)"
-    )
+    fit.add_argument("--data", required=True, help="text: a file, a folder or a dataset on the Hub (user/name:config)")
     fit.add_argument("--data_dir", help="folder in which --data is looked for by name")
     fit.add_argument("--text", default="text", metavar="COLUMN", help="column with the text (default: %(default)s)")
     fit.add_argument("--output", required=True, help="folder to make for the curvature; must not exist or be empty")
     fit.add_argument("--kind", default="ekfac", help="ekfac, kfac, diagonal or identity (default: %(default)s)")
-    fit.add_argument(
-        "--target_modules", metavar="RE", help="expression for the layers (default: the MLPs' linear layers)"
-    )
+    fit.add_argument("--target_modules", metavar="RE", help="expression for layers (default: linear layers of MLPs)")
     fit.add_argument("--sequences", type=int, help="use at most so many sequences, chosen by the seed (default: all)")
     fit.add_argument("--length", type=int, default=512, help="tokens of a sequence (default: %(default)s)")
     fit.add_argument("--fisher", default="sampled", help="sampled, probe, exact or empirical (default: %(default)s)")

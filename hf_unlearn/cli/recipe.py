@@ -12,17 +12,11 @@ def add_arguments(parser: argparse.ArgumentParser, output_dir: str):
     parser.add_argument("--config", help="YAML of the experiment (default: the embedded one)")
     parser.add_argument("--output_dir", default=output_dir)
     parser.add_argument(
-        "--seeds", "--seed", type=int, nargs="+", help="instead of the YAML's; the table is run for each"
+        "--seeds", "--seed", type=int, nargs="+", help="in place of the YAML's; the table runs for each"
     )
-    parser.add_argument(
-        "--only", nargs="+", metavar="LABEL", help="run only the methods whose label contains one of these"
-    )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="check everything on the meta device, print the plan, stop"
-    )
-    parser.add_argument(
-        "--record", metavar="FILE", help="also write the rows with command, seeds, versions and machine"
-    )
+    parser.add_argument("--only", nargs="+", metavar="LABEL", help="only methods whose label contains one of these")
+    parser.add_argument("--dry_run", action="store_true", help="check all on the meta device, print the plan, stop")
+    parser.add_argument("--record", metavar="FILE", help="also write rows with command, seeds, versions and machine")
 
 
 def run(

@@ -18,7 +18,6 @@ from ..deltas import UpdateDelta
 from ..evaluation.specificity import Approximation, KLResult
 from ..report.card import render_card
 from ..report.loading import Loading
-from ..report.page import Section
 from ..runtime.files import (
     open_safetensors,
     read_json,
@@ -48,25 +47,15 @@ class Comparison:
 
     Attributes:
         candidates: rows of all candidates.
-        kl: {method: `KLResult`} of the first size and seed.
-        sections: of the report, of the first size and seed.
-        notes, facts: what its problem says, of the first size and seed.
+        kl, sections, notes, facts: {method: `KLResult`}, and what the problem says, of the first size and seed.
     """
 
     def __init__(self, experiment: Experiment, output_dir: str | Path, *, progress: bool = True):
         self.experiment, self.folder, self.progress = experiment, Path(output_dir), progress
         self.candidates: list[dict] = []
-        self.kl: dict[str, KLResult] = {}
-        self.sections: list[Section] = []
-        self.notes: list[str] = []
-        self.facts: dict = {}
 
     def run(self, before: Callable[["Cell"], None] = lambda cell: None) -> list[dict]:
-        """All rows of the table.
-
-        Args:
-            before: called with the first cell before its lines run.
-        """
+        """All rows of the table; `before` is called with the first cell before its lines run."""
         experiment = self.experiment
         places = list(itertools.product(experiment.kind.sizes(experiment), experiment.seeds))
         rows = []
@@ -96,12 +85,9 @@ class Cell:
     """Runs every line on one problem, writes what it finds as it finds it, and goes on after a kill.
 
     Args:
-        problem: rows, models and what is measured.
-        lines: of the table.
         folder: finished lines are kept in `lines/`; a run that was killed goes on after the last of them, and within a
             line after its last finished stage.
-        arguments: fields of `UnlearnConfig` for every line.
-        seed: of data order, sampled labels and choices of rows.
+        arguments, seed: fields of `UnlearnConfig` for every line.
         about: what tells the rows of this cell from those of others.
 
     Raises:
@@ -218,9 +204,9 @@ class Cell:
         def write():
             saved_kl = None if kl is None else write_kl(folder, kl)
             write_json(done, {"key": key, "row": row, "candidates": search.rows, "kl": saved_kl})
+            finished.remove()
 
         on_main_process(write)
-        on_main_process(finished.remove)
         return row
 
     # ---- the best model --------------------------------------------------------------------------------------------
@@ -260,10 +246,9 @@ class Cell:
 
 def write_kl(folder: Path, kl: KLResult) -> dict:
     """Write the tensors of a result into a folder; returns its other fields, JSON-able."""
-    write_safetensors(folder / "kl.safetensors", {name: getattr(kl, name) for name in KL_TENSORS})
-    fields = (field.name for field in dataclasses.fields(kl) if field.name not in KL_TENSORS)
-    approximation = kl.approximation and dataclasses.asdict(kl.approximation)
-    return {name: getattr(kl, name) for name in fields} | {"approximation": approximation}
+    fields = dataclasses.asdict(kl)
+    write_safetensors(folder / "kl.safetensors", {name: fields.pop(name) for name in KL_TENSORS})
+    return fields
 
 
 def read_kl(folder: Path, fields: Mapping) -> KLResult:

@@ -16,6 +16,7 @@ from ..runtime.files import open_safetensors, write_json, write_safetensors
 logger = logging.getLogger(__name__)
 
 FOLDER, STATE = "finished", "state.json"
+KEPT = ("trainings", "stages", "rows", "seconds", "peak_memory")
 
 
 class FinishedStages:
@@ -45,8 +46,8 @@ class FinishedStages:
             return
         if state["key"] != key:
             return
-        self.trainings, self.stages, self.rows = state["trainings"], state["stages"], state["rows"]
-        self.seconds, self.peak_memory = state["seconds"], state["peak_memory"]
+        for name in KEPT:
+            setattr(self, name, state[name])
         if state["best"] is not None:
             self._written = state["best"]
             self.best = self._written, UpdateDelta.from_pretrained(self.folder / f"best-{self._written}")
@@ -72,8 +73,7 @@ class FinishedStages:
     def save(self, weights: Mapping[str, torch.Tensor], update: Mapping[str, torch.Tensor]):
         """Write the attributes, and what `tensors` returns. A full disk is no reason to lose what goes on in memory.
 
-        The state is written last, and names what it belongs to: a kill leaves the old one, whose files are still
-        there.
+        The state is written last, and names what it belongs to: a kill leaves the old one, and its files.
         """
         wanted = {STATE}
         try:
@@ -88,9 +88,7 @@ class FinishedStages:
                 if index != self._written:
                     delta.save_pretrained(self.folder / f"best-{index}", dtype=torch.float32)
                     self._written = index
-            state = {
-                name: getattr(self, name) for name in ("key", "trainings", "stages", "rows", "seconds", "peak_memory")
-            }
+            state = {"key": self.key} | {name: getattr(self, name) for name in KEPT}
             write_json(self.folder / STATE, state | {"best": None if self.best is None else self.best[0]})
         except OSError as error:
             logger.warning(f"the finished stages could not be kept, and a killed run would repeat them: {error}")

@@ -28,9 +28,9 @@ class Values:
     @property
     def shown(self) -> dict:
         """Name -> value, or the list of its values where stages differ, for the rows of the table."""
-        names = self.stages[0]
-        columns = {name: [values[name] for values in self.stages] for name in names}
-        return {name: column[0] if len(self.stages) == 1 else column for name, column in columns.items()}
+        if len(self.stages) == 1:
+            return dict(self.stages[0])
+        return {name: [values[name] for values in self.stages] for name in self.stages[0]}
 
 
 @dataclass
@@ -95,18 +95,14 @@ class Line:
         Raises:
             InputError: a list of another length than there are stages.
         """
+        for value in itertools.chain(*self.search.values()):
+            if isinstance(value, list) and len(value) != stages:
+                raise InputError(f"{self.label}: {len(value)} values in {value} of its search, for {stages} stages")
+        of_stage = lambda value, number: value[number] if isinstance(value, list) else value
         found = []
         for combination in itertools.product(*self.search.values()):
-            by_stage = []
-            for number in range(stages):
-                values = {}
-                for name, value in zip(self.search, combination, strict=True):
-                    if isinstance(value, list) and len(value) != stages:
-                        raise InputError(
-                            f"{self.label}: {len(value)} values in {value} of its search, for {stages} stages"
-                        )
-                    values[name] = value[number] if isinstance(value, list) else value
-                by_stage.append(values)
+            tried = dict(zip(self.search, combination, strict=True)).items()
+            by_stage = ({name: of_stage(value, number) for name, value in tried} for number in range(stages))
             found.append(Values(tuple(by_stage)))
         return found
 
@@ -146,6 +142,4 @@ class Line:
                 try:
                     self.make(values).check(stage)
                 except InputError as error:
-                    raise InputError(
-                        error if str(error).startswith(self.label) else f"{self.label}: {error}"
-                    ) from error
+                    raise InputError(f"{self.label}: {error}") from error

@@ -10,10 +10,12 @@ from typing import ClassVar
 
 import torch
 from datasets import Dataset, concatenate_datasets
+from torch.utils.data import DataLoader
 
+from ..data.collators import CausalCollator
 from ..data.rows import row_hashes
 from ..errors import InputError, first_line
-from ..evaluation.specificity import KLResult
+from ..evaluation.specificity import KLResult, TokenKL
 from ..methods.base import StageSize
 from ..miniature.training import llama_config
 from ..report.page import Section
@@ -22,8 +24,7 @@ from .line import Line
 from .settings import Experiment, check_settings, configured
 
 
-# Bytes for the original model's log-probabilities.
-REMEMBERED = 2**34
+REMEMBERED = 2**34  # bytes for the original model's log-probabilities
 Reader = Callable[[str, Mapping | None], object]
 
 
@@ -103,13 +104,13 @@ class Problem(abc.ABC):
         """The sizes of the stages, without a model."""
 
     @classmethod
-    @abc.abstractmethod
     def architecture(cls, experiment: Experiment) -> tuple[torch.nn.Module, dict]:
         """The original's architecture on the meta device, and a batch that it takes.
 
         Raises:
             InputError: the YAML does not tell the architecture, and the model is not at hand.
         """
+        return experiment.model.architecture()
 
     @classmethod
     def candidates(cls, line: Line) -> int:
@@ -125,8 +126,7 @@ class Problem(abc.ABC):
     def prepare(self, folder: Path, identity: str):
         """Called before the first method runs: remember what must be asked of the original while it is whole.
 
-        Args:
-            folder: the comparison's, for what takes long; `identity` is the hash of what the comparison is.
+        What takes long goes to the comparison's folder; `identity` is the hash of what the comparison is.
         """
 
     def references(self) -> dict[str, Reference]:
@@ -178,6 +178,16 @@ class Problem(abc.ABC):
         }
 
 
+def divergence_from(problem: Problem, rows: Dataset, **settings) -> TokenKL:
+    """The KL of models from a language problem's original, whose answers to `rows` are remembered."""
+    loader = DataLoader(
+        rows.select_columns(["input_ids", "labels"]),
+        batch_size=problem.settings.batch_size,
+        collate_fn=CausalCollator(problem.tokenizer.pad_token_id),
+    )
+    return TokenKL(problem.original, loader, cache_bytes=REMEMBERED, **settings)
+
+
 def merge_stages(stages: Sequence[Stage]) -> list[Stage]:
     """All stages as one; a retain row that several have counts once."""
     if len(stages) == 1:
@@ -193,8 +203,7 @@ class LanguageModel:
     """The section `model` of a language problem.
 
     Args:
-        original: the model that knows too much, by Hub id or folder; or `scratch`, the sizes of one that is trained
-            here.
+        original: the model that knows too much, by Hub id or folder; or `scratch`, sizes of one to be trained here.
         retrained, retain_log: a model that never saw the forget rows, or the log of one (TOFU).
         dtype: of the weights.
         config: the architecture (`model_type` and its fields), for a dry run without the weights.

@@ -1,8 +1,6 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Road from an experiment to its report, which `hf-unlearn demo` and the recipes share."""
 
-import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -39,11 +37,17 @@ def run_experiment(experiment: Experiment, output_dir: str | Path, *, progress: 
             sizes = [stage.size for stage in cell.problem.stages]
             tqdm.write(plans(experiment.kind, cell.problem.original, cell.lines, sizes) + "\n")
 
-    small = getattr(experiment.model, "scratch", None) is not None
-    # The report says on how many threads the numbers were made.
-    with one_thread() if small else contextlib.nullcontext():
+    threads = torch.get_num_threads()
+    if getattr(experiment.model, "scratch", None) is not None:
+        # Small models gain little from a second thread, and threads that wait for each other on a busy machine take
+        # many times as long.
+        torch.set_num_threads(1)
+    try:
         rows = comparison.run(show_plans)
+        # The report says on how many threads the numbers were made.
         on_main_process(lambda: _publish(experiment, comparison, rows, output_dir))
+    finally:
+        torch.set_num_threads(threads)
     return rows
 
 
@@ -65,18 +69,6 @@ def _publish(experiment: Experiment, comparison: Comparison, rows: list[dict], o
     )
 
 
-@contextlib.contextmanager
-def one_thread():
-    """Torch on one thread: small models gain little from a second one, and threads that wait for each other on a busy
-    machine take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def run_demo(
     output_dir: str | Path = "outputs/demo", seed: int = 0, progress: bool = True, record_to: str | Path | None = None
 ) -> list[dict]:
@@ -94,9 +86,9 @@ def record(rows: list[dict], output_dir: str | Path, experiment: Experiment, pat
     print(f"\n{vocabulary.summarise(rows)}\n\nreport: {Path(output_dir) / 'report.html'}")
     if path is None:
         return
-    about: Mapping = {"config": without_places(experiment.written), "rows": rows}
+    about = {"config": without_places(experiment.written), "rows": rows}
     if len(experiment.seeds) == 1 and vocabulary.size_key is None:
         record_run(path, {"seed": experiment.seeds[0], **about})
     else:
-        table = aggregate(rows, vocabulary.size_key)
-        record_run(path, {"seeds": list(experiment.seeds), **about, "table": table})
+        about["table"] = aggregate(rows, vocabulary.size_key)
+        record_run(path, {"seeds": list(experiment.seeds), **about})

@@ -64,9 +64,7 @@ class Search:
             self._train(values, swept)
         if self.best is None:
             why = self.rows[-1]["note"]
-            raise NumericalError(
-                f"every candidate of {self.line.label} diverged ({why}): lower the values of its search"
-            )
+            raise NumericalError(f"every candidate of {self.line.label} diverged ({why}): search lower values")
         index, update = self.best
         return self.rows[index], update
 
@@ -135,13 +133,9 @@ class Search:
         arguments = {**QUIET, **cell.arguments, **line.arguments_of(tried, method)}
         if not evaluated:
             arguments["eval_strategy"] = "no"
+        folder = str(self.folder / "run" / str(number))
         try:
-            args = UnlearnConfig(
-                output_dir=str(self.folder / "run" / str(number)),
-                seed=cell.seed,
-                max_length=problem.max_length,
-                **arguments,
-            )
+            args = UnlearnConfig(output_dir=folder, seed=cell.seed, max_length=problem.max_length, **arguments)
         except (TypeError, ValueError) as error:
             reason = str(error).split("__init__() ")[-1].splitlines()[0]
             raise InputError(f"{line.label}: arguments: {reason}; see UnlearnConfig") from error
@@ -192,12 +186,8 @@ class Search:
 
     def _failed(self, trainer: UnlearnTrainer, why: str, settings: dict | None = None, seconds: float | None = None):
         # A candidate that diverged is a result: it stands in the list, and can never be chosen.
-        row = {
-            "method": self.line.label,
-            "settings": settings or self._settings(trainer),
-            "seconds": seconds,
-            "note": why,
-        }
+        settings = settings or self._settings(trainer)
+        row = {"method": self.line.label, "settings": settings, "seconds": seconds, "note": why}
         self._add(row | self.cell.about | dict.fromkeys(self.vocabulary.metrics))
 
     def _update(self, trainer: UnlearnTrainer, settings: dict, swept: bool) -> UpdateDelta:

@@ -4,6 +4,7 @@
 import dataclasses
 import importlib.resources
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,29 +15,13 @@ from ..errors import InputError
 from .line import Line
 
 
-SECTIONS = (
-    "title",
-    "problem",
-    "seed",
-    "seeds",
-    "data",
-    "model",
-    "tuner",
-    "tuning",
-    "methods",
-    "evaluation",
-    "arguments",
-)
 REQUIRED = ("data", "model", "methods")
+SECTIONS = ("title", "problem", "seed", "seeds", *REQUIRED, "tuner", "tuning", "evaluation", "arguments")
+# In YAML 1.1 a number with an exponent is one only with a point and a sign.
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)e[+-]?\d+", re.IGNORECASE)
 # Where the sections of older files went.
-MOVED = {
-    "template": "data.template",
-    "stages": "data.stages",
-    "relearn": "evaluation.relearning",
-    "relearning": "evaluation.relearning",
-    "probe": "evaluation.probe",
-    "paper": "evaluation.paper",
-}
+MOVED = {"template": "data.template", "stages": "data.stages", "relearn": "evaluation.relearning"}
+MOVED |= {section: f"evaluation.{section}" for section in ("relearning", "probe", "paper")}
 
 
 @dataclass(frozen=True)
@@ -44,12 +29,9 @@ class Experiment:
     """What a YAML says.
 
     Args:
-        title: of the report.
         kind: the class of its problem (`experiments.problems.kinds`).
         seeds: of data order, sampled labels and choices of rows; the table is run for each.
-        data, model, tuner, tuning, evaluation: the problem's own settings of these sections; None where it has no such
-            section.
-        lines: of the table.
+        data, model, tuner, tuning, evaluation: the problem's own settings of these sections; None where it has none.
         arguments: fields of `UnlearnConfig` for every line.
         written: the file itself, for report and record alone.
     """
@@ -189,10 +171,7 @@ def configured(function, section: str, settings: Mapping | None, **others):
 
 
 def check_settings(function, section: str, settings: Mapping | None, others: Iterable[str] = ()):
-    """Refuse settings that a function does not take.
-
-    Args:
-        others: parameters that do not come from the YAML.
+    """Refuse settings that a function does not take; `others` are parameters that do not come from the YAML.
 
     Raises:
         InputError: a setting that the function does not have, or one that is missing.
@@ -215,21 +194,18 @@ def read_yaml(path: str | Path | None, default: str) -> dict:
     Raises:
         InputError: no such file, not YAML, no sections, a number that YAML takes for text.
     """
-    if path is None:
-        text = (importlib.resources.files("hf_unlearn") / "templates" / default).read_text(encoding="utf-8")
-        path = default
-    else:
-        if not Path(path).is_file():
-            raise InputError(f"no such configuration: {path}")
-        text = Path(path).read_text(encoding="utf-8")
+    file = importlib.resources.files("hf_unlearn") / "templates" / default if path is None else Path(path)
+    if not file.is_file():
+        raise InputError(f"no such configuration: {path}")
+    path = path or default
     try:
-        written = yaml.safe_load(text)
+        written = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(written, dict):
         raise InputError(f"{path}: no sections; give one at least")
     for place, value in leaves(written):
-        if isinstance(value, str) and "e" in value.lower() and is_number(value):
+        if isinstance(value, str) and NUMBER.fullmatch(value):
             raise InputError(f"{path}: {place}: YAML takes {value} for text: write it with a point, as 1.0e-5")
     # A key without a value is as good as left out.
     return {key: value for key, value in written.items() if value is not None}
@@ -245,11 +221,3 @@ def leaves(value, place: str = "") -> Iterable[tuple[str, object]]:
             yield from leaves(part, f"{place}[{index}]")
     else:
         yield place, value
-
-
-def is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

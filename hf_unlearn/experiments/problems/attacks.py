@@ -31,20 +31,16 @@ class Attacks:
     questions: int | None = None
 
     def __post_init__(self):
-        if not isinstance(self.attacks, dict) or not all(
-            isinstance(corpora, dict) for corpora in self.attacks.values()
-        ):
+        if not isinstance(self.attacks, dict) or not all(isinstance(one, dict) for one in self.attacks.values()):
             raise InputError("evaluation.relearning.attacks: give corpora by attack, as in {benign: {wikitext: 1600}}")
 
 
 def relearning(problem, cell, best: str) -> Section:
-    """Attack the best row's model and those that the YAML names; kept beside the lines, so that it is done once.
+    """Attack the model of the best row and those that the YAML names; kept beside the lines, so that it is done once.
 
-    Args:
-        problem: a `WmdpProblem` with attacks, and the `Cell` that ran its lines.
-        best: label of the best row.
+    `problem` is a `WmdpProblem` with attacks, `cell` the `Cell` that ran its lines, `best` a label.
     """
-    attacks = problem.attacks
+    attacks, settings = problem.attacks, asdict(problem.attacks)
     known = [line.label for line in cell.lines]
     methods = list(dict.fromkeys([best, *(label for label in attacks.methods if label in known)]))
     updates = {label: cell.update(label) for label in methods}
@@ -55,23 +51,19 @@ def relearning(problem, cell, best: str) -> Section:
         return {task: score.accuracy for task, score in asked.items()}
 
     def attack():
-        table = attack_table(
+        return attack_table(
             problem.original,
             updates,
             rows,
             evaluate=accuracies,
-            learning_rates=attacks.learning_rates,
-            steps=attacks.steps,
-            batch_size=attacks.batch_size,
-            eval_steps=attacks.eval_steps,
+            **{name: settings[name] for name in ("steps", "learning_rates", "batch_size", "eval_steps")},
             seed=cell.seed,
             tokenizer=problem.tokenizer,
             max_length=problem.max_length,
             progress=problem.progress,
-        )
-        return table.to_json()
+        ).to_json()
 
-    key = {"identity": cell.identity, "attacks": asdict(attacks)}
+    key = {"identity": cell.identity, "attacks": settings}
     key |= {"updates": {label: update.sha256() for label, update in updates.items()}}
     key |= {"rows": {name: fingerprint_rows(sequences) for name, sequences in rows.items()}}
     table = AttackTable(**cached_json(cell.folder / "relearn.json", key, attack))

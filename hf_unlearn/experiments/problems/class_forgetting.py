@@ -8,7 +8,6 @@ chosen on training rows alone, without the retrained model.
 import copy
 import functools
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -139,7 +138,7 @@ class ClassEvaluation:
 
 
 class ClassForgetting(Problem):
-    """One class forgotten by a model that was tuned on all, at one number of images per class and one seed."""
+    """One class forgotten by a model tuned on all. `sets` are D_f, D_r and the hold-out set, `everything` is D."""
 
     vocabulary = ClassVocabulary()
     sections = {
@@ -156,8 +155,9 @@ class ClassForgetting(Problem):
         self.images, self.image_model, self.tuner = experiment.data, experiment.model, experiment.tuner
         self.tuning, self.settings = experiment.tuning, experiment.evaluation
         self.per_class, self.seed, self.collator = size, seed, self.images.collator
+        self.sets = forget, retain, _ = self.images.sets(size, seed)
+        self.stages, self.everything = [Stage("class", forget, retain)], concatenate_datasets([retain, forget])
         self.name = f"{self.images.train.partition(':')[0]} without class {self.images.forget}"
-        self._measured: dict[str, int | None] = {}
 
     @classmethod
     def sizes(cls, experiment):
@@ -175,22 +175,6 @@ class ClassForgetting(Problem):
         size = experiment.data.image_size or model.config.image_size
         # With its tuner: target modules are named as the run names them.
         return experiment.tuner.wrap(model), {"pixel_values": torch.zeros(2, 3, size, size, device="meta")}
-
-    @functools.cached_property
-    def sets(self) -> tuple[Dataset, Dataset, Dataset]:
-        """(D_f, D_r, hold-out)."""
-        return self.images.sets(self.per_class, self.seed)
-
-    @functools.cached_property
-    def stages(self) -> list[Stage]:
-        forget, retain, _ = self.sets
-        return [Stage("class", forget, retain)]
-
-    @functools.cached_property
-    def everything(self) -> Dataset:
-        """D: D_r and D_f."""
-        forget, retain, _ = self.sets
-        return concatenate_datasets([retain, forget])
 
     # ---- models ----------------------------------------------------------------------------------------------------
     @functools.cached_property
@@ -266,13 +250,12 @@ class ClassForgetting(Problem):
 
     def evaluate(self, model, folder=None):
         forget, retain, holdout = self.sets
-        row = {
+        return {
             "retain": self._accuracy(model, retain),
             "forget": self._accuracy(model, forget),
             "holdout": self._accuracy(model, holdout),
             "relearning_epochs": None if model is self.original and folder is None else self._relearning(model),
-        }
-        return row, None
+        }, None
 
     def _accuracy(self, model: nn.Module, rows: Dataset) -> float:
         return 100 * accuracy(model, rows, self.collator)
@@ -281,15 +264,11 @@ class ClassForgetting(Problem):
         """Epochs to relearn D_f, measured once for the same weights."""
         if self.settings.relearning is None:
             return None
-        weights = sha256_tensors(model.state_dict())
-        if weights not in self._measured:
-            key = {"weights": weights, "rows": fingerprint_rows(self.sets[0]), **self.identity(), "seed": self.seed}
-            file = self._folder / "relearning" / f"{sha256_json(key)[:16]}.json"
-            measure = lambda: relearning_epochs(
-                model, self.sets[0], self.collator, seed=self.seed, **self.settings.relearning
-            )
-            self._measured[weights] = cached_json(file, key | {"code": code_sha256()}, measure)
-        return self._measured[weights]
+        forget, weights = self.sets[0], sha256_tensors(model.state_dict())
+        key = {"weights": weights, "rows": fingerprint_rows(forget), **self.identity(), "seed": self.seed}
+        file = self._folder / "relearning" / f"{sha256_json(key)[:16]}.json"
+        measure = lambda: relearning_epochs(model, forget, self.collator, seed=self.seed, **self.settings.relearning)
+        return cached_json(file, key | {"code": code_sha256()}, measure)
 
     # ---- what is told ----------------------------------------------------------------------------------------------
     def notes(self):
@@ -301,20 +280,19 @@ class ClassForgetting(Problem):
         ]
 
     def extra_rows(self, cell):
-        return list(self._probes(cell)) if self.settings.probe else []
-
-    def _probes(self, cell) -> Iterator[dict]:
         """Table III: a new head on the features of the pretrained model, of one drawn at random, of Fast-NTK's."""
-        start, random = self.start, copy.deepcopy(self.start)
+        if not self.settings.probe:
+            return []
+        random = copy.deepcopy(self.start)
         set_seed(self.seed)
         for module in random.modules():
             if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.LayerNorm):
                 module.reset_parameters()
-        yield self._probe("Pre-trained", start, cell)
-        yield self._probe("Random-init", random, cell)
+        rows = [self._probe("Pre-trained", self.start, cell), self._probe("Random-init", random, cell)]
         if any(line.label == "Fast-NTK" for line in cell.lines):
             with cell.updated("Fast-NTK") as unlearned:
-                yield self._probe("Fast-NTK", unlearned, cell)
+                rows.append(self._probe("Fast-NTK", unlearned, cell))
+        return rows
 
     def _probe(self, name: str, model: nn.Module, cell) -> dict:
         forget, retain, holdout = self.sets

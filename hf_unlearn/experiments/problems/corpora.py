@@ -41,10 +41,8 @@ class StageConfig:
         self.task = self.task or self.name
         for side in ("forget", "retain"):
             corpora = getattr(self, side)
-            good = isinstance(corpora, dict) and all(
-                count is None or type(count) is int and count > 0 for count in corpora.values()
-            )
-            if not good or not corpora:
+            counts = list(corpora.values()) if isinstance(corpora, dict) else []
+            if not counts or not all(count is None or type(count) is int and count > 0 for count in counts):
                 raise InputError(
                     f"data.stages, {self.name}: {side}: give corpora and how many sequences of each to take, as in "
                     f"{{wikitext: 4000}}, not {corpora!r}"
@@ -97,9 +95,7 @@ class Corpora:
     @functools.cached_property
     def embedded(self) -> Hazards | None:
         """The miniature, when it is asked for."""
-        if self.source != EMBEDDED:
-            return None
-        return load_hazards(**self.hazards, seed=self.seed)
+        return load_hazards(**self.hazards, seed=self.seed) if self.source == EMBEDDED else None
 
     @functools.cached_property
     def questions(self) -> dict[str, list[dict]] | None:

@@ -35,7 +35,6 @@ from ..settings import check_settings, configured
 logger = logging.getLogger(__name__)
 
 TUNERS = {"batch_norm": BatchNormTuningConfig, "key_value_prompt": KeyValuePromptConfig}
-TRAINING = ("learning_rate", "batch_size", "weight_decay")
 QUIET = {"report_to": "none", "disable_tqdm": True, "log_level": "error", "save_strategy": "no"}
 
 
@@ -63,21 +62,14 @@ class ImageModel:
 
     def __post_init__(self):
         if not (self.weights or self.name or self.config):
-            raise InputError(
-                "model: give weights (a CIFAR ResNet), name (an image classifier), or config (and pretrain)"
-            )
+            raise InputError("model: give weights (CIFAR ResNet), name (image classifier), or config (and pretrain)")
         if self.pretrain is not None:
             if "train" not in self.pretrain or self.config is None:
                 raise InputError("model.pretrain needs train, the images to train on, and model.config beside it")
             self.pretrain = configured(Pretraining, "model.pretrain", self.pretrain)
 
     def load(self, images, labels: int, seed: int, head: str) -> nn.Module:
-        """The model in eval mode.
-
-        Args:
-            images: the section `data`.
-            labels: number of classes.
-            head: the module that maps features to logits.
+        """The model in eval mode; `images` is the section `data`, `head` the module that maps features to logits.
 
         Raises:
             InputError: weights that cannot be loaded, or no such head.
@@ -155,7 +147,7 @@ class Tuning:
             if per_class not in epochs:
                 raise InputError(f"tuning.epochs has no entry for {per_class} images per class")
             epochs = epochs[per_class]
-        return {"epochs": epochs} | {name: getattr(self, name) for name in TRAINING}
+        return dataclasses.asdict(self) | {"epochs": epochs}
 
 
 @dataclass(kw_only=True)
@@ -169,17 +161,14 @@ class Pretraining(Tuning):
 
 @dataclass
 class Tuner:
-    """The section `tuner`: `type` and the fields of that adapter's configuration.
-
-    Attributes:
-        head: the module that maps features to logits, the first of `modules_to_save`.
-    """
+    """The section `tuner`: `type` and the fields of that adapter's configuration."""
 
     type: str
     settings: dict
 
     @property
     def head(self) -> str:
+        """The module that maps features to logits."""
         return self.settings["modules_to_save"][0]
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -205,9 +194,7 @@ def read_tuner(section: str, written: Mapping | None) -> Tuner:
         raise InputError(f"{section}.type must be one of {', '.join(TUNERS)}, not {kind!r}")
     check_settings(TUNERS[kind], section, settings)
     if not settings.get("modules_to_save"):
-        raise InputError(
-            f"{section}.modules_to_save must name the head: a new task's classes cannot be told without it"
-        )
+        raise InputError(f"{section}.modules_to_save must name the head: a task's classes cannot be told without it")
     return Tuner(kind, settings)
 
 
@@ -246,21 +233,17 @@ def head_layers(model: nn.Module, name: str) -> list[nn.Linear]:
     Raises:
         InputError: there is none of that name.
     """
-    head = dict(model.named_modules()).get(name)
-    layers = [] if head is None else [module for module in head.modules() if isinstance(module, nn.Linear)]
+    linear = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    layers = [module for path, module in linear.items() if f"{path}.".startswith(f"{name}.")]
     if not layers:
-        linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
         raise InputError(
-            f"tuner.modules_to_save: the model has no head {name!r}; of its linear layers the last is {linear[-1]}"
+            f"tuner.modules_to_save: the model has no head {name!r}; of its linear layers the last is {[*linear][-1]}"
         )
     return layers
 
 
 def tune(model: nn.Module, rows: Dataset, collator: Callable, settings: Mapping, seed: int = 0) -> nn.Module:
-    """Train what requires a gradient with AdamW and a cosine schedule; returns the model in eval mode.
-
-    `settings` are those of `Tuning.of`.
-    """
+    """Train what requires a gradient: AdamW, cosine schedule, settings of `Tuning.of`. Returns it in eval mode."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,

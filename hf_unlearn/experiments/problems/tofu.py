@@ -5,20 +5,16 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch.utils.data import DataLoader
-
-from ...data.collators import CausalCollator
 from ...data.prompts import QATemplate, tokenize_qa
 from ...data.tofu import TofuSplits, load_tofu
 from ...errors import InputError
 from ...evaluation import tofu
-from ...evaluation.specificity import TokenKL
 from ...miniature.authors import load_synthetic, scratch_models
 from ...report.vocabulary import TofuVocabulary
 from ...runtime.files import sha256_json, sha256_tensors
 from ...runtime.loading import load_model, load_tokenizer
 from ...runtime.processes import on_main_process
-from ..problem import REMEMBERED, LanguageModel, Problem, Reference, Stage, StageSize, typed
+from ..problem import LanguageModel, Problem, Reference, Stage, StageSize, divergence_from, typed
 from ..settings import configured
 
 
@@ -35,8 +31,6 @@ NOTES = [
     "says the two cannot be told apart by this test on n items, not that nothing is left. Relearning attacks are not "
     "part of this table.",
 ]
-
-
 SYNTHETIC = "synthetic"
 # Keys of the section `data` that one of the sources alone has.
 OF_TOFU, OF_SYNTHETIC = ("forget", "retain_rows"), ("authors", "forget_authors", "questions_per_author")
@@ -49,8 +43,7 @@ class TofuData:
     Args:
         source: "synthetic" for the embedded problem, or a folder or Hub id of TOFU.
         forget, retain_rows: see `data.tofu.load_tofu`.
-        authors, forget_authors, questions_per_author: sizes of the embedded problem, see
-            `miniature.authors.load_synthetic`.
+        authors, forget_authors, questions_per_author: see `miniature.authors.load_synthetic`.
         template: fields of `QATemplate`.
     """
 
@@ -108,18 +101,11 @@ class TofuModel(LanguageModel):
     def __post_init__(self):
         super().__post_init__()
         if self.scratch is None and not self.retrained and not self.retain_log:
-            raise InputError(
-                "give model.retrained or model.retain_log: forget quality compares with a retrained model"
-            )
+            raise InputError("give model.retrained or model.retain_log: forget quality needs a retrained model")
 
 
 class TofuProblem(Problem):
-    """Forgetting rows of TOFU.
-
-    Attributes:
-        retrained: the model that never saw the forget rows, or None with `retain_log`, the log of such a model.
-        settings: of the evaluation.
-    """
+    """Forgetting rows of TOFU. In place of the retrained model there may be `retain_log`, the log of such a model."""
 
     vocabulary = TofuVocabulary()
     sections = {"data": typed(TofuData), "model": typed(TofuModel), "evaluation": typed(TofuEvaluation)}
@@ -146,10 +132,6 @@ class TofuProblem(Problem):
         splits = experiment.data.splits(experiment.seeds[0])
         return [StageSize(splits.name, len(splits.forget), len(splits.retain), experiment.evaluation.max_length)]
 
-    @classmethod
-    def architecture(cls, experiment):
-        return experiment.model.architecture()
-
     def rows(self, split) -> object:
         return tokenize_qa(split, self.tokenizer, self.template, self.max_length)
 
@@ -172,10 +154,7 @@ class TofuProblem(Problem):
     def prepare(self, folder, identity):
         rows = self.splits.retain_eval
         rows = self.rows(rows.select(range(min(self.settings.sweep_rows, len(rows)))))
-        loader = DataLoader(
-            rows, batch_size=self.settings.batch_size, collate_fn=CausalCollator(self.tokenizer.pad_token_id)
-        )
-        self._kl = TokenKL(self.original, loader, cache_bytes=REMEMBERED)
+        self._kl = divergence_from(self, rows)
         if not self._kl.cached:
             raise InputError(
                 f"evaluation.sweep_rows={self.settings.sweep_rows} is too many to remember the original's answers: "
@@ -190,8 +169,7 @@ class TofuProblem(Problem):
         return self.retain_log if self.retrained is None else self._log(self.retrained)
 
     def _log(self, model, metrics=None) -> Mapping:
-        if metrics is None:
-            metrics = TABLE_METRICS if self.splits.holdout is None else (*TABLE_METRICS, "privleak")
+        every = TABLE_METRICS if self.splits.holdout is None else (*TABLE_METRICS, "privleak")
         return tofu.evaluate(
             model,
             self.tokenizer,
@@ -199,7 +177,7 @@ class TofuProblem(Problem):
             template=self.template,
             batch_size=self.settings.batch_size,
             max_new_tokens=self.settings.max_new_tokens,
-            metrics=metrics,
+            metrics=metrics or every,
             progress=False,
         )
 

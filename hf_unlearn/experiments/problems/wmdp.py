@@ -9,14 +9,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from torch.utils.data import DataLoader
 
-from ...data.collators import CausalCollator
 from ...data.packing import check_tokenizer
 from ...errors import InputError
 from ...evaluation.completions import generate_completions, worst_completions
 from ...evaluation.harness import Score, evaluate_tasks, hash_tasks
-from ...evaluation.specificity import TokenKL
 from ...miniature.hazards import hazard_model
 from ...report.formats import format_number
 from ...report.page import Section
@@ -25,7 +22,7 @@ from ...report.vocabulary.tasks import LOST, POINTS, TaskVocabulary
 from ...runtime.cache import cached_json
 from ...runtime.files import sha256_json
 from ...runtime.loading import load_model, load_tokenizer
-from ..problem import REMEMBERED, LanguageModel, Problem, Stage, typed
+from ..problem import LanguageModel, Problem, Stage, divergence_from, typed
 from ..settings import configured
 from .attacks import Attacks, relearning
 from .corpora import Corpora
@@ -83,7 +80,7 @@ class WmdpModel(LanguageModel):
 
 
 class WmdpProblem(Problem):
-    """Forgetting what corpora teach, measured with questions."""
+    """Forgetting what corpora teach, measured with `tasks`; `domains` are those that ask for what must go."""
 
     vocabulary = TaskVocabulary()
     sections = {"data": typed(Corpora), "model": typed(WmdpModel), "evaluation": typed(WmdpEvaluation)}
@@ -92,7 +89,10 @@ class WmdpProblem(Problem):
         """Tokenizer and settings; texts and model are loaded when first asked for, bad texts before the model."""
         self.model, self.corpora, self.settings = experiment.model, experiment.data.seeded(seed), experiment.evaluation
         self.seed, self.progress, self.max_length = seed, progress, self.corpora.length
+        self.attacks = self.settings.relearning
         self.name = " and ".join(stage.name for stage in self.corpora.stages)
+        self.domains = list(dict.fromkeys(stage.task for stage in self.corpora.stages))
+        self.tasks = list(dict.fromkeys([*self.domains, *self.settings.also, self.settings.general]))
         if self.corpora.embedded is not None:
             if self.model.scratch is None:
                 raise InputError("model.scratch is missing: the miniature's model is trained here, on its own texts")
@@ -109,14 +109,6 @@ class WmdpProblem(Problem):
     def stage_sizes(cls, experiment, size):
         return [experiment.data.size(stage) for stage in experiment.data.stages]
 
-    @classmethod
-    def architecture(cls, experiment):
-        return experiment.model.architecture()
-
-    @property
-    def attacks(self) -> Attacks | None:
-        return self.settings.relearning
-
     @functools.cached_property
     def stages(self) -> list[Stage]:
         return [self.corpora.stage(stage, self.tokenizer) for stage in self.corpora.stages]
@@ -128,16 +120,6 @@ class WmdpProblem(Problem):
         loaded, _ = load_model(self.model.original, self.tokenizer, self.model.arguments)
         check_tokenizer(self.tokenizer, loaded)
         return loaded.eval()
-
-    @property
-    def domains(self) -> list[str]:
-        """Tasks that ask for what is to be forgotten."""
-        return list(dict.fromkeys(stage.task for stage in self.corpora.stages))
-
-    @property
-    def tasks(self) -> list[str]:
-        """All tasks that are asked, those of the domains first."""
-        return list(dict.fromkeys([*self.domains, *self.settings.also, self.settings.general]))
 
     def identity(self):
         return {
@@ -162,9 +144,9 @@ class WmdpProblem(Problem):
         search = self.settings.search_questions is not None
         self.asked_in_search = self.ask(self.original, self.settings.search_questions) if search else self.asked
         self.rows = self._completions(folder / "completions.json", identity)
-        self.kl = self._meter(self.rows)
+        self.kl = divergence_from(self, self.rows, top_k="auto")
         few = self.rows.select(range(min(self.settings.search_completions, len(self.rows))))
-        self.kl_in_search = self.kl if len(few) == len(self.rows) else self._meter(few)
+        self.kl_in_search = self.kl if len(few) == len(self.rows) else divergence_from(self, few, top_k="auto")
 
     def ask(
         self, model, limit: int | None = None, tasks: Sequence[str] | None = None, progress: bool = False
@@ -197,7 +179,7 @@ class WmdpProblem(Problem):
         settings = {"max_new_tokens": self.settings.max_new_tokens, "given": self.settings.given}
 
         def write():
-            rows = generate_completions(
+            return generate_completions(
                 self.original,
                 self.tokenizer,
                 instructions,
@@ -205,19 +187,10 @@ class WmdpProblem(Problem):
                 batch_size=self.settings.batch_size,
                 max_length=max(1024, self.max_length),
                 progress=self.progress,
-            )
-            return rows.to_list()
+            ).to_list()
 
         key = {"identity": identity, "instructions": instructions.to_list(), **settings}
         return Dataset.from_list(cached_json(path, key, write))
-
-    def _meter(self, rows: Dataset) -> TokenKL:
-        loader = DataLoader(
-            rows.select_columns(["input_ids", "labels"]),
-            batch_size=self.settings.batch_size,
-            collate_fn=CausalCollator(self.tokenizer.pad_token_id),
-        )
-        return TokenKL(self.original, loader, cache_bytes=REMEMBERED, top_k="auto")
 
     def score_candidate(self, model):
         tasks = list(dict.fromkeys([*self.domains, self.settings.general]))
