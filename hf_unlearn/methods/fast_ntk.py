@@ -36,19 +36,14 @@ class FastNTK(Method):
     e = y - f(x; w0), w0 the pretrained weights, w(D) = w0 + (J^T J + r I)^-1 J^T e. The paper's equation (1) has two
     misprints; see `hf_unlearn.ntk.solvers`.
 
-    Where the Jacobian is taken: halfway between the pretrained and the tuned weights by default, for there the linear
-    model is right at both ends to second order, f(w) - f(w0) = J(midpoint) (w - w0) + O(|w - w0|^3). At the pretrained
-    weights (the paper's) it is right to first order, and its update harms the retain rows sooner. At the tuned
-    weights the residuals are about zero, so the step rests on the scale of the targets alone.
-
-    Targets imitate what cross-entropy makes of a model. Its logits have scale 10 rather than 1: targets are one-hot,
-    centred, times the tuned model's own mean margin on the retain rows, without which nothing is forgotten. A class of
-    which retraining meets no row is pushed down on every row and never up: its target lies lower by
-    `absent_margin`, without which a forgotten class is relearned faster than by a retrained model.
+    The Jacobian is taken halfway between the pretrained and the tuned weights: there the linear model is right at both
+    ends to second order, f(w) - f(w0) = J(midpoint) (w - w0) + O(|w - w0|^3), at the pretrained weights (the paper's)
+    to first order. Targets are one-hot, centred, and of the scale that cross-entropy gives to logits, without which
+    nothing is forgotten; `docs/fast_ntk.md` says more.
 
     Args:
         solver (`str`, defaults to `"auto"`):
-            `"dual"` (n C x n C kernel), `"primal"` (p x p Gram, memory independent of n), `"cg"` (matrix-free).
+            `"dual"` (n C x n C kernel), `"primal"` (p x p Gram, any n), `"cg"` (matrix-free); `"auto"` the cheaper one.
         ridge (`float`, defaults to `1.0`): r relative to the mean diagonal of the Gram of all rows.
         linearize (`str`, defaults to `"midpoint"`): `"midpoint"`, `"pretrained"` or `"tuned"`.
         target_scale (`float` or `"auto"`, defaults to `"auto"`):

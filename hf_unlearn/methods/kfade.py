@@ -28,11 +28,9 @@ class KFade(NaturalGradient):
     r"""
     Natural-gradient ascent on a forget set with the curvature G of the retain set (arXiv 2602.10568).
 
-    Which settings: ascent on `cross_entropy` pulls hardest on tokens that are already unlikely and hardly on those
-    known by heart (its gradient at the logits is 1 - p); `margin`, the paper's choice for WMDP, pulls on all alike;
-    with `unlikelihood`, which is not in the paper, a token pulls by its probability, and stops when it is forgotten.
-    Several full-batch steps with a refit each cost less KL for the same forgetting than one long step, and one fit
-    each.
+    Ascent on `cross_entropy` pulls hardest on tokens that are unlikely already (its gradient at the logits is 1 - p);
+    `margin`, the paper's choice for WMDP, on all alike; `unlikelihood`, which is not in the paper, by a token's
+    probability. Several steps with a refit each cost less KL for the same forgetting than one long step.
 
     Args:
         curvature (`str` or [`~curvature.Curvature`], defaults to `"ekfac"`):

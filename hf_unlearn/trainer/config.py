@@ -9,20 +9,19 @@ from ..curvature.layout import parse_bytes
 from ..errors import InputError
 
 
+def setting(default, text: str):
+    """A field with the text that `HfArgumentParser` shows."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass
 class UnlearnConfig(TrainingArguments):
     r"""
     Arguments of [`UnlearnTrainer`]: all of `transformers.TrainingArguments`, and these.
 
-    > Parameters that control the data
-
     Args:
         max_length (`int`, *optional*, defaults to `512`):
             Rows are cut to this many tokens when the trainer tokenises them.
-
-    > Parameters that control the curvature
-
-    Args:
         curvature_batch_size (`int`, *optional*, defaults to `8`):
             Retain sequences per forward pass while a curvature is fitted. Changes memory and speed, not the result.
         max_factor_memory (`int` or `str`, *optional*):
@@ -31,43 +30,23 @@ class UnlearnConfig(TrainingArguments):
         curvature_save_steps (`int`, *optional*, defaults to `100`):
             Retain batches after which a curvature fit writes its sums to `output_dir`, so that a run which is killed
             goes on inside the fit. Each time as many bytes are written as the factors have. 0 turns it off.
-
-    > Parameters that control what is measured
-
-    Args:
         kl_rows (`int`, *optional*, defaults to `64`):
             Retain rows on which KL(original || unlearned) is measured after a natural-gradient step; 0 turns it off.
-
-    > Parameters that control the model
-
-    Args:
         model_init_kwargs (`dict`, *optional*):
             Keyword arguments of `from_pretrained` when the model is given by its name or folder.
     """
 
     # A row of an unlearning batch is a pair of rows, which no signature of a model lists.
-    remove_unused_columns: bool | None = field(
-        default=False, metadata={"help": "Drop columns the model does not take."}
-    )
-    logging_steps: float = field(default=1, metadata={"help": "Log every X updates steps."})
-    max_length: int = field(default=512, metadata={"help": "Rows are cut to this many tokens."})
-    curvature_batch_size: int = field(default=8, metadata={"help": "Retain sequences per pass of a curvature fit."})
-    max_factor_memory: str | None = field(
-        default=None,
-        metadata={"help": "Curvature that a process may hold on its device, such as 20GB; all by default."},
-    )
-    curvature_save_steps: int = field(
-        default=100,
-        metadata={"help": "Retain batches after which a fit writes its sums, to go on after a kill; 0: off."},
-    )
+    remove_unused_columns: bool | None = setting(False, "Drop columns the model does not take.")
+    logging_steps: float = setting(1, "Log every X updates steps.")
+    max_length: int = setting(512, "Rows are cut to this many tokens.")
+    curvature_batch_size: int = setting(8, "Retain sequences per pass of a curvature fit.")
+    max_factor_memory: str | None = setting(None, "Curvature that a process may hold on its device, such as 20GB.")
+    curvature_save_steps: int = setting(100, "Retain batches after which a fit writes its sums; 0: off.")
     # A half-made update is nobody's business: only `save_model` and `push_to_hub` publish.
-    hub_strategy: str = field(default="end", metadata={"help": "When to push to the Hub."})
-    kl_rows: int = field(
-        default=64, metadata={"help": "Retain rows on which the KL is measured after a step; 0: off."}
-    )
-    model_init_kwargs: dict | None = field(
-        default=None, metadata={"help": "Keyword arguments of from_pretrained when the model is a name or folder."}
-    )
+    hub_strategy: str = setting("end", "When to push to the Hub.")
+    kl_rows: int = setting(64, "Retain rows on which the KL is measured after a step; 0: off.")
+    model_init_kwargs: dict | None = setting(None, "Keyword arguments of from_pretrained, for a model given by name.")
 
     def __post_init__(self):
         super().__post_init__()

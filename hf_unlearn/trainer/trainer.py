@@ -46,8 +46,7 @@ class UnlearnTrainer(Trainer):
     Args:
         model (`str` or `PreTrainedModel` or `PeftModel`):
             The model, or its name or folder (loaded as a causal language model).
-        method ([`~methods.base.Method`]):
-            For example `KFade(step_norm=0.006)` or `FirstOrder("npo")`.
+        method ([`~methods.base.Method`]): For example `KFade(step_norm=0.006)` or `FirstOrder("npo")`.
         args ([`UnlearnConfig`], *optional*):
             Settings of the run; a method may replace some (K-FADE: batch, steps, no clipping).
         forget_dataset, retain_dataset (`datasets.Dataset`):
@@ -56,10 +55,8 @@ class UnlearnTrainer(Trainer):
             Evaluated while it runs; by default the forget and the retain rows, when `eval_strategy` is set.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
             Needed to tokenise rows of text; for a model given by name it is loaded too.
-        data_collator (`Callable`, *optional*):
-            Makes a batch of single rows; padding with labels -100 by default.
-        peft_config (`PeftConfig`, *optional*):
-            Wraps the model with an adapter first.
+        data_collator (`Callable`, *optional*): Makes a batch of single rows; padding with labels -100 by default.
+        peft_config (`PeftConfig`, *optional*): Wraps the model with an adapter first.
         callbacks (`list[TrainerCallback]`, *optional*): As in [`~transformers.Trainer`].
         evaluator (`Callable[[PreTrainedModel], dict[str, float]]`, *optional*):
             Called at every evaluation; its metrics join the log as `eval_<name>`, for `metric_for_best_model` too.
