@@ -43,7 +43,7 @@ class FastNTK(Method):
 
     Args:
         solver (`str`, defaults to `"auto"`):
-            `"dual"` (n C x n C kernel), `"primal"` (p x p Gram, any n), `"cg"` (matrix-free); `"auto"` the cheaper one.
+            `"dual"` (n C x n C kernel), `"primal"` (p x p Gram), `"cg"` (matrix-free); `"auto"` the cheaper one.
         ridge (`float`, defaults to `1.0`): r relative to the mean diagonal of the Gram of all rows.
         linearize (`str`, defaults to `"midpoint"`): `"midpoint"`, `"pretrained"` or `"tuned"`.
         target_scale (`float` or `"auto"`, defaults to `"auto"`):
