@@ -15,7 +15,6 @@ from ...data.wmdp import load_instructions, load_texts
 from ...errors import InputError
 from ...methods.base import StageSize
 from ...miniature.hazards import Hazards, load_hazards
-from ..problem import Stage
 from ..settings import check_settings, configured
 
 
@@ -82,9 +81,7 @@ class Corpora:
             raise InputError(f"data.hazards: these sizes belong to source: {EMBEDDED}")
         check_settings(load_hazards, "data.hazards", self.hazards, ("seed",))
         if self.data_dir is not None and not Path(self.data_dir).is_dir():
-            raise InputError(
-                f"data.data_dir: the folder {self.data_dir} does not exist; check it, or leave it out to use the Hub"
-            )
+            raise InputError(f"data.data_dir: the folder {self.data_dir} does not exist; leave it out to use the Hub")
 
     def seeded(self, seed: int) -> "Corpora":
         """The same for another seed."""
@@ -141,10 +138,6 @@ class Corpora:
     def joined(self, corpora: Mapping[str, int | None], tokenizer) -> Dataset:
         """Sequences of several corpora, one after another."""
         return concatenate_datasets([self.rows(source, count, tokenizer) for source, count in corpora.items()])
-
-    def stage(self, config: StageConfig, tokenizer) -> Stage:
-        """The rows of one stage."""
-        return Stage(config.name, self.joined(config.forget, tokenizer), self.joined(config.retain, tokenizer))
 
     def size(self, config: StageConfig) -> StageSize:
         """What is known of a stage before any text is read: the numbers of the YAML, or the miniature's documents."""

@@ -275,6 +275,4 @@ def check_images(model: nn.Module, rows: Dataset, collator: Callable):
         raise
     except (ValueError, RuntimeError) as error:  # transformers' of a patch grid, torch's of a shape
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"the model takes no images of this size ({reason}): set data.image_size to its own"
-        ) from error
+        raise InputError(f"the model takes no images of this size ({reason}): set data.image_size to fit") from error

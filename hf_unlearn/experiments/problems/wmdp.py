@@ -111,7 +111,8 @@ class WmdpProblem(Problem):
 
     @functools.cached_property
     def stages(self) -> list[Stage]:
-        return [self.corpora.stage(stage, self.tokenizer) for stage in self.corpora.stages]
+        rows = lambda corpora: self.corpora.joined(corpora, self.tokenizer)
+        return [Stage(stage.name, rows(stage.forget), rows(stage.retain)) for stage in self.corpora.stages]
 
     @functools.cached_property
     def original(self) -> torch.nn.Module:
