@@ -16,7 +16,9 @@ def dry_run(experiment: Experiment) -> str:
         InputError: as the run would: settings that do not fit, no target module, no architecture.
     """
     model, batch = experiment.kind.architecture(experiment)
-    lines = [f"model: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B parameters on the meta device"]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    size = f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.2f} M"
+    lines = [f"model: {size} parameters on the meta device"]
     places = [(size, experiment.kind.stage_sizes(experiment, size)) for size in experiment.kind.sizes(experiment)]
     for size, stages in places:
         at = "" if size is None else f" ({experiment.kind.vocabulary.size_head}: {size})"

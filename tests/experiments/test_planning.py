@@ -24,6 +24,7 @@ def recipe_plan(capsys, recipe, *arguments) -> str:
         (
             "kfade_tofu_tiny",
             [
+                "2.54 M parameters",
                 "40 forget rows, 800 retain rows",
                 "logits (2, 8, 2000)",
                 "16 steps of 40 rows\ntargets: 28 weights",
