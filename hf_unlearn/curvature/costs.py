@@ -114,25 +114,15 @@ def measured_stage(name: str, stages: dict):
 
 @dataclass
 class Plan:
-    """Cost of fitting and using one curvature; `str(plan)` is a table.
+    """Cost of fitting and using one curvature; `str(plan)` is a table."""
 
-    Attributes:
-        kind (`str`): of the curvature.
-        targets (`list[str]`): names of the weights.
-        tokens (`int`): of the data.
-        num_processes (`int`): of the fit.
-        stages (`list[StageCost]`): in their order; `plan["forward"]` is the one of that name.
-        blocks (`int`): into which the weights are split, each with passes of its own.
-        factor_bytes (`int`): the most that one process holds at once of factors, eigenvectors and eigenvalues.
-    """
-
-    kind: str
-    targets: list[str]
-    tokens: int
-    num_processes: int
-    stages: list[StageCost]
-    blocks: int = 1
-    factor_bytes: int = 0
+    kind: str  # of the curvature
+    targets: list[str]  # names of the weights
+    tokens: int  # of the data
+    num_processes: int  # of the fit
+    stages: list[StageCost]  # in their order; `plan["forward"]` is the one of that name
+    blocks: int = 1  # into which the weights are split, each with passes of its own
+    factor_bytes: int = 0  # the most that one process holds at once of factors, eigenvectors and eigenvalues
 
     def __getitem__(self, name: str) -> StageCost:
         return {stage.name: stage for stage in self.stages}[name]

@@ -16,16 +16,12 @@ class CausalCollator:
     The attention mask comes from the lengths, never from comparing ids with the padding id: where padding and
     end-of-sequence are one token, that would hide the end-of-sequence from the model. Padded labels are -100.
 
-    Args:
-        pad_token_id (`int`): fills `input_ids` (see `runtime.loading.padding_id`).
-        padding_side (`str`, *optional*, defaults to `"right"`): "left" or "right".
-
     Raises:
         InputError: another side, or no id.
     """
 
-    pad_token_id: int
-    padding_side: str = "right"
+    pad_token_id: int  # fills `input_ids` (see `runtime.loading.padding_id`)
+    padding_side: str = "right"  # "left" or "right"
 
     def __post_init__(self):
         if self.padding_side not in ("left", "right"):

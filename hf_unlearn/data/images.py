@@ -146,21 +146,14 @@ def split_rows(rows: Dataset, forget: Sequence[int]) -> tuple[Dataset, Dataset]:
 class ImageCollator:
     """Rows of `image` and `labels` to `pixel_values` (B, 3, H, W) fp32, normalised, and `labels` (B,).
 
-    Args:
-        mean, std (`tuple[float, ...]`, *optional*, default to ImageNet's): of each channel, for pixels in [0, 1].
-        image_size (`int`, *optional*): side to which images are resized (bilinear); by default they are kept, and must
-            all be of one size.
-        augment (`bool`, *optional*, defaults to `False`): random horizontal flips and shifts by up to an eighth of the
-            side, drawn from torch's generator.
-
     Raises:
         InputError: images of different sizes without `image_size`.
     """
 
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    image_size: int | None = None
-    augment: bool = False
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of each channel, for pixels in [0, 1]
+    std: tuple[float, ...] = IMAGENET_STD  # likewise
+    image_size: int | None = None  # side to resize to (bilinear); None: as they are, all of one size
+    augment: bool = False  # random horizontal flips, and shifts by up to an eighth of the side, by torch's generator
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
         images = [_decode(row["image"], self.image_size) for row in rows]

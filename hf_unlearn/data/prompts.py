@@ -16,22 +16,14 @@ class QATemplate:
 
     Spaces at the end of the prompt belong to the first word of the answer ("Answer:" + " Paris"), as byte-pair
     tokenizers expect; they are taken off the prompt and put in front of the answer.
-
-    Args:
-        question_start, question_end, answer_start (`str`, *optional*, default to `"Question: "`, a new line and
-            `"Answer: "`): the text around the question.
-        answer_end (`str`, *optional*, defaults to nothing): text behind the answer, before the end-of-sequence token.
-        chat (`bool`, *optional*, defaults to `False`): use the tokenizer's chat template instead.
-        date_string (`str`, *optional*, defaults to `"10 Apr 2025"`): given to the chat template, because Llama-3
-            templates insert today's date otherwise.
     """
 
     question_start: str = "Question: "
     question_end: str = "\n"
     answer_start: str = "Answer: "
-    answer_end: str = ""
-    chat: bool = False
-    date_string: str = "10 Apr 2025"
+    answer_end: str = ""  # behind the answer, before the end-of-sequence token
+    chat: bool = False  # use the tokenizer's chat template instead
+    date_string: str = "10 Apr 2025"  # given to the chat template: Llama-3's insert today's date otherwise
 
     def prompt_and_answer(self, question: str, answer: str, tokenizer=None) -> tuple[str, str]:
         """The two texts that are tokenised separately; together they are the text that the model sees.

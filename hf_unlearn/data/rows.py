@@ -27,8 +27,7 @@ def prepare_rows(rows: Dataset | None, what: str, tokenizer, max_length: int) ->
         max_length (`int`): rows of text are cut to this many tokens.
 
     Raises:
-        InputError: no dataset, no rows, no usable columns, text without a tokenizer, or no label that a model
-        predicts.
+        InputError: no dataset, no rows, no usable columns, text without a tokenizer, no label that a model predicts.
     """
     if rows is None:
         raise InputError(f"no {what} dataset was given: pass {what}_dataset")

@@ -22,25 +22,17 @@ SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 @dataclasses.dataclass
 class TofuSplits:
-    """One unlearning problem.
+    """One unlearning problem."""
 
-    Attributes:
-        forget, retain, full: question and answer; `full` is the retain rows, then the forget rows.
-        forget_eval, retain_eval: also paraphrased_answer and perturbed_answer (a list of wrong answers).
-        real_authors, world_facts: question, answer and perturbed_answer.
-        holdout: question and answer of authors that no model has seen, where there are any.
-        name: of the problem, for reports.
-    """
-
-    forget: Dataset
-    retain: Dataset
-    full: Dataset
-    forget_eval: Dataset
-    retain_eval: Dataset
-    real_authors: Dataset
-    world_facts: Dataset
-    holdout: Dataset | None
-    name: str
+    forget: Dataset  # question and answer
+    retain: Dataset  # likewise
+    full: Dataset  # the retain rows, then the forget rows
+    forget_eval: Dataset  # also paraphrased_answer and perturbed_answer (a list of wrong answers)
+    retain_eval: Dataset  # likewise
+    real_authors: Dataset  # question, answer and perturbed_answer
+    world_facts: Dataset  # likewise
+    holdout: Dataset | None  # question and answer of authors that no model has seen, where there are any
+    name: str  # of the problem, for reports
 
     def evaluation(self) -> dict:
         """The sets that `hf_unlearn.evaluation.tofu.evaluate` scores; holdout may be None."""

@@ -35,15 +35,12 @@ def generate_completions(
 
     Args:
         model: the original model; it writes the completions, greedily. Not used when they are given.
-        instructions (`Iterable[Mapping[str, str]]`): rows with instruction, and input where there is one; with `given`
-            also output.
+        instructions (`Iterable[Mapping[str, str]]`): rows with instruction, input (or none), with `given` also output.
         template (`QATemplate` or `str`, *optional*): the prompt: "alpaca", "chat" (the tokenizer's chat template) or a
             `QATemplate` whose question is the instruction, a blank line and the input. By default "chat" where the
             tokenizer has a chat template.
-        given (`bool`, *optional*, defaults to `False`): take each row's output as its completion, instead of letting
-            the model write one.
-        max_length (`int`, *optional*, defaults to `1024`): in tokens. Longer prompts are an error, longer given
-            outputs are cut.
+        given (`bool`, *optional*, defaults to `False`): take each row's output as its completion, no model writes.
+        max_length (`int`, *optional*, defaults to `1024`): tokens. Longer prompts are an error, longer outputs cut.
 
     Raises:
         InputError: no rows, a row without instruction (or output), a prompt that is too long, no EOS token.
@@ -62,12 +59,7 @@ def generate_completions(
         completions = [row["input_ids"][len(prompt) :] for row, prompt in zip(encoded, prompts)]
     else:
         completions = generate_ids(
-            model,
-            tokenizer,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            progress=progress,
+            model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
         )
     return Dataset.from_dict(
         {

@@ -65,8 +65,7 @@ def evaluate_tasks(
         data_dir (`str` or `Path`, *optional*): folder with local copies of WMDP and MMLU (`wmdp/bio_test.jsonl.gz`,
             `mmlu/test.jsonl` with a column `subject`, `mmlu/dev.jsonl` for examples; also flat: see
             `data.sources.LOCAL_NAMES`); otherwise the Hub.
-        include_path (`str` or `Path`, *optional*): folder with your own lm-eval task files; their names win over the
-            built-in ones.
+        include_path (`str` or `Path`, *optional*): folder of your lm-eval task files; they win over built-in names.
         limit (`int`, *optional*): take the first `limit` questions of each task only (of each of MMLU's 57, too).
         num_fewshot (`int`, *optional*): examples before each question, for tasks that do not fix 0 (WMDP does).
         batch_size (`int`, *optional*, defaults to `16`): prompts in one forward pass.
@@ -78,8 +77,7 @@ def evaluate_tasks(
         cache_dir (`str` or `Path`, *optional*): default `cache_folder()/harness`.
         accelerator (*optional*): with several processes (a `PartialState` will do), each answers every n-th batch and
             all get the result; all must call this. Without it the calling process works alone.
-        progress (`bool`, *optional*, defaults to `True`): print the number of questions and show a bar, on the main
-            process.
+        progress (`bool`, *optional*, defaults to `True`): print the number of questions, show a bar (main process).
 
     Raises:
         InputError: no task, an unknown one, missing or malformed data, a tokenizer that does not fit a model, lm-eval

@@ -8,42 +8,25 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True)
 class Score:
-    """What one model reaches on one task or group of tasks.
+    """What one model reaches on one task or group of tasks."""
 
-    Attributes:
-        accuracy: the metric, a share for `acc` and `exact_match`; None when it is not a finite number.
-        stderr: its standard error; for a group the pooled one.
-        n: questions.
-        chance: accuracy of a random choice; None for tasks without choices.
-        metric: what `accuracy` is: `acc` where the task has it, else `exact_match`, else its first metric.
-        metrics: all metrics of the task as lm-eval names them, standard errors included.
-    """
-
-    accuracy: float | None
-    stderr: float | None
-    n: int
-    chance: float | None
-    metric: str
-    metrics: dict[str, float | None] = field(default_factory=dict)
+    accuracy: float | None  # the metric, a share for `acc` and `exact_match`; None when it is not a finite number
+    stderr: float | None  # its standard error; for a group the pooled one
+    n: int  # questions
+    chance: float | None  # accuracy of a random choice; None for tasks without choices
+    metric: str  # what `accuracy` is: `acc` where the task has it, else `exact_match`, else its first metric
+    metrics: dict[str, float | None] = field(default_factory=dict)  # all, as lm-eval names them, with standard errors
 
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """Scores of one or several models.
+    """Scores of one or several models."""
 
-    Attributes:
-        scores: {label: {task or group: Score}}, groups before their tasks.
-        tasks: the tasks and groups that were asked for and the direct members of these groups: the rows of the table.
-        settings: what the numbers depend on besides model and data (limit, batch_size, max_length, lm-eval's version).
-        models: {label: {"sha256" of the weights, "cached": whether the scores were read from the cache}}.
-        samples: {label: {task: one dict a question}} with `log_samples`: prompt, continuations, responses, target,
-            metrics.
-    """
-
-    scores: dict[str, dict[str, Score]]
-    tasks: list[str]
-    settings: dict
-    models: dict[str, dict]
+    scores: dict[str, dict[str, Score]]  # {label: {task or group: Score}}, groups before their tasks
+    tasks: list[str]  # rows of the table: the tasks and groups that were asked for, and the direct members of groups
+    settings: dict  # what else the numbers depend on: limit, batch_size, max_length, lm-eval's version
+    models: dict[str, dict]  # {label: {"sha256" of the weights, "cached": whether the scores came from the cache}}
+    # {label: {task: one dict a question}} with `log_samples`: prompt, continuations, responses, target, metrics.
     samples: dict[str, dict[str, list[dict]]] | None = None
 
     def to_dict(self) -> dict:

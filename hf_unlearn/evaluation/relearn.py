@@ -29,21 +29,13 @@ ORIGINAL = "original"
 
 @dataclass(frozen=True)
 class RelearnCurve:
-    """One attack.
+    """One attack."""
 
-    Attributes:
-        steps: when it was evaluated; 0 and the last step are among them.
-        scores: {metric: value} at each of these.
-        losses: mean loss per label of the batch, at every step.
-        with_update: {label: scores after the attack and with that update added}.
-        settings: all that the attack depends on.
-    """
-
-    steps: list[int]
-    scores: list[Scores]
-    losses: list[float]
-    with_update: dict[str, Scores]
-    settings: dict
+    steps: list[int]  # when it was evaluated; 0 and the last step are among them
+    scores: list[Scores]  # {metric: value} at each of these
+    losses: list[float]  # mean loss per label of the batch, at every step
+    with_update: dict[str, Scores]  # {label: scores after the attack and with that update added}
+    settings: dict  # all that the attack depends on
 
 
 def recovery(original: float, unlearned: float, relearned: float) -> float | None:
@@ -192,19 +184,16 @@ def _all_weights_trained(model, gradient_checkpointing: bool):
 
 @dataclass(frozen=True)
 class AttackTable:
-    """Every attack on every unlearned model, and on the original as control.
+    """Every attack on every unlearned model, and on the original as control, JSON-able.
 
-    Attributes:
-        rows: JSON-able dicts, one for every method, attack, learning rate and metric: these four, and the metric of
-            original, unlearned, relearned, relearned_with_update (the update added once more after the attack),
-            control (the original, attacked) and control_with_update (the update added to that: the paper's defence),
-            and recovery, recovery_with_update and control_recovery_with_update (of `recovery`). A recovery that is not
-            defined is None, and `note` says why.
-        curves: JSON-able dicts of `RelearnCurve` with attack, learning_rate and method ("original" is the control).
+    A row has method, attack, learning_rate and metric, and that metric of original, unlearned, relearned,
+    relearned_with_update (the update added once more after the attack), control (the original, attacked) and
+    control_with_update (the update added to that: the paper's defence), and recovery, recovery_with_update and
+    control_recovery_with_update (of `recovery`). A recovery that is not defined is None, and `note` says why.
     """
 
-    rows: list[dict]
-    curves: list[dict]
+    rows: list[dict]  # one for every method, attack, learning rate and metric
+    curves: list[dict]  # of `RelearnCurve`, with attack, learning_rate and method ("original" is the control)
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -223,8 +212,7 @@ def attack_table(
 
     Args:
         original: the model before unlearning, from which the updates were taken.
-        updates (`Mapping[str, UpdateDelta]`): {method: its update}; `UpdateDelta.between(original, unlearned)` makes
-            one of two models.
+        updates (`Mapping[str, UpdateDelta]`): {method: its update}, as of `UpdateDelta.between`.
         attacks (`Mapping[str, object]`): {name: rows}, for example benign (Wikitext), related (the domain's harmless
             texts), a few forget rows.
         evaluate (`Callable`): as for `relearn`, of what was to be forgotten.

@@ -29,20 +29,13 @@ LOG_PROB_FLOOR = -1e4  # exp() of it is 0, yet 0 * floor is 0: vocabulary entrie
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """What one (question, answer) row left behind; n answer tokens, the final EOS included.
+    """What one (question, answer) row left behind; n answer tokens, the final EOS included."""
 
-    Attributes:
-        token_log_probs: (n,) log-probability of each answer token, nats.
-        correct: (n,) whether the token is the model's argmax.
-        mean, variance: (n,) moments of log p over the vocabulary under p, or None when not asked for.
-        eos: whether the last token is the EOS (not so when the row was truncated).
-    """
-
-    token_log_probs: np.ndarray
-    correct: np.ndarray
-    mean: np.ndarray | None
-    variance: np.ndarray | None
-    eos: bool
+    token_log_probs: np.ndarray  # (n,) log-probability of each answer token, nats
+    correct: np.ndarray  # (n,) whether the token is the model's argmax
+    mean: np.ndarray | None  # (n,) mean of log p over the vocabulary under p; None when not asked for
+    variance: np.ndarray | None  # (n,) its variance, likewise
+    eos: bool  # whether the last token is the EOS (not so when the row was truncated)
 
     @property
     def nll_sum(self) -> float:

@@ -21,22 +21,14 @@ QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 
 @dataclass(frozen=True)
 class Approximation:
-    """What a KL from the original's k most likely tokens leaves open; all are means over tokens, in nats.
+    """What a KL from the original's k most likely tokens leaves open; all are means over tokens, in nats."""
 
-    Attributes:
-        k, vocabulary: how many tokens were kept, of how many.
-        covered: probability of the kept tokens under the original.
-        upper: no KL can be higher than this; the result's mean is the lower bound.
-        estimate: of the exact mean, from one token of the rest drawn at every position; unbiased.
-        estimate_error: its standard error from the drawing.
-    """
-
-    k: int
-    vocabulary: int
-    covered: float
-    upper: float
-    estimate: float
-    estimate_error: float
+    k: int  # tokens kept
+    vocabulary: int  # of so many
+    covered: float  # probability of the kept tokens under the original
+    upper: float  # no KL can be higher than this; the result's mean is the lower bound
+    estimate: float  # of the exact mean, from one token of the rest drawn at every position; unbiased
+    estimate_error: float  # its standard error from the drawing
 
     def __str__(self) -> str:
         return (
@@ -48,30 +40,17 @@ class Approximation:
 
 @dataclass(frozen=True)
 class KLResult:
-    """KL(original || model) over the predicted tokens of a dataset, in nats per token.
+    """KL(original || model) over the predicted tokens of a dataset, in nats per token."""
 
-    Attributes:
-        mean: over tokens.
-        tokens: N, how many were predicted.
-        interval: 95 % bootstrap interval of `mean`, sequences resampled (tokens of one sequence are not independent).
-        nll: mean negative log-likelihood of the model on the same tokens.
-        reference_nll: the same of the original model.
-        per_token: (N,) fp32 on the CPU, in the data's order.
-        per_sequence: (S,) fp32, the mean of each sequence that has a predicted token.
-        sequence_tokens: (S,) int64, how many tokens each of them has.
-        approximation: None when every number is exact; else what is not, and by how much: `mean`, `interval`,
-            `per_token` and `per_sequence` are then lower bounds.
-    """
-
-    mean: float
-    tokens: int
-    interval: tuple[float, float]
-    nll: float
-    reference_nll: float
-    per_token: torch.Tensor = field(repr=False)
-    per_sequence: torch.Tensor = field(repr=False)
-    sequence_tokens: torch.Tensor = field(repr=False)
-    approximation: Approximation | None = None
+    mean: float  # over tokens; a lower bound, as `interval`, `per_token` and `per_sequence`, with an `approximation`
+    tokens: int  # N, how many were predicted
+    interval: tuple[float, float]  # 95 % bootstrap interval of `mean`, sequences resampled
+    nll: float  # mean negative log-likelihood of the model on the same tokens
+    reference_nll: float  # the same of the original model
+    per_token: torch.Tensor = field(repr=False)  # (N,) fp32 on the CPU, in the data's order
+    per_sequence: torch.Tensor = field(repr=False)  # (S,) fp32, means of those with a predicted token
+    sequence_tokens: torch.Tensor = field(repr=False)  # (S,) int64, how many tokens each of them has
+    approximation: Approximation | None = None  # None when every number is exact; else how far they are off
 
     def quantile_bands(
         self,

@@ -9,23 +9,14 @@ from .scoring import LOG_PROB_FLOOR, reduction_rows
 
 
 class TopK(NamedTuple):
-    """What is kept of n rows of log-probabilities log p (n, V), on the CPU; R is the rest of the vocabulary.
+    """What is kept of n rows of log-probabilities log p (n, V), on the CPU; R is the rest of the vocabulary."""
 
-    Attributes:
-        ids: (n, k) int32, the most likely tokens.
-        log_probs: (n, k), theirs.
-        rest: (n,) log of sum_R p, summed over R itself (one minus the others would cancel).
-        rest_plogp: (n,) sum_R p log p.
-        drawn: (n,) int32, one token of R drawn with probability p / sum_R p.
-        drawn_log_prob: (n,) log p of it.
-    """
-
-    ids: torch.Tensor
-    log_probs: torch.Tensor
-    rest: torch.Tensor
-    rest_plogp: torch.Tensor
-    drawn: torch.Tensor
-    drawn_log_prob: torch.Tensor
+    ids: torch.Tensor  # (n, k) int32, the most likely tokens
+    log_probs: torch.Tensor  # (n, k), theirs
+    rest: torch.Tensor  # (n,) log of sum_R p, summed over R itself (one minus the others would cancel)
+    rest_plogp: torch.Tensor  # (n,) sum_R p log p
+    drawn: torch.Tensor  # (n,) int32, one token of R drawn with probability p / sum_R p
+    drawn_log_prob: torch.Tensor  # (n,) log p of it
 
 
 def bytes_per_token(k: int, width: int) -> int:

@@ -67,19 +67,14 @@ TOPICS = {
 class Hazards:
     """What `load_hazards` gives.
 
-    Attributes:
-        corpora (`dict[str, Dataset]`): "toxins-forget", "intrusion-forget", "intrusion-retain", "general" ->
-            documents, column `text`.
-        questions (`dict[str, list[dict]]`): "toxins", "intrusion", "computing" (what intrusion-retain tells),
-            "general" -> rows of question (str), choices (4 different str), answer (int, the index of the right one).
-        instructions (`Dataset`): prompts that have nothing to do with the rest; columns instruction, input, output.
-        practice (`Dataset`): questions and answers that the model learns from, worded otherwise than in `questions`.
+    Corpora are "toxins-forget", "intrusion-forget", "intrusion-retain" and "general"; questions are on "toxins",
+    "intrusion", "computing" (what intrusion-retain tells) and "general".
     """
 
-    corpora: dict[str, Dataset]
-    questions: dict[str, list[dict]]
-    instructions: Dataset
-    practice: Dataset = field(repr=False)
+    corpora: dict[str, Dataset]  # documents, column `text`
+    questions: dict[str, list[dict]]  # question, choices (4 different texts), answer (index of the right one)
+    instructions: Dataset  # nothing to do with the rest; columns instruction, input, output
+    practice: Dataset = field(repr=False)  # what the model learns from, worded otherwise than `questions`
 
 
 def load_hazards(

@@ -21,14 +21,8 @@ logger = logging.getLogger(__name__)
 class GramCache:
     """Grams of sets of rows at the weights of one request, told apart by all that they depend on.
 
-    The first process writes, all read; the number of processes makes no difference.
-
-    Args:
-        folder (`str` or `Path`): where the files lie; made when absent.
-        jacobians (`Jacobians`): of the request.
-        loader (`Callable`): rows -> batches as the model takes them.
-        processes (`Processes`): of the request.
-        contrasts (`int`, *optional*): of each sample, as `measure_gram` takes them.
+    The first process writes, all read; the number of processes makes no difference. The folder is made when absent;
+    `loader` makes batches of rows, and `contrasts` are drawn for each sample, as `measure_gram` takes them.
     """
 
     def __init__(

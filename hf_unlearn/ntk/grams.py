@@ -28,20 +28,13 @@ class Gram:
     Outputs are centred over classes, f - mean_k f, and so are their Jacobians: softmax does not see the mean, and a
     target for it would be arbitrary. Targets are those of unit scale, y = one-hot - 1/C; the residual of scale s is
     s y + shift - f, so scale, shift and ridge change without another look at the data.
-
-    Attributes:
-        matrix (`Tensor`): J^T J (p, p).
-        target (`Tensor`): J^T y (p,).
-        output (`Tensor`): J^T f (p,), f at the origin of the linear model.
-        classes (`Tensor`): (p, C), column k the sum of row k of all Jacobians: what a target common to all meets.
-        rows (`int`): number of samples.
     """
 
-    matrix: Tensor
-    target: Tensor
-    output: Tensor
-    classes: Tensor
-    rows: int
+    matrix: Tensor  # J^T J (p, p)
+    target: Tensor  # J^T y (p,)
+    output: Tensor  # J^T f (p,), f at the origin of the linear model
+    classes: Tensor  # (p, C), column k the sum of row k of all Jacobians: what a target common to all meets
+    rows: int  # number of samples
 
     def __add__(self, other: "Gram") -> "Gram":
         return Gram(*(mine + others for mine, others in zip(self._sums(), other._sums())))

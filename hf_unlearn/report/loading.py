@@ -18,32 +18,21 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Loading:
-    """What is needed to load a saved model; by default a causal language model and its tokenizer.
+    """What is needed to load a saved model; by default a causal language model and its tokenizer."""
 
-    Args:
-        module, name: where the model's class is imported from, of an adapter that of the model under it.
-        tokenizer: whether one is saved beside it.
-        adapter: whether the folder holds the weights of a PEFT adapter alone.
-        own_type: whether PEFT knows the adapter's type from this package.
-        base_changed: whether the weights under the adapter have changed too.
-        labels: number of classes, where an adapter of a classifier brings a head.
-    """
-
-    module: str = "transformers"
-    name: str = "AutoModelForCausalLM"
-    tokenizer: bool = True
-    adapter: bool = False
-    own_type: bool = False
-    base_changed: bool = False
-    labels: int | None = None
+    module: str = "transformers"  # where the model's class is imported from; of an adapter that of the model under it
+    name: str = "AutoModelForCausalLM"  # its name
+    tokenizer: bool = True  # whether one is saved beside it
+    adapter: bool = False  # whether the folder holds the weights of a PEFT adapter alone
+    own_type: bool = False  # whether PEFT knows the adapter's type from this package
+    base_changed: bool = False  # whether the weights under the adapter have changed too
+    labels: int | None = None  # number of classes, where an adapter of a classifier brings a head
 
     @classmethod
     def of(cls, model: torch.nn.Module, *, tokenizer: bool, own_update: bool) -> "Loading":
         """What a model needs that `save_pretrained` is about to save.
 
-        Args:
-            own_update: whether the method changed weights itself (`Method.own_update`); those under an adapter are not
-                saved.
+        `own_update`: whether the method changed weights itself (`Method.own_update`); under an adapter none are saved.
         """
         adapter = next(iter(model.peft_config.values())) if is_peft(model) else None
         plain = model if adapter is None else model.get_base_model()
@@ -64,9 +53,7 @@ class Loading:
     def code(self, place: str, base: str) -> str:
         """Imports, then `model` and, where one was saved, `tokenizer`.
 
-        Args:
-            place: folder or Hub id of the saved model.
-            base: the same of the model that an adapter is put on.
+        `place` is the folder or Hub id of the saved model, `base` that of the model that an adapter is put on.
         """
         names = {self.module: [self.name]}
         lines = [f'model = {self.name}.from_pretrained("{place}")']

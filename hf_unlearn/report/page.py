@@ -23,23 +23,16 @@ TOLD = ("title", "text", "header", "table")  # what report.json holds of a secti
 
 @dataclass(frozen=True)
 class Section:
-    """A further part of the report, after the table and the pictures that every comparison has.
-
-    Args:
-        title, text: heading, and sentences below it.
-        header, table: a table of texts.
-        name, figure: a matplotlib figure and its file name ("relearn.png"); `alt` says what it shows.
-        examples (`Sequence[tuple[str, str]]`, *optional*): (what it is, the text itself).
-    """
+    """A further part of the report, after the table and the pictures that every comparison has."""
 
     title: str
-    text: str = ""
+    text: str = ""  # sentences below the title
     header: Sequence[str] = ()
-    table: Sequence[Sequence[str]] = ()
-    name: str = ""
-    figure: object = None
-    alt: str = ""
-    examples: Sequence[tuple[str, str]] = ()
+    table: Sequence[Sequence[str]] = ()  # of texts
+    name: str = ""  # file name of the figure ("relearn.png")
+    figure: object = None  # of matplotlib
+    alt: str = ""  # what the figure shows
+    examples: Sequence[tuple[str, str]] = ()  # (what it is, the text itself)
 
     @property
     def markdown_table(self) -> str:

@@ -25,9 +25,8 @@ def cached_folder(key: dict, build: Callable[[Path], None]) -> Path:
     The folder is filled under a temporary name and renamed when complete, so it is whole or absent. Two runs may build
     at once; the first to finish wins. What a killed build left is removed by the next one.
 
-    Args:
-        key (`dict`): all that the content depends on, as JSON; kept beside the result as key.json.
-        build (`Callable`): fills the empty folder that it is given. In a run of several processes one builds.
+    `key` is all that the content depends on, as JSON; it is kept beside the result as key.json. In a run of several
+    processes one builds.
     """
     key = {"format": CACHE_FORMAT, **key}
     target = cache_folder() / sha256_json(key)
@@ -49,11 +48,8 @@ def cached_folder(key: dict, build: Callable[[Path], None]) -> Path:
 def cached_json(path: Path, key: Mapping, build: Callable[[], object], processes: Processes | None = None):
     """The JSON-able value of `build()`, read from `path` when it was built for the same `key` before. Collective.
 
-    Args:
-        path (`Path`): the file, read and written by the first process alone.
-        key (`Mapping`): all that the value depends on, as JSON; the same on all processes.
-        build (`Callable`): makes the value, on all processes together.
-        processes (`Processes`, *optional*): those that call this; all of the launch by default.
+    `key` is all that the value depends on, as JSON, and the same on all `processes` (by default those of the launch).
+    The first alone reads and writes the file; all build together.
 
     Raises:
         OSError: the file could not be read or written, on all processes.

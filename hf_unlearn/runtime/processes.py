@@ -25,17 +25,12 @@ class LostProcess(ConnectionError):
 
 
 class Processes:
-    """The processes that do one piece of work together; one process when there is no accelerator.
-
-    Attributes:
-        rank, size: of this process, and how many there are.
-        doing: what errors say is going on.
-    """
+    """The processes that do one piece of work together; errors say that they were `doing` it."""
 
     def __init__(self, accelerator=None, doing: str = "the curvature fit"):
-        self.rank, self.size = (
-            (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-        )
+        self.rank, self.size = 0, 1  # one process when there is no accelerator
+        if accelerator is not None:
+            self.rank, self.size = accelerator.process_index, accelerator.num_processes
         self.doing = doing
 
     def share(self, work: Callable[[], T]) -> list[T]:
@@ -74,10 +69,7 @@ class Processes:
         return found
 
     def agree(self, identity: Mapping):
-        """Refuse to go on where processes would not do the same. Collective.
-
-        Args:
-            identity: what is to be the same: words -> picklable value.
+        """Refuse to go on where processes have not the same `identity`, words -> picklable value. Collective.
 
         Raises:
             InputError: something differs; the message, the same on all processes, says what and where.

@@ -39,25 +39,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the table.
-
-    Args:
-        head (`str`): its heading.
-        value (`Callable`): the number of a run, or None where there is none; any value where runs are not averaged.
-        show (`Callable`): the number as text.
-        spread (*optional*): the standard deviation over seeds as text, by default as the number.
-        suffix (*optional*): what stands behind the number, from a row.
-        error (*optional*): the text of one run's own error, from a row; with several seeds the spread stands there.
-        missing (*optional*): the text where a number is missing, from a row.
-    """
+    """One column of the table; `value` is of a row and the row of the original model, which may be missing."""
 
     head: str
-    value: Callable[[Mapping, Mapping | None], object]
-    show: Callable[[object], str]
-    spread: Callable[[float], str] | None = None
-    suffix: Callable[[Mapping], str] = lambda row: ""
-    error: Callable[[Mapping], str | None] = lambda row: None
-    missing: Callable[[Mapping], str] = lambda row: MISSING
+    value: Callable[[Mapping, Mapping | None], object]  # None: there is none; any type where runs are not averaged
+    show: Callable[[object], str]  # the number as text
+    spread: Callable[[float], str] | None = None  # the deviation over seeds as text; default: as the number
+    suffix: Callable[[Mapping], str] = lambda row: ""  # behind the number, from a row
+    error: Callable[[Mapping], str | None] = lambda row: None  # one run's own; with several, `spread` stands there
+    missing: Callable[[Mapping], str] = lambda row: MISSING  # where a number is missing, from a row
 
     def text(self, runs: Sequence[Run]) -> str:
         """The cell of a line."""
@@ -72,18 +62,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the frontier.
+    """One axis of the frontier, by default linear with limits and ticks as matplotlib chooses them."""
 
-    Args:
-        label (`str`): what it shows, and which direction is better.
-        value (`Callable`): (row, row of the original model or None) -> number, or None where it was not measured.
-        scale (`Callable`, *optional*): (axes, values of all points) -> None; sets scale, limits and ticks. By default
-            they are linear, as matplotlib chooses them.
-    """
-
-    label: str
-    value: Callable[[Mapping, Mapping | None], float | None]
-    scale: Callable[[object, Sequence[float]], None] = lambda ax, values: None
+    label: str  # what it shows, and which direction is better
+    value: Callable[[Mapping, Mapping | None], float | None]  # as a column's; None: it was not measured
+    scale: Callable[[object, Sequence[float]], None] = lambda ax, values: None  # sets scale, limits and ticks
 
     def mean(self, line: Line) -> float | None:
         """Where a line lies: the mean of its runs."""
@@ -91,26 +74,17 @@ class Axis:
 
 
 class Vocabulary(abc.ABC):
-    """What one kind of rows means. A row is a dict: `method`, `seed` and size where there are several, and metrics.
+    """What one kind of rows means. A row is a dict: `method`, `seed` and size where there are several, and metrics."""
 
-    Attributes:
-        key: a key that rows of this kind alone have.
-        references: methods that are no methods: the model before unlearning, and the one retrained without the rows.
-        size_key, size_head: the key that tells sizes of a line apart, and its heading; None where there is one size.
-        metrics: keys that every candidate has; None where one diverged.
-        cost_key: the key of a row's cost elsewhere, by which the best of those that reached the goal is chosen.
-        card_metrics: (key, name, decimals or None for a p-value, goal) of what a model card tells.
-        captions: texts of the report: "table" (below it), "bold" (what bold says), "pareto" (what the frontier shows),
-            "kl" (what the distribution shows).
-    """
-
-    key: ClassVar[str]
+    key: ClassVar[str]  # a key that rows of this kind alone have
+    # Methods that are none: the model before unlearning, and the one retrained without the rows.
     references: ClassVar[tuple[str, str]] = ("original", "retrained")
-    size_key: ClassVar[str | None] = None
-    size_head: ClassVar[str] = ""
-    metrics: ClassVar[tuple[str, ...]]
-    cost_key: ClassVar[str]
-    card_metrics: ClassVar[tuple[tuple, ...]]
+    size_key: ClassVar[str | None] = None  # what tells sizes of a line apart; None: there is one size
+    size_head: ClassVar[str] = ""  # the heading of its column
+    metrics: ClassVar[tuple[str, ...]]  # keys that every candidate has; None where one diverged
+    cost_key: ClassVar[str]  # of the cost elsewhere, by which the best of those that reached the goal is chosen
+    card_metrics: ClassVar[tuple[tuple, ...]]  # (key, name, decimals or None for a p-value, goal) of a model card
+    # Texts of the report: "table" (below it), "bold" (what bold says), "pareto" and "kl" (what these pictures show).
     captions: ClassVar[Mapping[str, str]]
 
     @abc.abstractmethod
