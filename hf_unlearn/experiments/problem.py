@@ -204,7 +204,6 @@ class LanguageModel:
 
     Args:
         original: the model that knows too much, by Hub id or folder; or `scratch`, sizes of one to be trained here.
-        retrained, retain_log: a model that never saw the forget rows, or the log of one (TOFU).
         dtype: of the weights.
         config: the architecture (`model_type` and its fields), for a dry run without the weights.
 
@@ -213,8 +212,6 @@ class LanguageModel:
     """
 
     original: str | None = None
-    retrained: str | None = None
-    retain_log: str | None = None
     dtype: str = "auto"
     config: dict | None = None
     scratch: dict | None = None

@@ -202,6 +202,7 @@ BAD = {
         changed(WMDP, data__source="hazard"),
         "data.source: 'hazard' is unknown: choose hub or hazards",
     ),
+    "a model of another problem": (changed(WMDP, model__retrained="there"), "model: no setting retrained; there are"),
     "no stages": (changed(WMDP, data__stages=None), "data: stages is missing"),
     "unknown setting of a stage": (stages(STAGE | {"retian": {}}), "data.stages, first: no setting retian"),
     "a stage without retain": (
@@ -256,6 +257,12 @@ def test_bad_input(name, tmp_path, capsys):
     config, message = BAD[name]
     line = stopped(tmp_path, config, capsys)
     assert line.startswith("error: ") and message in line, line
+
+
+def test_another_seed_draws_other_rows():
+    corpora = experiment(WMDP).data
+    first = corpora.questions["toxins"]
+    assert corpora.seeded(0).questions["toxins"] == first and corpora.seeded(1).questions["toxins"] != first
 
 
 @pytest.fixture(scope="module")

@@ -84,8 +84,10 @@ class Corpora:
             raise InputError(f"data.data_dir: the folder {self.data_dir} does not exist; leave it out to use the Hub")
 
     def seeded(self, seed: int) -> "Corpora":
-        """The same for another seed."""
+        """The same for another seed; what was drawn for this one is drawn anew."""
         other = copy.copy(self)
+        vars(other).pop("embedded", None)
+        vars(other).pop("questions", None)
         other.seed = seed
         return other
 

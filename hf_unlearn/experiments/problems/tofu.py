@@ -93,8 +93,16 @@ class TofuEvaluation:
     sweep_rows: int = 200
 
 
+@dataclass
 class TofuModel(LanguageModel):
-    """The section `model`: a forget quality needs a retrained model too."""
+    """The section `model`: a forget quality needs a retrained model too.
+
+    Args:
+        retrained, retain_log: a model that never saw the forget rows, or the log of one.
+    """
+
+    retrained: str | None = None
+    retain_log: str | None = None
 
     train = staticmethod(scratch_models)
 
