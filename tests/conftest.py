@@ -23,7 +23,7 @@ def shared_data() -> Path:
     """Folder with the real datasets (see CONTRIBUTING): $HF_UNLEARN_DATA, or ../shared/data beside the checkout."""
     folder = Path(os.environ.get("HF_UNLEARN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"real data not found: set HF_UNLEARN_DATA to the data folder (looked at {folder.name}/)")
+        pytest.skip(f"real data not found: set HF_UNLEARN_DATA to the data folder (not in {folder.name}/)")
     return folder
 
 

@@ -65,7 +65,7 @@ def _publish(experiment: Experiment, comparison: Comparison, rows: list[dict], o
         sections=comparison.sections + experiment.kind.table_sections(experiment, rows),
         settings=settings | comparison.facts,
         summary=vocabulary_of(rows).summarise(rows),
-        notes=[f"Every method looked at {' or '.join(map(str, budgets))} candidates.", *comparison.notes, SECONDS],
+        notes=[f"Every method evaluated {' or '.join(map(str, budgets))} candidates.", *comparison.notes, SECONDS],
     )
 
 

@@ -74,7 +74,7 @@ def test_table_report_and_model(finished):
     assert json.loads((folder / "results.json").read_text()) == rows
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
-    for part in ("toxins (%)", "What did we break?", "Relearning attacks", "Every method looked at 2 candidates"):
+    for part in ("toxins (%)", "What did we break?", "Relearning attacks", "Every method evaluated 2 candidates"):
         assert part in page and part in text
     for name in ("pareto.png", "kl.png", "specificity.png", "relearn.png", "model/delta/delta_config.json"):
         assert (folder / name).stat().st_size > 0

@@ -42,7 +42,7 @@ def test_the_candidate_forgets_keeps_and_is_slow_to_relearn():
     assert vocabulary.choose([known, broken, kept]) == 2 and vocabulary.alike([known, broken, kept]) == [2]
     assert vocabulary.choose([kept, slower, broken]) == 1 and vocabulary.alike([kept, slower, broken]) == [0, 1]
     assert vocabulary.choose([kept, slower, never]) == 2
-    # Where nobody looked at relearning the most of D_r decides.
+    # Where relearning was not measured the most of D_r decides.
     without = [
         {key: value for key, value in row.items() if key != "relearning_epochs"} for row in (slower, kept, never)
     ]
