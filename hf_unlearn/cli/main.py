@@ -48,6 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
     push.add_argument("--folder", required=True, help="folder with weights, delta/ and README.md")
     push.add_argument("--repo_id", required=True, help="namespace/name; made when absent")
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    push.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="list the files and their sizes, push nothing"
+    )
     return parser
 
 
@@ -106,6 +109,12 @@ def run(options: argparse.Namespace):
 
             run_inspect(options)
         case "push":
-            from ..runtime.hub import push_folder
+            from ..report.formats import format_bytes
+            from ..runtime.hub import published_files, push_folder
 
-            print(push_folder(options.repo_id, options.folder, private=options.private))
+            if options.dry_run:
+                sizes = {name: file.stat().st_size for name, file in published_files(options.folder).items()}
+                print("\n".join(f"{format_bytes(size):>10}  {name}" for name, size in sizes.items()))
+                print(f"{format_bytes(sum(sizes.values())):>10}  {len(sizes)} files; nothing was pushed")
+            else:
+                print(push_folder(options.repo_id, options.folder, private=options.private))

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The Hub: what may be named there, folders from it, and one atomic push of weights, delta and card."""
 
+import fnmatch
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,8 +9,27 @@ from pathlib import Path
 from ..errors import InputError
 
 
-# Hidden files are unfinished ones, and a pickle of the training arguments helps nobody who loads the model.
-SKIPPED = {"training_args.bin", "optimizer.pt", "scheduler.pt"}
+# What a published model is made of: weights, settings, tokenizer, card, evaluation results and the ledger. Whatever
+# else lies in a folder is not published: it may be the rows that were to be forgotten.
+WEIGHTS = ("model", "adapter_model", "delta", "curvature")
+PUBLISHED = (
+    *(f"{name}{end}" for name in WEIGHTS for end in (".safetensors", "-*.safetensors", ".safetensors.index.json")),
+    *("config.json", "generation_config.json", "adapter_config.json", "delta_config.json", "curvature_config.json"),
+    *(
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+    ),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
+    *("sentencepiece.bpe.model", "chat_template.jinja", "additional_chat_templates/*.jinja"),
+    *("README.md", "LICENSE*", "NOTICE*", ".eval_results/*.yaml", "unlearning_log.jsonl"),
+)
+# What transformers' Trainer leaves beside a model stays behind: it helps nobody who loads the model.
+LEFT_BEHIND = ("training_args.bin", "optimizer.pt", "scheduler.pt", "checkpoint-*")
+# Files that tell the output folder of a run, and that of an experiment.
+OUTPUT_FILES = {"unlearn_run.json": "a run", "results.json": "an experiment", "report.html": "an experiment"}
 LOCAL = " (local folder)"
 
 
@@ -65,27 +85,21 @@ def push_folder(
     commit_message: str = "Upload unlearned model",
     token: str | None = None,
 ) -> str:
-    """Upload every file of `folder` to a model repository in one commit; returns the commit's URL.
+    """Upload the files of `folder` (`published_files`) to a model repository in one commit; returns the commit's URL.
 
     `HfApi.upload_folder` may split an upload into several commits, and a reader could meet new weights under an old
-    card; `create_commit` is the call that is atomic. Checkpoints, hidden files and pickled trainer state stay behind.
+    card; `create_commit` is the call that is atomic.
     Shards that an earlier push left beside the new ones are deleted in the same commit: a reader may prefer them.
     Repository and branch (`revision`) are made when absent, `private` or not as the account's default has it.
 
     Raises:
-        InputError: the folder is missing or holds nothing to push, or the repository's name is malformed.
+        InputError: as `published_files`, or the repository's name is malformed.
         OSError: the Hub refused or could not be reached (`ConnectionError`).
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError
 
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; pass the output folder that holds the model to push")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_pushed(path.relative_to(folder))]
-    if not files:
-        raise InputError(f"{folder} holds no file to push; save the model there first")
-    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+    operations = [CommitOperationAdd(name, path) for name, path in published_files(folder).items()]
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -117,6 +131,44 @@ def _unsharded(name: str) -> str | None:
     return f"{match[1]}.safetensors" if match else None
 
 
-def _is_pushed(path: Path) -> bool:
-    hidden = any(part.startswith(".") and part != ".eval_results" for part in path.parts)
-    return not (hidden or path.name in SKIPPED or path.parts[0].startswith("checkpoint-"))
+def published_files(folder: str | Path) -> dict[str, Path]:
+    """{name in the repository: file} of what a push of this folder publishes (`PUBLISHED`).
+
+    Hidden files, which are unfinished ones, and what Trainer leaves beside a model stay behind.
+
+    Raises:
+        InputError: no folder, nothing to push, the output folder of a run or an experiment, a link, or a file that is
+            no part of a model; it is named, and nothing is pushed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; pass the folder that holds the model to push")
+    for name, what in OUTPUT_FILES.items():
+        if (folder / name).exists():
+            raise InputError(
+                f"{folder} is the output folder of {what} ({name}), which holds more than a model: push the folder "
+                "that the model was saved in, or call trainer.push_to_hub()"
+            )
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder)
+        if _stays_behind(place) or (path.is_dir() and not path.is_symlink()):
+            continue
+        if path.is_symlink():
+            raise InputError(f"{path} is a link: put the file itself there, or take the link out")
+        if not _is_published(place):
+            raise InputError(f"{path} is no part of a published model: take it out of the folder, then push again")
+        found[place.as_posix()] = path
+    if not found:
+        raise InputError(f"{folder} holds no file to push; save the model there first")
+    return found
+
+
+def _stays_behind(place: Path) -> bool:
+    hidden = any(part.startswith(".") and part != ".eval_results" for part in place.parts)
+    return hidden or any(fnmatch.fnmatch(part, name) for part in place.parts for name in LEFT_BEHIND)
+
+
+def _is_published(place: Path) -> bool:
+    name = place.relative_to("delta") if place.parts[0] == "delta" else place
+    return any(len(name.parts) == pattern.count("/") + 1 and name.match(pattern) for pattern in PUBLISHED)

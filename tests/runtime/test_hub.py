@@ -5,9 +5,10 @@ import sys
 import pytest
 import torch
 
+from hf_unlearn.cli.main import main
 from hf_unlearn.deltas import UpdateDelta
 from hf_unlearn.errors import InputError
-from hf_unlearn.runtime.hub import is_repo_id, public_name, push_folder, stale_weights
+from hf_unlearn.runtime.hub import is_repo_id, public_name, published_files, push_folder, stale_weights
 from tests.support.hub_server import client_environment, hub_server
 
 
@@ -84,6 +85,62 @@ push_folder("lab/delta", "here", revision="next")
         assert set(commits[0]["files"]) == {"delta/delta.safetensors", "delta/delta_config.json"}
 
 
+PLANTED = {
+    "rows to forget": ("forget.jsonl", "forget.jsonl is no part of a published model"),
+    "rows in a folder": ("data/forget.json", "data/forget.json is no part of a published model"),
+    "rows beside the delta": ("delta/rows.jsonl", "delta/rows.jsonl is no part of a published model"),
+    "a name that begins like weights": ("model-of-rows.json", "model-of-rows.json is no part of a published model"),
+    "weights of another name": ("rows.safetensors", "rows.safetensors is no part of a published model"),
+    "a weight deeper than it is read": ("copy/model.safetensors", "copy/model.safetensors is no part"),
+    "the output folder of a run": ("unlearn_run.json", "is the output folder of a run"),
+    "the output folder of an experiment": ("results.json", "is the output folder of an experiment"),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_nothing_is_pushed_of_a_folder_that_holds_more_than_a_model(kind, output, tmp_path):
+    """Of the rows that were to be forgotten no byte may be published."""
+    name, message = PLANTED[kind]
+    (output / name).parent.mkdir(exist_ok=True)
+    (output / name).write_text('{"question": "the secret"}')
+    program = f"""
+from hf_unlearn.cli.main import main
+main(["push", "--repo_id", "lab/gone", "--folder", {str(output)!r}])
+"""
+    with hub_server() as server:
+        run(program, server, tmp_path / "home", code=2)
+        assert "lab/gone" not in server.repos
+    with pytest.raises(InputError, match=message):
+        published_files(output)
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "delta/delta-00001-of-00001.safetensors", ".eval_results/wmdp.yaml"])
+def test_links_are_refused(name, output, tmp_path):
+    (tmp_path / "secret").write_text("a token")
+    (output / name).parent.mkdir(exist_ok=True)
+    (output / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match=f"{name} is a link"):
+        published_files(output)
+
+
+def test_a_link_to_a_folder_is_refused(output, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (output / "tokenizer").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="tokenizer is a link"):
+        published_files(output)
+
+
+def test_a_dry_run_lists_the_files_and_pushes_nothing(output, capsys):
+    (output / ".eval_results").mkdir()
+    (output / ".eval_results/wmdp.yaml").write_text("a: 1\n")
+    main(["push", "--repo_id", "lab/gone", "--folder", str(output), "--dry-run"])
+    *listed, total = capsys.readouterr().out.splitlines()
+    names = [".eval_results/wmdp.yaml", "README.md", "config.json", "delta/delta.safetensors"]
+    names += ["delta/delta_config.json", "generation_config.json", "model.safetensors"]
+    assert [line.split()[-1] for line in listed] == names and "5 bytes" in listed[0]
+    assert "7 files; nothing was pushed" in total
+
+
 def test_unknown_repository_is_an_input_error(tmp_path):
     program = """
 from hf_unlearn.errors import exit_codes
@@ -112,7 +169,7 @@ from hf_unlearn import UpdateDelta
 from hf_unlearn.runtime.hub import push_folder
 delta = UpdateDelta({"a.weight": torch.ones(8, 8), "b.weight": torch.ones(8, 8)})
 delta.save_pretrained("here", max_shard_size="1KB")
-open("here/keep.txt", "w").write("x")
+open("here/LICENSE", "w").write("x")
 push_folder("lab/delta", "here")
 twice = UpdateDelta({name: 2 * tensor for name, tensor in delta.tensors.items()})
 twice.save_pretrained("there", max_shard_size=200)
@@ -122,9 +179,9 @@ assert float(UpdateDelta.from_pretrained("lab/delta").tensors["a.weight"][0, 0])
     with hub_server() as server:
         run(f"import os\nos.chdir({str(tmp_path)!r})\n{program}", server, tmp_path / "home")
         first, second = (set(commit["files"]) for commit in server.repos["lab/delta"]["commits"])
-    assert first == {"delta.safetensors", "delta_config.json", "keep.txt"}
+    assert first == {"delta.safetensors", "delta_config.json", "LICENSE"}
     shards = {f"delta-0000{number}-of-00002.safetensors" for number in (1, 2)}
-    assert second == {*shards, "delta.safetensors.index.json", "delta_config.json", "keep.txt"}
+    assert second == {*shards, "delta.safetensors.index.json", "delta_config.json", "LICENSE"}
 
 
 def test_only_other_shardings_of_what_is_pushed_are_stale():
