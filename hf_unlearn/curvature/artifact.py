@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..runtime.files import open_safetensors, read_json, sha256_tensor, write_json, write_safetensors
+from ..runtime.files import check_names, open_safetensors, read_json, sha256_tensor, write_json, write_safetensors
 from ..runtime.hub import fetch_folder, push_folder
 from ..runtime.processes import Processes, own
 from ..runtime.sharded import whole
@@ -107,6 +107,7 @@ class CurvatureFiles:
                 )
             curvature = KINDS[metadata["kind"]]()
             files, curvature.metadata = metadata.pop("files"), metadata
+            check_names(files, folder / CONFIG_FILE)
             if processes.size > 1 and curvature.passes:
                 curvature.processes = processes
                 curvature.owners = assign_weights(type(curvature), metadata["targets"], processes.size)

@@ -24,30 +24,14 @@ NOT_SHOWN = {
 }
 # (key of a row, name, decimals, goal), of every kind of rows.
 METRICS = tuple(metric for kind in KINDS for metric in kind.card_metrics)
+# Keys of a context and what they are when they are not given.
 DEFAULTS = {
-    "model_name": None,
-    "repo_id": None,
-    "base_model": None,
-    "base_revision": None,
-    "paper": {},
-    "settings": {},
-    "seed": None,
-    "forget": None,
-    "forget_rows": None,
-    "forget_sha256": None,
-    "retain": None,
-    "original": {},
-    "unlearned": {},
-    "retrained": {},
-    "evaluations": (),
-    "delta": {},
-    "hardware": None,
-    "environment": {},
-    "tested": (),
-    "limits": (),
-    "license": None,
-    "language": None,
-    "datasets": None,
+    **dict.fromkeys(
+        ("model_name", "repo_id", "base_model", "base_revision", "seed", "hardware", "license", "language")
+    ),
+    **dict.fromkeys(("datasets", "forget", "forget_rows", "forget_sha256", "retain")),
+    **{name: {} for name in ("paper", "settings", "original", "unlearned", "retrained", "delta", "environment")},
+    **dict.fromkeys(("evaluations", "tested", "limits"), ()),
     "loading": Loading(),
 }
 

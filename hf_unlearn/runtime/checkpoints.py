@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from .files import open_safetensors, read_json
+from .files import check_names, open_safetensors, read_json
 from .sharded import reshard, whole
 
 
@@ -50,7 +50,11 @@ class Shards:
             with open_safetensors(folder / filename) as file:
                 self.files = dict.fromkeys(file.keys(), filename)
         elif index.is_file():
-            self.files = read_json(index)["weight_map"]
+            content = read_json(index)
+            self.files = content.get("weight_map") if isinstance(content, dict) else None
+            if not isinstance(self.files, dict):
+                raise InputError(f"{index} has no weight_map: save or download the checkpoint again")
+            check_names(self.files.values(), index)
         else:
             raise InputError(f"{folder} has no {filename} and no {index.name}; save it with save_pretrained()")
         self.filenames = sorted(set(self.files.values()))

@@ -75,6 +75,19 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def check_names(names, source: Path):
+    """Refuse names that lead out of a folder: what is read under a name may be written under it too.
+
+    Raises:
+        InputError: one is not the name of a file in the folder that `source` lies in.
+    """
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+            raise InputError(
+                f"{source} names the file {name!r}, which lies elsewhere: take it from a source you trust"
+            )
+
+
 def read_json(path: str | Path):
     """The value in a JSON file.
 

@@ -12,19 +12,13 @@ from ..errors import InputError
 # What a published model is made of: weights, settings, tokenizer, card, evaluation results and the ledger. Whatever
 # else lies in a folder is not published: it may be the rows that were to be forgotten.
 WEIGHTS = ("model", "adapter_model", "delta", "curvature")
+CONFIGS = "generation_ adapter_ delta_ curvature_ tokenizer_ preprocessor_ processor_"
 PUBLISHED = (
     *(f"{name}{end}" for name in WEIGHTS for end in (".safetensors", "-*.safetensors", ".safetensors.index.json")),
-    *("config.json", "generation_config.json", "adapter_config.json", "delta_config.json", "curvature_config.json"),
-    *(
-        "tokenizer_config.json",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "tokenizer.json",
-        "tokenizer.model",
-    ),
+    *("config.json", *(f"{name}config.json" for name in CONFIGS.split()), "tokenizer.json", "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
     *("sentencepiece.bpe.model", "chat_template.jinja", "additional_chat_templates/*.jinja"),
-    *("README.md", "LICENSE*", "NOTICE*", ".eval_results/*.yaml", "unlearning_log.jsonl"),
+    *("README.md", "LICENSE*", "NOTICE*", ".eval_results/*.yaml", "unlearning_log.jsonl", "unlearning_transfer.json"),
 )
 # What transformers' Trainer leaves beside a model stays behind: it helps nobody who loads the model.
 LEFT_BEHIND = ("training_args.bin", "optimizer.pt", "scheduler.pt", "checkpoint-*")
@@ -88,9 +82,9 @@ def push_folder(
     """Upload the files of `folder` (`published_files`) to a model repository in one commit; returns the commit's URL.
 
     `HfApi.upload_folder` may split an upload into several commits, and a reader could meet new weights under an old
-    card; `create_commit` is the call that is atomic.
-    Shards that an earlier push left beside the new ones are deleted in the same commit: a reader may prefer them.
-    Repository and branch (`revision`) are made when absent, `private` or not as the account's default has it.
+    card; `create_commit` is the call that is atomic. Shards that an earlier push left beside the new ones are deleted
+    in the same commit: a reader may prefer them. Repository and branch (`revision`) are made when absent, `private` or
+    not as the account's default has it.
 
     Raises:
         InputError: as `published_files`, or the repository's name is malformed.

@@ -5,11 +5,13 @@ import sys
 import pytest
 import torch
 
+from hf_unlearn import FirstOrder
 from hf_unlearn.cli.main import main
-from hf_unlearn.deltas import UpdateDelta
+from hf_unlearn.deltas import UpdateDelta, transfer
 from hf_unlearn.errors import InputError
 from hf_unlearn.runtime.hub import is_repo_id, public_name, published_files, push_folder, stale_weights
 from tests.support.hub_server import client_environment, hub_server
+from tests.support.trainers import make_trainer, trained_llama
 
 
 WEIGHT = "model.layers.0.mlp.up_proj.weight"
@@ -128,6 +130,19 @@ def test_a_link_to_a_folder_is_refused(output, tmp_path):
     (output / "tokenizer").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="tokenizer is a link"):
         published_files(output)
+
+
+def test_what_transfer_and_the_trainer_write_can_be_pushed(output, tmp_path):
+    for name in ("training_args.bin", ".model.safetensors.1.part"):
+        (output / name).unlink()
+    result = transfer(output / "delta", output, tmp_path / "result")
+    assert "unlearning_transfer.json" in published_files(result)
+    trainer = make_trainer(trained_llama(), FirstOrder("ga"), tmp_path / "run", max_steps=1)
+    trainer.train()
+    trainer.save_model(tmp_path / "model")
+    assert {"model.safetensors", "delta/delta.safetensors", "README.md"} <= published_files(tmp_path / "model").keys()
+    with pytest.raises(InputError, match="output folder of a run"):
+        published_files(tmp_path / "run")
 
 
 def test_a_dry_run_lists_the_files_and_pushes_nothing(output, capsys):
