@@ -63,11 +63,11 @@ def run_curvature_fit(options):
     curvature.metadata["model"] = public_name(options.model)
     curvature.save_pretrained(output)  # each process writes what it owns
     if state.is_main_process:
-        print("\n".join(describe_curvature(Curvature.from_pretrained(output), output)))
+        print("\n".join(describe_fit(Curvature.from_pretrained(output), output)))
 
 
 def run_curvature_inspect(options):
-    print("\n".join(describe_curvature(Curvature.from_pretrained(options.path), options.path)))
+    print("\n".join(describe_fit(Curvature.from_pretrained(options.path), options.path)))
 
 
 def load_corpus(source: str, column: str, data_dir: str | None):
@@ -87,7 +87,7 @@ def load_corpus(source: str, column: str, data_dir: str | None):
     return texts
 
 
-def describe_curvature(curvature, place: str | Path) -> Iterator[str]:
+def describe_fit(curvature, place: str | Path) -> Iterator[str]:
     """Lines on a curvature in memory: fit, cost, and the spectrum of every weight's block."""
     facts = curvature.metadata
     size = sum(tensor.nbytes for tensor in curvature.tensors.values())
