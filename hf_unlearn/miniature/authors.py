@@ -13,8 +13,9 @@ import random
 
 from ..data.prompts import QATemplate, tokenize_qa
 from ..data.tofu import TofuSplits, make_splits
+from ..data.training import train_tokenizer
 from ..errors import InputError
-from .training import llama_config, train_tokenizer, trained_model
+from .training import llama_config, trained_model
 from .words import read_words
 
 

@@ -15,9 +15,10 @@ from typing import NamedTuple
 from datasets import Dataset
 
 from ..data.prompts import ALPACA, QATemplate, tokenize_qa
+from ..data.training import train_tokenizer
 from ..errors import InputError
 from ..evaluation.completions import generate_completions
-from .training import llama_config, train_tokenizer, trained_model
+from .training import llama_config, trained_model
 from .words import read_words
 
 

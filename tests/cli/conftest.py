@@ -20,7 +20,7 @@ def delta(tmp_path, tiny_llama):
 @pytest.fixture
 def model_folder(tmp_path, tiny_llama, monkeypatch):
     """A tiny model with its tokenizer, WMDP's chemistry in miniature, and a cache of its own."""
-    from hf_unlearn.miniature.training import train_tokenizer
+    from hf_unlearn.data.training import train_tokenizer
 
     monkeypatch.setenv("HF_UNLEARN_CACHE", str(tmp_path / "cache"))
     model = tiny_llama(vocab_size=300)

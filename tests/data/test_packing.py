@@ -5,9 +5,9 @@ import pytest
 from datasets import Dataset
 
 from hf_unlearn.data.packing import check_tokenizer, pack
+from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.data.wmdp import load_texts
 from hf_unlearn.errors import InputError
-from hf_unlearn.miniature.training import train_tokenizer
 from tests.support.models import make_llama
 from tests.support.rows import TEXTS
 

@@ -5,8 +5,8 @@ import pytest
 
 from hf_unlearn.data.prompts import QATemplate, encode_qa, tokenize_qa
 from hf_unlearn.data.tofu import load_tofu
+from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
-from hf_unlearn.miniature.training import train_tokenizer
 from tests.support.rows import qa
 
 

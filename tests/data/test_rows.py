@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 
 from hf_unlearn.data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows, sample_rows
+from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
-from hf_unlearn.miniature.training import train_tokenizer
 from tests.support.trainers import FORGET, RETAIN, make_rows
 
 

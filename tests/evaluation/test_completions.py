@@ -13,10 +13,10 @@ from datasets import Dataset
 from hf_unlearn import UpdateDelta
 from hf_unlearn.data.collators import CausalCollator
 from hf_unlearn.data.prompts import QATemplate
+from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
 from hf_unlearn.evaluation.completions import generate_completions, worst_completions
 from hf_unlearn.evaluation.specificity import TokenKL
-from hf_unlearn.miniature.training import train_tokenizer
 from tests.support.divergence import changed, result_of
 from tests.support.models import make_llama
 

@@ -14,10 +14,10 @@ from accelerate.state import AcceleratorState
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.evaluation.harness import count_questions, evaluate_tasks, model_hash
 from hf_unlearn.evaluation.harness_scores import make_score
-from hf_unlearn.miniature.training import train_tokenizer
 from tests.support.models import make_llama
 
 

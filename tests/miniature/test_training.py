@@ -8,21 +8,11 @@ import pytest
 import torch
 
 from hf_unlearn.data.prompts import tokenize_qa
+from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
 from hf_unlearn.miniature import training
-from hf_unlearn.miniature.training import length_batches, train_from_scratch, train_tokenizer, trained_model
+from hf_unlearn.miniature.training import length_batches, train_from_scratch, trained_model
 from tests.support.models import answer_loss
-
-
-def test_tokenizer_round_trip_and_determinism(splits):
-    texts = [row["answer"] for row in splits.full]
-    tokenizer = train_tokenizer(texts, 600)
-    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
-    assert len(tokenizer) == 600
-    assert tokenizer.get_vocab() == train_tokenizer(texts, 600).get_vocab()
-    for text in (texts[0], "naïve — ☃ 東京", "  two  spaces\n"):
-        ids = tokenizer(text)["input_ids"]
-        assert ids[0] == 1 and tokenizer.decode(ids[1:]) == text
 
 
 def test_length_batches_take_every_row_once():

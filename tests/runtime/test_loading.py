@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
-from hf_unlearn.miniature.training import train_tokenizer
 from hf_unlearn.runtime.loading import load_model, load_tokenizer, padding_id
 from tests.support.models import make_llama
 

@@ -14,9 +14,9 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM, TrainerCallback
 
 from hf_unlearn import FirstOrder, KFade, UpdateDelta
+from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.methods.first_order import BASELINES
-from hf_unlearn.miniature.training import train_tokenizer
 from tests.support.hub_server import client_environment, hub_server
 from tests.support.models import make_llama
 from tests.support.trainers import FORGET, RETAIN, logged, make_rows, make_trainer, trained_llama, weights
