@@ -37,6 +37,8 @@ def main(folder: Path, after: int):
     if accelerator.process_index == 0:
         # After the rerun: how many batches the first pass still had to compute is known by what was read.
         (folder / "read").write_text(str(after - data.left))
+    # Left to the end of the program, threads of gloo that still run now and then abort it.
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
