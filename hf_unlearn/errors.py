@@ -13,6 +13,13 @@ class NumericalError(FloatingPointError):
     """A loss, factor or step is not finite. The message names where; commands exit with code 1."""
 
 
+class LimitError(RuntimeError):
+    """A measured cost above the limit that a person set, after which the model is what it was before.
+
+    The message names measure, limit and cure on one line; commands exit with code 1.
+    """
+
+
 def first_line(error: Exception) -> str:
     """What an error says, on one line for a message of our own; its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -20,7 +27,9 @@ def first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def exit_codes():
-    """Turn errors into the exit codes of every command: 2 for `InputError`, 1 for `NumericalError` and `OSError`.
+    """Turn errors into the exit codes of every command.
+
+    2 for `InputError`; 1 for `NumericalError`, `LimitError` and `OSError`.
 
     Any other exception is a bug and keeps its traceback (Python exits with 1).
     """
@@ -29,6 +38,6 @@ def exit_codes():
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (NumericalError, OSError) as error:
+    except (NumericalError, LimitError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -115,6 +115,13 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         base = placed_like(self.base[name].to(update.dtype), parameter)
         parameter.copy_((base + update).to(parameter.dtype))
 
+    @torch.no_grad()
+    def restore(self):
+        """Take all steps back: the weights are those of `base`, to the bit, and the update is zero."""
+        for name, parameter in self.named.items():
+            self.state.pop(parameter, None)
+            parameter.copy_(placed_like(self.base[name], parameter))
+
     def begin(self):
         """Make the state of weights that have none: an update of zero.
 

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from transformers import PrinterCallback, TrainerCallback
 
 from ..deltas import UpdateDelta, delta_config
-from ..errors import InputError, NumericalError
+from ..errors import InputError, LimitError, NumericalError
 from ..runtime.checkpoints import base_tensors
 from ..runtime.cost import peak_memory_mb, reset_peak_memory
 from ..runtime.processes import on_main_process
@@ -94,7 +94,7 @@ class Search:
                         trainer.train()
                     if last and not self.problem.every_evaluation and not swept:
                         self._score(trainer)
-                except NumericalError as error:
+                except (NumericalError, LimitError) as error:
                     # What was evaluated before stays a candidate; other values may do better.
                     self._failed(trainer, f"{stage.name}: {error}")
                     break

@@ -54,6 +54,10 @@ class KFade(NaturalGradient):
         retain_samples (`int`, *optional*): Fit G on this many retain rows (a seeded choice); all by default.
         forget_batch_size (`int`, *optional*):
             Forget rows per step, drawn without replacement; the whole forget set by default.
+        kl_limit (`float`, *optional*):
+            Measured KL, nats per retain token, above which a run is taken back and a `LimitError` raised; measured
+            after every step on `UnlearnConfig.kl_rows` rows. By default ten times `kl_budget` times `steps`; with
+            `step_norm` ten times its square over two times `steps`, and 3 at least.
 
     Raises:
         InputError: both or neither of `step_norm` and `kl_budget`, a value out of range, or a curvature that is
@@ -71,6 +75,7 @@ class KFade(NaturalGradient):
     fisher: str = "sampled"
     retain_samples: int | None = None
     forget_batch_size: int | None = None
+    kl_limit: float | None = None
 
     label: ClassVar[str] = "K-FADE"
     paper: ClassVar[dict[str, str]] = cite("kfade2026")
@@ -85,7 +90,7 @@ class KFade(NaturalGradient):
             raise InputError(
                 f"unknown objective {self.objective!r}: choose 'cross_entropy', 'margin' or 'unlikelihood'"
             )
-        for name in ("step_norm", "kl_budget", "damping"):
+        for name in ("step_norm", "kl_budget", "damping", "kl_limit"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise InputError(f"{name} must be a finite number above 0, not {value}")

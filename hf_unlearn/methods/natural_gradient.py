@@ -19,10 +19,11 @@ from torch import nn
 
 from ..curvature import Curvature, plan, select_targets
 from ..data.rows import sample_rows
-from ..errors import InputError
+from ..errors import InputError, LimitError, NumericalError
 from ..evaluation.specificity import TokenKL
 from ..optim import NaturalGradientAscent
 from ..runtime.modules import trainable
+from ..runtime.processes import Processes
 from ..runtime.sharded import is_sharded, reshard
 from .base import Method, Run, StageSize
 
@@ -32,8 +33,12 @@ logger = logging.getLogger(__name__)
 IN_PROGRESS = "curvature-in-progress"
 # The log-probabilities of the original on the KL rows are remembered on the CPU, up to so many bytes.
 KL_CACHE_BYTES = 2**33
-# A measured KL that is so many times the predicted one is worth a warning.
+# A measured KL that is so many times the predicted one, or so many times less, is worth a warning; above so many times
+# what was asked for a run stops.
 KL_FACTOR = 10
+# Nats a token. A step norm is no promise of a KL (where rows are known by heart it is 50 times off and more), so that
+# what stops a run that was asked for one is a model that is lost: retained tokens are 20 times less likely.
+KL_LIMIT = 3.0
 
 
 class NaturalGradient(Method):
@@ -42,8 +47,8 @@ class NaturalGradient(Method):
     `NaturalGradientAscent`.
 
     Subclasses are dataclasses with these fields (`curvature`, `step_norm`, `damping`, `steps`, `refit`,
-    `target_modules`, `fisher`, `retain_samples`, `forget_batch_size`), the property `alpha`, and `loss`, an objective
-    that must rise.
+    `target_modules`, `fisher`, `retain_samples`, `forget_batch_size`, `kl_limit`), the property `alpha`, and `loss`,
+    an objective that must rise.
     """
 
     even_batches = False
@@ -67,9 +72,20 @@ class NaturalGradient(Method):
         """The weights that a request may change, by `state_dict` name."""
         return {name: module.weight for name, module in select_targets(model, self.target_modules).items()}
 
+    @property
+    def limit(self) -> float:
+        """The measured KL, nats a token, above which a run is taken back: `kl_limit`, or what its steps suggest."""
+        if self.kl_limit is not None:
+            return self.kl_limit
+        step_norm, kl_budget = self._chosen.get("step_norm", self.alpha), self._chosen.get("kl_budget", self.kl_budget)
+        asked = KL_FACTOR * self.steps * step_norm**2 / 2
+        return max(asked, KL_LIMIT) if kl_budget is None else asked
+
     # ---- the run ---------------------------------------------------------------------------------------------------
     def configure(self, args, forget_rows):
         args = copy.copy(args)
+        if self.kl_limit is not None and args.kl_rows < 1:
+            raise InputError("kl_limit needs a KL that is measured: set kl_rows to 1 or more, or leave kl_limit out")
         rows = forget_rows if self.forget_batch_size is None else self.forget_batch_size
         if rows > forget_rows:
             raise InputError(
@@ -128,22 +144,54 @@ class NaturalGradient(Method):
                 self._before_step(optimizer)
 
         self._optimizer.register_step_pre_hook(before)
+        self._optimizer.register_step_post_hook(lambda *_: self._measure(run))
         return self._optimizer
 
     def begin(self, run):
         with run.weights_of_base() if run.state.global_step else contextlib.nullcontext():
             self._meter = kl_meter(run)
+        if self._meter is None and self.kl_limit is not None:
+            raise InputError(
+                "kl_limit: the KL cannot be measured here: give retain rows of tokens, and kl_rows that are few enough"
+            )
 
     def on_log(self, run):
-        numbers = dict(self._optimizer.diagnostics)
-        if self._meter is not None:
-            numbers["measured_kl"] = self._meter(run.model).mean
-            if numbers["measured_kl"] > KL_FACTOR * numbers["predicted_kl"]:
-                logger.warning(
-                    f"measured KL {numbers['measured_kl']:.3g}, predicted {numbers['predicted_kl']:.3g} nats a token: "
-                    "the curvature misses directions that matter; use fisher='probe', more retain rows or more damping"
+        return dict(self._optimizer.diagnostics)
+
+    def _measure(self, run: Run):
+        """The KL after a step, into the optimiser's diagnostics; one above the limit takes all steps back.
+
+        Raises:
+            LimitError, NumericalError: the KL is above the limit, or not finite; the weights are those of before.
+        """
+        if self._meter is None:
+            return
+        numbers = self._optimizer.diagnostics
+        try:
+            # One number for all, who would part if rounding put them on two sides of the limit.
+            measured, *_ = Processes(run.accelerator, "the KL").share(lambda: self._meter(run.model).mean)
+            if measured > self.limit:
+                raise LimitError(
+                    f"measured KL {measured:.3g} nats a token after step {run.state.global_step + 1} of {self.steps}, "
+                    f"above the limit of {self.limit:.3g}: the weights are those of before; lower step_norm or "
+                    "kl_budget, use fisher='probe' or more retain rows, or raise kl_limit"
                 )
-        return numbers
+        except (LimitError, NumericalError):
+            reshard(run.model)
+            self._optimizer.restore()
+            raise
+        numbers["measured_kl"], predicted = measured, numbers["predicted_kl"]
+        told = f"measured KL {measured:.3g}, predicted {predicted:.3g} nats a token: "
+        if measured > KL_FACTOR * predicted:
+            logger.warning(
+                told + "the curvature misses directions that matter; use fisher='probe', more retain rows or more "
+                "damping"
+            )
+        elif KL_FACTOR * measured < predicted:
+            logger.warning(
+                told + "the curvature overstates what the step changes; fit it on rows and weights like these, use "
+                "fisher='probe', or raise step_norm"
+            )
 
     def on_load(self, run):
         self._optimizer.begin()

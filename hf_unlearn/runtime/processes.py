@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import InputError, NumericalError, first_line
+from ..errors import InputError, LimitError, NumericalError, first_line
 
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class Processes:
             ) from error
 
 
-ERRORS = {kind.__name__: kind for kind in (InputError, NumericalError, OSError, RuntimeError)}
+ERRORS = {kind.__name__: kind for kind in (InputError, NumericalError, LimitError, OSError, RuntimeError)}
 
 
 def _describe(error: Exception | None) -> tuple[str, str] | None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_unlearn import KFade
-from hf_unlearn.errors import InputError
+from hf_unlearn.errors import InputError, LimitError, NumericalError
 from tests.support.methods import (
     MLP,
     CountingKFAC,
@@ -48,6 +48,66 @@ def test_a_curvature_that_misses_directions_is_told(tmp_path, caplog):
     trainer, _ = run(KFade(step_norm=0.01, damping=1e-4, fisher="sampled"), tmp_path, kl_rows=24)
     assert logged(trainer, "measured_kl")[0] > 10 * logged(trainer, "predicted_kl")[0]
     assert "the curvature misses directions" in caplog.text
+
+
+def test_a_curvature_that_overstates_is_told(tmp_path, caplog):
+    """Under the identity a long step along the gradient changes little: parts of no consequence count in full."""
+    trainer, _ = run(KFade(step_norm=1e-2, curvature="identity"), tmp_path, kl_rows=24)
+    assert 10 * logged(trainer, "measured_kl")[0] < logged(trainer, "predicted_kl")[0]
+    assert "the curvature overstates" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings, limit",
+    [
+        ({"kl_budget": 0.01}, 0.1),
+        ({"kl_budget": 0.01, "steps": 3}, 0.3),
+        ({"kl_budget": 0.01, "kl_limit": 0.5}, 0.5),
+        # A step norm promises no KL: what stops is a model that is lost ...
+        ({"step_norm": 0.01, "steps": 8}, 3.0),
+        # ... beyond what was asked for.
+        ({"step_norm": 1.0}, 5.0),
+    ],
+)
+def test_the_limit_of_the_kl(settings, limit):
+    assert KFade(**settings).limit == pytest.approx(limit)
+
+
+def test_a_run_above_the_limit_is_taken_back(tmp_path, caplog):
+    """The second step passes the limit: every weight is what it was before the first, to the bit."""
+    settings = {"step_norm": 0.02, "steps": 3, "fisher": "probe"}
+    trainer, _ = run(kfade(**settings), tmp_path / "free", kl_rows=24)
+    first, second, third = logged(trainer, "measured_kl")
+    assert first < second < third
+    for dtype in (torch.float32, torch.bfloat16):
+        model = trained_llama(dtype)
+        before = weights(model)
+        limit = (first + second) / 2
+        # Nothing needs be logged for the limit to hold.
+        trainer = make_trainer(
+            model, kfade(**settings, kl_limit=limit), tmp_path / str(dtype), kl_rows=24, logging_strategy="no"
+        )
+        with pytest.raises(LimitError) as raised:
+            trainer.train()
+        message = str(raised.value)
+        assert "\n" not in message and f"above the limit of {limit:.3g}" in message and "raise kl_limit" in message
+        assert "after step 2 of 3" in message
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, before[name]), name
+        assert all(not tensor.any() for tensor in trainer.update_delta().tensors.values())
+
+
+def test_a_model_that_diverged_is_taken_back(tmp_path):
+    model = trained_llama()
+    before = weights(model)
+    with pytest.raises(NumericalError, match="not finite"):
+        run(kfade(curvature="identity", step_norm=1e30), tmp_path, model, kl_rows=24)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_a_limit_needs_a_measured_kl(tmp_path):
+    with pytest.raises(InputError, match="kl_limit needs a KL that is measured: set kl_rows"):
+        make_trainer(trained_llama(), kfade(kl_limit=0.1), tmp_path, kl_rows=0)
 
 
 def test_refit_or_one_fit(tmp_path):
