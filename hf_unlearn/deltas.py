@@ -25,6 +25,7 @@ from .runtime.files import (
     write_safetensors,
 )
 from .runtime.hub import fetch_folder, public_name, push_folder
+from .runtime.lora import save_lora
 from .runtime.provenance import library_versions
 
 
@@ -145,6 +146,44 @@ class UpdateDelta:
         """The model's tensors by the names that this update knows: those of the checkpoint, or of a worn adapter."""
         worn = {name.removeprefix("base_model.model."): tensor for name, tensor in model.state_dict().items()}
         return base_tensors(model) | {name: worn[name] for name in self.tensors if name in worn}
+
+    def __neg__(self) -> "UpdateDelta":
+        """The update that takes this one back: added to the unlearned model it gives the base."""
+        return UpdateDelta({name: -tensor for name, tensor in self.tensors.items()}, dict(self.config))
+
+    def __add__(self, other: "UpdateDelta") -> "UpdateDelta":
+        """Both updates as one, both having started from the same base weights.
+
+        Its description is the first one's; hashes of base tensors are those of both.
+
+        Raises:
+            InputError: a tensor that both touch had another value or another shape before one than before the other.
+        """
+        mine, theirs = (delta.config.get("base_sha256", {}) for delta in (self, other))
+        both = self.tensors.keys() & other.tensors.keys()
+        if foreign := [name for name in both if self.tensors[name].shape != other.tensors[name].shape]:
+            raise InputError(f"the two updates have {shorten(foreign)} in different shapes: they are of other models")
+        if foreign := [name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]]:
+            raise InputError(
+                f"the two updates started from different weights ({shorten(foreign)}): add updates of one base, or "
+                "apply them one after the other"
+            )
+        summed = self.tensors | other.tensors | {name: self.tensors[name] + other.tensors[name] for name in both}
+        return UpdateDelta(summed, {**self.config, "base_sha256": {**mine, **theirs}})
+
+    def save_lora(self, model: torch.nn.Module, save_directory: str | Path, energy: float = 0.99) -> dict:
+        """Write the update as a LoRA adapter of least rank that keeps `energy` of its sum of squares.
+
+        Returns (and logs) what is lost: see [`~runtime.lora.save_lora`], whose arguments and errors are the same.
+        `model` is the base model, on the meta device if need be.
+        """
+        report = save_lora(self.tensors, model, save_directory, energy)
+        ranks = report["ranks"].values()
+        logger.info(
+            f"{save_directory}: LoRA of ranks {min(ranks)} to {max(ranks)} on {len(ranks)} layers; "
+            f"{100 * report['lost']:.3g} % of the update's energy is lost"
+        )
+        return report
 
     def norm(self) -> float:
         """Euclidean norm over all tensors."""

@@ -55,6 +55,44 @@ def test_between_holds_what_changed_and_apply_restores_it(tiny_llama):
     assert torch.equal(back.get_parameter(DOWN), base.get_parameter(DOWN))
 
 
+def test_updates_of_one_base_add_up_and_negate(tiny_llama):
+    base = tiny_llama()
+    first, second = change(base, (DOWN, GATE), seed=1), change(base, (GATE,), seed=2)
+    one, other = UpdateDelta.between(base, first, base_model="org/base"), UpdateDelta.between(base, second)
+    both = one + other
+    assert set(both.config["base_sha256"]) == {DOWN, GATE} and both.config["base_model"] == "org/base"
+    applied = both.apply_to(copy.deepcopy(base)).double()
+    for name in (DOWN, GATE):
+        want = first.get_parameter(name).double() + second.get_parameter(name) - base.get_parameter(name)
+        torch.testing.assert_close(applied.get_parameter(name), want, atol=1e-7, rtol=0)
+    assert (one + -one).norm() == 0.0
+    torch.testing.assert_close((-one).apply_to(first).get_parameter(DOWN), base.get_parameter(DOWN))
+
+
+def test_updates_of_different_bases_do_not_add_up(tiny_llama):
+    base = tiny_llama()
+    first = change(base)
+    with pytest.raises(InputError, match="started from different weights.*one after the other"):
+        UpdateDelta.between(base, first) + UpdateDelta.between(first, change(first, seed=2))
+    wider = UpdateDelta({DOWN: torch.ones(3, 3)})
+    with pytest.raises(InputError, match="different shapes"):
+        UpdateDelta.between(base, first) + wider
+
+
+def test_saved_as_lora_it_says_what_is_lost(tiny_llama, tmp_path, caplog):
+    from peft import PeftModel
+
+    base = tiny_llama()
+    unlearned = change(base)
+    with caplog.at_level("INFO", logger="hf_unlearn"):
+        report = UpdateDelta.between(base, unlearned).save_lora(base, tmp_path / "lora", energy=0.9)
+    assert 0 < report["lost"] <= 0.1 and "of the update's energy is lost" in caplog.text
+    merged = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "lora").merge_and_unload()
+    missing = sum((merged.get_parameter(n) - unlearned.get_parameter(n)).square().sum() for n in (DOWN, GATE))
+    moved = sum((base.get_parameter(n) - unlearned.get_parameter(n)).square().sum() for n in (DOWN, GATE))
+    assert float((missing / moved).detach()) == pytest.approx(report["lost"], rel=1e-2)
+
+
 def test_bf16_model_is_rounded_once(tiny_llama):
     base = tiny_llama()
     delta = UpdateDelta.between(base, change(base))
