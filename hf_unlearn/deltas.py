@@ -24,7 +24,7 @@ from .runtime.files import (
     write_json,
     write_safetensors,
 )
-from .runtime.hub import fetch_folder, public_name, push_folder
+from .runtime.hub import fetch_folder, hide_places, public_name, push_folder
 from .runtime.lora import save_lora
 from .runtime.provenance import library_versions
 
@@ -329,6 +329,7 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
                 shutil.copyfile(file, building / file.name)
         record = {"delta": reader.config, "model": public_name(model_dir), "scale": scale, "other_base": other_base}
         write_json(building / "unlearning_transfer.json", record)
+        hide_places(building)
         building.chmod(0o755)
         os.replace(building, output)
     return output

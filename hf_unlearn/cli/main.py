@@ -110,7 +110,8 @@ def run(options: argparse.Namespace):
             run_inspect(options)
         case "push":
             from ..report.formats import format_bytes
-            from ..runtime.hub import published_files, push_folder
+            from ..runtime.hub import push_folder
+            from ..runtime.published import published_files
 
             if options.dry_run:
                 sizes = {name: file.stat().st_size for name, file in published_files(options.folder).items()}

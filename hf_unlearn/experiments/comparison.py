@@ -28,6 +28,7 @@ from ..runtime.files import (
     write_safetensors,
     write_text,
 )
+from ..runtime.hub import hide_places
 from ..runtime.processes import on_main_process
 from ..runtime.provenance import code_sha256, library_versions
 from .finished_stages import FinishedStages
@@ -222,6 +223,7 @@ class Cell:
             model.save_pretrained(staged)
             if problem.tokenizer is not None:
                 problem.tokenizer.save_pretrained(staged)
+            hide_places(staged)
             delta.save_pretrained(staged / "delta")
             forget = [row for stage in problem.stages for row in row_hashes(stage.forget)]
             context = {

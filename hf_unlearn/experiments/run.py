@@ -55,7 +55,8 @@ def _publish(experiment: Experiment, comparison: Comparison, rows: list[dict], o
     """Write the report of a comparison that is done."""
     budgets = sorted(set(map(experiment.kind.candidates, experiment.lines)))
     # Methods have their own lines in the report.
-    settings = {key: value for key, value in experiment.written.items() if value and key not in ("title", "methods")}
+    written = without_places(experiment.written)
+    settings = {key: value for key, value in written.items() if value and key not in ("title", "methods")}
     write_report(
         output_dir,
         title=experiment.title,

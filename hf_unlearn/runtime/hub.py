@@ -1,29 +1,15 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The Hub: what may be named there, folders from it, and one atomic push of weights, delta and card."""
 
-import fnmatch
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import InputError
+from .files import read_json, write_json
+from .published import is_of_here, own_folders, published_files
 
 
-# What a published model is made of: weights, settings, tokenizer, card, evaluation results and the ledger. Whatever
-# else lies in a folder is not published: it may be the rows that were to be forgotten.
-WEIGHTS = ("model", "adapter_model", "delta", "curvature")
-CONFIGS = "generation_ adapter_ delta_ curvature_ tokenizer_ preprocessor_ processor_"
-PUBLISHED = (
-    *(f"{name}{end}" for name in WEIGHTS for end in (".safetensors", "-*.safetensors", ".safetensors.index.json")),
-    *("config.json", *(f"{name}config.json" for name in CONFIGS.split()), "tokenizer.json", "tokenizer.model"),
-    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
-    *("sentencepiece.bpe.model", "chat_template.jinja", "additional_chat_templates/*.jinja"),
-    *("README.md", "LICENSE*", "NOTICE*", ".eval_results/*.yaml", "unlearning_log.jsonl", "unlearning_transfer.json"),
-)
-# What transformers' Trainer leaves beside a model stays behind: it helps nobody who loads the model.
-LEFT_BEHIND = ("training_args.bin", "optimizer.pt", "scheduler.pt", "checkpoint-*")
-# Files that tell the output folder of a run, and that of an experiment.
-OUTPUT_FILES = {"unlearn_run.json": "a run", "results.json": "an experiment", "report.html": "an experiment"}
 LOCAL = " (local folder)"
 
 
@@ -48,6 +34,30 @@ def public_name(model: str | Path | None) -> str | None:
     if not model or is_repo_id(str(model)) or str(model).endswith(LOCAL):
         return str(model) if model else None
     return f"{Path(model).resolve().name}{LOCAL}"
+
+
+def hide_places(folder: str | Path):
+    """Take the places of this machine out of the configurations of a saved model: `public_name` takes their place.
+
+    PEFT, and transformers in some files, write down the folder that the base model was loaded from. What
+    `transformers.Trainer` and PEFT add besides goes: a pickle of all arguments (the token among them), and a card.
+    """
+    for name in ("training_args.bin", "README.md"):
+        (Path(folder) / name).unlink(missing_ok=True)
+    for path in Path(folder).glob("*config.json"):
+        config = read_json(path)
+        if (hidden := _hidden(config, own_folders())) != config:
+            write_json(path, hidden)
+
+
+def _hidden(value, own: set[str], key: str = ""):
+    if isinstance(value, dict):
+        return {name: _hidden(part, own, name) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_hidden(part, own, key) for part in value]
+    if isinstance(value, str) and value and (key.endswith("name_or_path") or is_of_here(value, own)):
+        return public_name(value)
+    return value
 
 
 def fetch_folder(path_or_repo: str | Path, revision: str | None, patterns: list[str]) -> Path:
@@ -93,7 +103,7 @@ def push_folder(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError
 
-    operations = [CommitOperationAdd(name, path) for name, path in published_files(folder).items()]
+    operations = [CommitOperationAdd(name, path) for name, path in published_files(folder, token).items()]
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -123,46 +133,3 @@ def _unsharded(name: str) -> str | None:
     """`x.safetensors` for a shard of it, its index or itself; None for any other file."""
     match = re.fullmatch(r"(.*?)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", name)
     return f"{match[1]}.safetensors" if match else None
-
-
-def published_files(folder: str | Path) -> dict[str, Path]:
-    """{name in the repository: file} of what a push of this folder publishes (`PUBLISHED`).
-
-    Hidden files, which are unfinished ones, and what Trainer leaves beside a model stay behind.
-
-    Raises:
-        InputError: no folder, nothing to push, the output folder of a run or an experiment, a link, or a file that is
-            no part of a model; it is named, and nothing is pushed.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; pass the folder that holds the model to push")
-    for name, what in OUTPUT_FILES.items():
-        if (folder / name).exists():
-            raise InputError(
-                f"{folder} is the output folder of {what} ({name}), which holds more than a model: push the folder "
-                "that the model was saved in, or call trainer.push_to_hub()"
-            )
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        place = path.relative_to(folder)
-        if _stays_behind(place) or (path.is_dir() and not path.is_symlink()):
-            continue
-        if path.is_symlink():
-            raise InputError(f"{path} is a link: put the file itself there, or take the link out")
-        if not _is_published(place):
-            raise InputError(f"{path} is no part of a published model: take it out of the folder, then push again")
-        found[place.as_posix()] = path
-    if not found:
-        raise InputError(f"{folder} holds no file to push; save the model there first")
-    return found
-
-
-def _stays_behind(place: Path) -> bool:
-    hidden = any(part.startswith(".") and part != ".eval_results" for part in place.parts)
-    return hidden or any(fnmatch.fnmatch(part, name) for part in place.parts for name in LEFT_BEHIND)
-
-
-def _is_published(place: Path) -> bool:
-    name = place.relative_to("delta") if place.parts[0] == "delta" else place
-    return any(len(name.parts) == pattern.count("/") + 1 and name.match(pattern) for pattern in PUBLISHED)

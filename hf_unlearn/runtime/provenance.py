@@ -15,6 +15,7 @@ import torch
 
 from ..version import __version__
 from .files import write_json
+from .published import TOKEN
 
 
 def library_versions() -> dict[str, str]:
@@ -42,19 +43,29 @@ def utc_now() -> str:
 
 def command_line(program: str | None = None) -> str:
     """The command that runs, as a reader can give it: with `program` in place of its file, and without places."""
-    program = program or ("python " if sys.argv[0].endswith(".py") else "") + str(without_places(sys.argv[0]))
+    file = Path(sys.argv[0])
+    module = f"python -m {file.parent.name}" if file.name == "__main__.py" else None
+    program = program or module or ("python " if file.suffix == ".py" else "") + without_places(sys.argv[0])
     return " ".join([program, *without_places(sys.argv[1:])])
 
 
 def without_places(value):
-    """A value, or all of nested ones, with absolute paths, which say nothing to a reader, cut to their last part."""
+    """A value, or all of nested ones, as it may be shown to others.
+
+    Paths that are absolute, or lead out of the working folder, say nothing to a reader and are cut to their last part,
+    also behind an equals sign (`--output=/a/b`, `model=/a/b`); access tokens are taken out.
+    """
     if isinstance(value, Mapping):
         return {key: without_places(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [without_places(part) for part in value]
-    if isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute()):
-        return Path(value).name if Path(value).is_absolute() else str(value)
-    return value
+    if not isinstance(value, str | Path):
+        return value
+    name, equals, path = str(value).rpartition("=")
+    place = Path(path)
+    if (place.is_absolute() and place.name) or ".." in place.parts or path.startswith("~/"):
+        path = place.resolve().name
+    return TOKEN.sub("TOKEN", f"{name}{equals}{path}")
 
 
 def record_run(path: str | Path, about: Mapping):

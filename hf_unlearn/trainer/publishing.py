@@ -9,7 +9,7 @@ from pathlib import Path
 from ..report.card import render_card
 from ..requests.ledger import LOG_FILE
 from ..runtime.files import staged_folder, write_text
-from ..runtime.hub import push_folder
+from ..runtime.hub import hide_places, push_folder
 from ..runtime.modules import is_peft
 from ..runtime.sharded import whole_on_cpu
 from .records import card_context
@@ -25,6 +25,8 @@ def save_whole(trainer, folder: str):
         trainer._save(folder, state_dict=whole_on_cpu(trainer.model.state_dict(), keep=trainer.args.should_save))
     else:
         trainer.save_plain(folder)
+    if trainer.args.should_save:
+        hide_places(folder)
 
 
 def save_with_update(trainer, output_dir: str):

@@ -9,7 +9,8 @@ from hf_unlearn import FirstOrder
 from hf_unlearn.cli.main import main
 from hf_unlearn.deltas import UpdateDelta, transfer
 from hf_unlearn.errors import InputError
-from hf_unlearn.runtime.hub import is_repo_id, public_name, published_files, push_folder, stale_weights
+from hf_unlearn.runtime.hub import is_repo_id, public_name, push_folder, stale_weights
+from hf_unlearn.runtime.published import published_files
 from tests.support.hub_server import client_environment, hub_server
 from tests.support.trainers import make_trainer, trained_llama
 

@@ -1,8 +1,9 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """A Hub on localhost: enough of its HTTP interface for model repositories to be made, committed to and read.
 
-Repositories live in memory. `HF_ENDPOINT` is read when huggingface_hub is imported and xet uploads know no server but
-the real one, so clients run in a process of their own with `client_environment(server)`.
+Repositories live in memory. `HF_ENDPOINT` is read when huggingface_hub is imported, so clients run in a process of
+their own with `client_environment(server)`, or here while `known_here` has put the server into its constants. Xet
+uploads know no server but the real one and are off.
 """
 
 import base64
@@ -51,6 +52,18 @@ def client_environment(server: HubServer, home) -> dict[str, str]:
         "no_proxy": "127.0.0.1",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
+
+
+def known_here(server: HubServer, monkeypatch):
+    """Let the Hub's client of this process know this server only (downloads of transformers do not)."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 class _Handler(BaseHTTPRequestHandler):
