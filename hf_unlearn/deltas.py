@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 CONFIG_FILE = "delta_config.json"
 WEIGHTS_FILE = "delta.safetensors"
+CHECKPOINT = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*"]
 # Weights in another format and the card describe the model as it was, so `transfer` does not carry them over.
 NOT_TRANSFERRED = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}
 
@@ -311,9 +312,7 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not an empty folder; choose another --output or remove it")
     reader = _DeltaReader(delta_dir)
-    source = fetch_folder(
-        model_dir, None, ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*"]
-    )
+    source = fetch_folder(model_dir, None, CHECKPOINT)
     checkpoint = Shards(source, "model.safetensors")
     shapes = {name: shape for name, (shape, _) in reader.headers(reader.files).items()}
     _check_targets(shapes, checkpoint.headers(reader.files))
