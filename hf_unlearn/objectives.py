@@ -14,6 +14,17 @@ import torch.nn.functional as F
 IGNORE = -100
 
 
+def scored_labels(labels: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Labels (B, T) with -100 where no real token predicts a real one: at padding, and at the first token behind it.
+
+    What a model says at padding means nothing, so left and right padding then score the same tokens.
+    """
+    real = attention_mask.bool()
+    scored = real.clone()
+    scored[:, 1:] &= real[:, :-1]
+    return labels.masked_fill(~scored, IGNORE)
+
+
 def predictions(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows of `logits` that predict a label: (N, V) in fp32 or better, their labels (N,), and the batch's row (N,)."""
     if labels.dim() == 2:

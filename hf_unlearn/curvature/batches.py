@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..objectives import IGNORE, scored_labels
 
 
 @dataclass
@@ -79,11 +80,11 @@ def read_batch(batch: Mapping, first: int, causal: bool, device: torch.device) -
     size = len(labels)
     mask = mask.cpu().bool() if mask is not None else torch.ones_like(labels, dtype=torch.bool)
 
-    predicted = labels != -100
+    predicted = labels != IGNORE
     rows = mask
     if labels.dim() == 2 and causal:
         predicted = torch.zeros_like(mask)
-        predicted[:, :-1] = (labels[:, 1:] != -100) & mask[:, 1:] & mask[:, :-1]
+        predicted[:, :-1] = scored_labels(labels, mask)[:, 1:] != IGNORE
         labels = torch.roll(labels, -1, dims=1)
         # A real token is the last one of its sequence when no real token follows.
         following = mask.flip(1).cumsum(1).flip(1) - mask.long()

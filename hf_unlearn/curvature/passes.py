@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..runtime.files import sha256_tensor
-from ..runtime.modules import model_device
+from ..runtime.modules import model_device, positions_behind_padding, takes_positions
 from ..runtime.processes import LostProcess, Processes
 from ..runtime.sharded import is_sharded, reshard
 from .batches import Batch, read_batch
@@ -139,6 +139,7 @@ class Backward:
         self.model, self.capture, self.receiver, self.targets = model, capture, receiver, targets
         self.fisher, self.seed, self.splits = fisher, seed, splits
         self.body, self.head, self._checked = None, None, False
+        self.told = positions_behind_padding if takes_positions(model) else dict
 
     def __call__(self, batch: Batch, recorded: bool = True):
         """Without `recorded` nothing is reported: the model alone is run."""
@@ -147,7 +148,7 @@ class Backward:
             self.body, self.head = split_head(self.model, batch, self.targets) if splits else (self.model, None)
         self.receiver.start(batch)
         with self.capture.recording() if recorded else contextlib.nullcontext():
-            outputs = forward(self.body, batch.inputs, self.head is not None)
+            outputs = forward(self.body, self.told(batch.inputs), self.head is not None)
         if outputs.shape[:-1] != batch.label_shape:
             raise InputError(
                 f"the model gives outputs of shape {tuple(outputs.shape[:-1])} for labels of shape "

@@ -1,12 +1,15 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Collators that make padded batches of rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import InputError
+from ..objectives import scored_labels
 from ..runtime.loading import padding_id
+from ..runtime.modules import positions_behind_padding, takes_positions
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,8 @@ class CausalCollator:
     """Pad rows of `input_ids` and `labels` (lists of equal length) to int64 tensors of shape [rows, longest row].
 
     The attention mask comes from the lengths, never from comparing ids with the padding id: where padding and
-    end-of-sequence are one token, that would hide the end-of-sequence from the model. Padded labels are -100.
+    end-of-sequence are one token, that would hide the end-of-sequence from the model. Labels of padding, and of tokens
+    that only padding stands before, are -100.
 
     Raises:
         InputError: another side, or no id.
@@ -42,14 +46,39 @@ class CausalCollator:
             batch["input_ids"][number, place] = torch.as_tensor(row["input_ids"])
             batch["attention_mask"][number, place] = torch.as_tensor(row.get("attention_mask", [1] * length))
             batch["labels"][number, place] = torch.as_tensor(row["labels"])
+        batch["labels"] = scored_labels(batch["labels"], batch["attention_mask"])
         return batch
+
+
+@dataclass(frozen=True)
+class RealTokens:
+    """A collator of anyone's, with labels that real tokens predict, and positions where the model must be told them.
+
+    Batches without an attention mask, or with labels that are no tokens, stay as they are.
+    """
+
+    collator: Callable
+    positions: bool  # whether the model is told the positions of rows that begin with padding
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = self.collator(rows)
+        labels, mask = batch.get("labels"), batch.get("attention_mask")
+        if mask is None or labels is None or labels.shape != mask.shape:
+            return batch
+        batch["labels"] = scored_labels(labels, mask)
+        return positions_behind_padding(batch) if self.positions else batch
+
+
+def real_tokens(collator: Callable, model) -> RealTokens:
+    """The collator for batches of this model."""
+    return RealTokens(collator, takes_positions(model))
 
 
 @dataclass(frozen=True)
 class UnlearnCollator:
     """Rows `{"forget": row, "retain": row}` to `{"forget": batch, "retain": batch}`, each side made by `collator`."""
 
-    collator: CausalCollator
+    collator: Callable
 
     def __call__(self, rows: list[dict]) -> dict[str, dict[str, torch.Tensor]]:
         return {side: self.collator([row[side] for row in rows]) for side in rows[0]}

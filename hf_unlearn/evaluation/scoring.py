@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 
 from ..data.collators import CausalCollator
 from ..errors import InputError, NumericalError
+from ..objectives import IGNORE, scored_labels
 from ..runtime.loading import padding_id
-from ..runtime.modules import evaluation_mode, model_device
+from ..runtime.modules import evaluation_mode, model_device, positions_behind_padding, takes_positions
 
 
 # Numbers in one block of logits, and in one temporary of its reduction. On a CPU big blocks lose half of their time to
@@ -82,6 +83,8 @@ def predicted_logits(model, inputs: Mapping[str, torch.Tensor], predicted: torch
     head = model.get_output_embeddings()
     handle = head.register_forward_pre_hook(choose) if head is not None else None
     try:
+        if takes_positions(model):
+            inputs = positions_behind_padding(inputs)
         logits = model(**inputs, use_cache=False).logits
     finally:
         if handle is not None:
@@ -91,10 +94,11 @@ def predicted_logits(model, inputs: Mapping[str, torch.Tensor], predicted: torch
 
 
 def predicted_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """(B, T) mask of the tokens that count: labelled, real, and not first in the row (nothing predicts that)."""
-    predicted = batch["labels"] != -100
+    """(B, T) mask of the tokens that count: labelled, real, and behind a real one (nothing else predicts them)."""
+    labels = batch["labels"]
     if "attention_mask" in batch:
-        predicted = predicted & batch["attention_mask"].bool()
+        labels = scored_labels(labels, batch["attention_mask"])
+    predicted = labels != IGNORE
     predicted[:, 0] = False
     return predicted
 

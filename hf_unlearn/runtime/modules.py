@@ -83,6 +83,32 @@ def checkpointed_in_eval_mode(model):
         yield
 
 
+def takes_positions(model: nn.Module) -> bool:
+    """Whether a decoder must be told the positions of rows that begin with padding.
+
+    It counts from the row's beginning otherwise, where absolute positions (GPT-2) give a padded row another meaning.
+    Models of RoBERTa's kind count from the padding id on and find positions by themselves.
+    """
+    import inspect
+
+    config = getattr(model, "config", None)
+    inner = model.get_base_model() if is_peft(model) else model
+    takes = "position_ids" in inspect.signature(inner.forward).parameters
+    by_itself = any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules())
+    return takes and not by_itself and not getattr(config, "is_encoder_decoder", False)
+
+
+def positions_behind_padding(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs with `position_ids` (B, T) that count real tokens from 0, where a row begins with padding.
+
+    Other inputs, and those that have positions already, come back as they are.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.dim() != 2 or "position_ids" in inputs or bool(mask[:, 0].all()):
+        return dict(inputs)
+    return {**inputs, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+
+
 def model_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A batch without its labels, on the model's device; images in the model's precision."""
     weight = next(model.parameters())

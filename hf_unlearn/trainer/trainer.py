@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import objectives
-from ..data.collators import UnlearnCollator, default_collator
+from ..data.collators import UnlearnCollator, default_collator, real_tokens
 from ..data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows
 from ..deltas import UpdateDelta, delta_config
 from ..errors import InputError, NumericalError
@@ -118,7 +118,7 @@ class UnlearnTrainer(Trainer):
             eval_dataset = prepare(eval_dataset, "evaluation")
         if data_collator is None and "input_ids" not in self.forget_dataset.column_names:
             raise InputError("rows without input_ids have no default padding: pass data_collator")
-        self.single_collator = data_collator or default_collator(model, processing_class)
+        self.single_collator = real_tokens(data_collator or default_collator(model, processing_class), model)
         self._parts: dict[str, torch.Tensor] = {}
         self._parts_since = 0
         self._begun = False

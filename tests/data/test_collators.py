@@ -11,7 +11,9 @@ from hf_unlearn.errors import InputError
 def test_causal_collator(side):
     rows = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4], "labels": [4]}]
     batch = CausalCollator(2, side)(rows)
-    short = {"right": ([4, 2, 2], [1, 0, 0], [4, -100, -100]), "left": ([2, 2, 4], [0, 0, 1], [-100, -100, 4])}[side]
+    short = {"right": ([4, 2, 2], [1, 0, 0], [4, -100, -100]), "left": ([2, 2, 4], [0, 0, 1], [-100, -100, -100])}[
+        side
+    ]
     # The real token 2 of the first row is also the padding id: its mask must stay 1.
     assert batch["input_ids"].tolist() == [[1, 2, 3], short[0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], short[1]]
