@@ -4,7 +4,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import InputError
@@ -56,7 +56,7 @@ class Line:
     label: str
     method: str
     settings: dict = field(default_factory=dict)
-    search: dict[str, list] = field(default_factory=dict)
+    search: dict[str, list] | list = field(default_factory=dict)  # a list is refused with the form of today
     epochs: int = 1
     arguments: dict = field(default_factory=dict)
     stages: str = "each"
@@ -81,6 +81,11 @@ class Line:
             raise InputError(f"{self.label}: search: give lists of values by name, as {{{example}: [...]}}")
         if searched and not {*self.search, *self.settings, *self.arguments} & set(searched):
             raise InputError(f"{self.label}: give search, the values of {' or '.join(searched)} to try")
+        try:
+            for name, value in [*self.settings.items(), *self.tried()]:
+                METHODS[self.method].check_values({name: value})
+        except InputError as error:
+            raise InputError(f"{self.label}: {error}") from error
         if self.stages not in STAGES:
             raise InputError(f"{self.label}: stages must be 'each' or 'together', not {self.stages!r}")
 
@@ -88,6 +93,12 @@ class Line:
     def fields(self) -> set[str]:
         """Names of the method's settings."""
         return {field.name for field in dataclasses.fields(METHODS[self.method])}
+
+    def tried(self) -> Iterator[tuple[str, object]]:
+        """(name, value) of everything that the search tries, of each stage on its own."""
+        for name, values in self.search.items():
+            for value in values:
+                yield from ((name, one) for one in (value if isinstance(value, list) else [value]))
 
     def trainings(self, stages: int) -> list[Values]:
         """The values of every training, in the order of the search.

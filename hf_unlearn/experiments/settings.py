@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import InputError
+from ..runtime.fields import check_fields
 from .line import Line
 
 
@@ -128,12 +129,14 @@ def _lines(methods, place: str) -> list[Line]:
         raise InputError(f"{place}: methods share a label: {', '.join(sorted(repeated))}; give every line its own")
     for line in lines:
         _arguments(line.arguments, f"methods, {line.label}: arguments")
-        _arguments(dict.fromkeys(set(line.search) - line.fields), f"methods, {line.label}: search")
+        for name, value in line.tried():
+            if name not in line.fields:
+                _arguments({name: value}, f"methods, {line.label}: search")
     return lines
 
 
 def _arguments(arguments: Mapping | None, section: str) -> dict:
-    from ..trainer.config import UnlearnConfig
+    from ..trainer.config import UnlearnConfig, check_arguments
 
     arguments = {} if arguments is None else arguments
     if not isinstance(arguments, Mapping):
@@ -141,6 +144,10 @@ def _arguments(arguments: Mapping | None, section: str) -> dict:
     known = {field.name for field in dataclasses.fields(UnlearnConfig)}
     if unknown := sorted(set(map(str, arguments)) - known):
         raise InputError(f"{section}: no setting {', '.join(unknown)}; see UnlearnConfig")
+    try:
+        check_arguments(arguments)
+    except InputError as error:
+        raise InputError(f"{section}: {error}") from error
     return dict(arguments)
 
 
@@ -164,9 +171,14 @@ def configured(function, section: str, settings: Mapping | None, **others):
     """`function(**settings, **others)`, where settings come from a person's YAML.
 
     Raises:
-        InputError: as `check_settings`.
+        InputError: as `check_settings`, or a value of another type than the field of a dataclass.
     """
     check_settings(function, section, settings, others)
+    if dataclasses.is_dataclass(function):
+        try:
+            check_fields(function, settings or {}, {})
+        except InputError as error:
+            raise InputError(f"{section}: {error}") from error
     return function(**(settings or {}), **others)
 
 

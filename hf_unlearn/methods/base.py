@@ -8,6 +8,7 @@ import abc
 import contextlib
 import copy
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..objectives import count_predictions, count_rows
+from ..runtime.fields import Range, check_fields
 
 
 @dataclass
@@ -106,6 +108,10 @@ class Method(abc.ABC):
         own_update: `update` reports what was changed; else the trainer takes the difference of the weights.
         searched: settings or training arguments of which a line of a comparison must set or search one.
         own_steps: optimiser steps, or parts of its own run, of one training; None: the number of epochs decides.
+        allowed: setting -> the range of its numbers, or the texts to choose from. Types are those of the annotations.
+
+    Raises:
+        InputError: a setting of another type, out of range, not finite, or none of the choices.
     """
 
     label: ClassVar[str]
@@ -116,6 +122,24 @@ class Method(abc.ABC):
     own_update: ClassVar[bool] = False
     searched: ClassVar[tuple[str, ...]] = ("learning_rate",)
     own_steps: int | None = None
+    allowed: ClassVar[Mapping[str, Range | Sequence[str]]] = {}
+
+    def __post_init__(self):
+        self.check_settings()
+
+    def check_settings(self):
+        """As `check_values`, of all of this method's; numbers of NumPy become Python's, which JSON can hold."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name, value in values.items():
+            if isinstance(value, numbers.Real) and not isinstance(value, int | float):
+                values[name] = value.item()
+                setattr(self, name, values[name])
+        self.check_values(values)
+
+    @classmethod
+    def check_values(cls, values: Mapping[str, object]):
+        """Refuse settings, by name, that the method could not be made with; see `Raises` of the class."""
+        check_fields(cls, values, cls.allowed)
 
     def settings(self) -> dict:
         """JSON-able settings, for logs, deltas and the identity of a run."""

@@ -3,11 +3,10 @@
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from ..evaluation.images import mean_loss
 from ..ntk.jacobians import OUTPUTS
 from ..ntk.request import KERNELS, LINEARIZE, apply_update, solve_request
 from ..ntk.solvers import SOLVERS
+from ..runtime.fields import Range
 from ..runtime.files import sha256_tensors
 from .base import Method
 from .reference import cite
@@ -79,12 +79,12 @@ class FastNTK(Method):
     solver: str = "auto"
     ridge: float = 1.0
     linearize: str = "midpoint"
-    target_scale: float | str = "auto"
-    absent_margin: float | str = "auto"
+    target_scale: float | Literal["auto"] = "auto"
+    absent_margin: float | Literal["auto"] = "auto"
     outputs: str = "logits"
     kernel: str = "full"
     pretrained: object = field(default=None, repr=False)
-    gram_cache: str | None = None
+    gram_cache: str | Path | None = None
     retain_samples: int | None = None
     contrasts: int | None = None
     forget_contrasts: int | None = None
@@ -94,28 +94,22 @@ class FastNTK(Method):
     searched: ClassVar[tuple[str, ...]] = ()
     own_steps: ClassVar[int] = 1
     paper: ClassVar[dict[str, str]] = cite("li2023fastntk")
+    allowed: ClassVar[dict] = {
+        **{"solver": SOLVERS, "kernel": KERNELS, "outputs": OUTPUTS, "linearize": LINEARIZE},
+        **dict.fromkeys(("ridge", "absent_margin"), Range(least=0)),
+        "target_scale": Range(above=0),
+        **dict.fromkeys(("retain_samples", "contrasts", "forget_contrasts", "chunk_size"), Range(least=1)),
+    }
 
     def __post_init__(self):
-        choices = {"solver": SOLVERS, "kernel": KERNELS, "outputs": OUTPUTS, "linearize": LINEARIZE}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-        if not self.ridge >= 0:
-            raise InputError(f"ridge must not be negative, got {self.ridge}")
-        if self.target_scale != "auto" and not (isinstance(self.target_scale, int | float) and self.target_scale > 0):
-            raise InputError(f"target_scale must be 'auto' or a number above 0, not {self.target_scale!r}")
-        margin = self.absent_margin
-        if margin != "auto" and not (isinstance(margin, int | float) and 0 <= margin < math.inf):
-            raise InputError(f"absent_margin must be 'auto' or a number from 0 on, not {margin!r}")
+        super().__post_init__()
         if self.kernel != "full" and self.solver not in ("auto", "dual"):
             raise InputError(f"the {self.kernel} kernel has the dual solver only, not {self.solver!r}")
         if self.gram_cache is not None and self.solver not in ("auto", "primal"):
             raise InputError(f"gram_cache needs the primal solver, not {self.solver!r}")
         for name in ("retain_samples", "contrasts", "forget_contrasts"):
-            if (value := getattr(self, name)) is None:
+            if getattr(self, name) is None:
                 continue
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a whole number from 1 on, not {value!r}")
             if self.solver not in ("auto", "primal") or self.kernel != "full":
                 raise InputError(f"{name} needs the primal solver and the full kernel")
             if name != "contrasts" and self.gram_cache is not None:

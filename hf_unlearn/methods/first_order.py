@@ -3,11 +3,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
 from .. import objectives
-from ..errors import InputError
+from ..runtime.fields import Range
 from .base import Method, split_labels
 from .reference import Reference, cite
 from .rmu import RMU
@@ -65,7 +66,7 @@ class FirstOrder(Method):
         retain_weight (`float`, *optional*): Weight of the retain term, 1. GA, Max Loss and Random Label have none.
 
     Raises:
-        InputError: an unknown objective.
+        InputError: an unknown objective, a value out of range.
     """
 
     objective: str = "grad_diff"
@@ -74,13 +75,18 @@ class FirstOrder(Method):
     forget_weight: float | None = None
     retain_weight: float | None = None
 
+    allowed: ClassVar[dict] = {
+        "objective": (*BASELINES, "rmu"),
+        "beta": Range(above=0),
+        **dict.fromkeys(("forget_weight", "retain_weight"), Range(least=0)),
+    }
+
     def __new__(cls, objective: str = "grad_diff", *args, **settings):
         # Of another class, so that Python calls no __init__ of this one on it.
         return RMU(**settings) if objective == "rmu" else super().__new__(cls)
 
     def __post_init__(self):
-        if self.objective not in BASELINES:
-            raise InputError(f"unknown objective {self.objective!r}: choose one of {', '.join([*BASELINES, 'rmu'])}")
+        super().__post_init__()
         for name, value in (DEFAULTS | dict(self.baseline.defaults)).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)

@@ -8,7 +8,9 @@ from typing import ClassVar
 
 from .. import objectives
 from ..curvature import KINDS, Curvature, make_curvature
+from ..curvature.fisher import FISHERS
 from ..errors import InputError
+from ..runtime.fields import Range
 from ..runtime.hub import public_name
 from ..runtime.modules import checkpointed_in_eval_mode
 from .base import split_labels
@@ -64,7 +66,7 @@ class KFade(NaturalGradient):
             neither a kind nor a folder or repository.
     """
 
-    curvature: str | Curvature = "ekfac"
+    curvature: str | Path | Curvature = "ekfac"
     objective: str = "cross_entropy"
     step_norm: float | None = None
     kl_budget: float | None = None
@@ -79,6 +81,12 @@ class KFade(NaturalGradient):
 
     label: ClassVar[str] = "K-FADE"
     paper: ClassVar[dict[str, str]] = cite("kfade2026")
+    allowed: ClassVar[dict] = {
+        **dict.fromkeys(("step_norm", "kl_budget", "damping", "kl_limit"), Range(above=0)),
+        **dict.fromkeys(("steps", "retain_samples", "forget_batch_size"), Range(least=1)),
+        "objective": ("cross_entropy", *RISING),
+        "fisher": FISHERS,
+    }
 
     def __post_init__(self):
         super().__post_init__()
@@ -86,18 +94,6 @@ class KFade(NaturalGradient):
             raise InputError(
                 "give exactly one of step_norm (alpha) and kl_budget (nats per token; alpha = sqrt(2 * kl_budget))"
             )
-        if self.objective not in ("cross_entropy", *RISING):
-            raise InputError(
-                f"unknown objective {self.objective!r}: choose 'cross_entropy', 'margin' or 'unlikelihood'"
-            )
-        for name in ("step_norm", "kl_budget", "damping", "kl_limit"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise InputError(f"{name} must be a finite number above 0, not {value}")
-        for name in ("steps", "retain_samples", "forget_batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
         # A name of a repository has a slash; anything else that is neither a kind nor a folder is a slip of the pen.
         self._named = self.curvature not in KINDS and (
             isinstance(self.curvature, Path)

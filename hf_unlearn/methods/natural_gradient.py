@@ -56,6 +56,7 @@ class NaturalGradient(Method):
     searched = ("step_norm", "kl_budget")
 
     def __post_init__(self):
+        super().__post_init__()
         self._chosen: dict[str, float | None] = {}
         self._before_step: Callable[[NaturalGradientAscent], None] | None = None
         self._frozen = contextlib.ExitStack()

@@ -3,7 +3,6 @@
 
 import contextlib
 import logging
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import nn
 from .. import objectives
 from ..curvature import select_targets
 from ..errors import InputError
+from ..runtime.fields import Range
 from ..runtime.modules import trainable
 from .base import Method, split_labels
 from .reference import Reference, cite
@@ -47,7 +47,7 @@ class RMU(Method):
             then over rows (open-unlearning).
 
     Raises:
-        InputError: an unknown average, or a `steering` that is not a positive number.
+        InputError: an unknown average, a value out of range; when it runs: a layer that the model does not have.
     """
 
     steering: float = 6.5
@@ -60,12 +60,14 @@ class RMU(Method):
     label: ClassVar[str] = "RMU"
     paired: ClassVar[bool] = True
     paper: ClassVar[dict[str, str]] = cite("rmu2024")
+    allowed: ClassVar[dict] = {
+        "steering": Range(above=0),
+        **dict.fromkeys(("layer", "layers", "forget_weight", "retain_weight"), Range(least=0)),
+        "average": ("tokens", "rows"),
+    }
 
     def __post_init__(self):
-        if self.average not in ("tokens", "rows"):
-            raise InputError(f"unknown average {self.average!r}: choose 'tokens' or 'rows'")
-        if not (self.steering > 0 and math.isfinite(self.steering)):
-            raise InputError(f"steering must be a finite number above 0, not {self.steering}")
+        super().__post_init__()
         self._frozen = contextlib.ExitStack()
         self._reference = None
 

@@ -1,12 +1,33 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Settings of a run that do not belong to one method."""
 
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
 from ..curvature.layout import parse_bytes
-from ..errors import InputError
+from ..errors import InputError, first_line
+from ..runtime.fields import Range, check_fields
+
+
+ALLOWED = {
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length"),
+        Range(least=1),
+    ),
+    **dict.fromkeys(("curvature_batch_size", "save_total_limit"), Range(least=1)),
+    **dict.fromkeys(("kl_rows", "curvature_save_steps", "learning_rate", "weight_decay"), Range(least=0)),
+    **dict.fromkeys(("max_grad_norm", "warmup_steps", "adam_epsilon"), Range(least=0)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), Range(least=0, below=1)),
+    "num_train_epochs": Range(above=0),
+    "max_steps": Range(least=-1),
+    **dict.fromkeys(("seed", "data_seed"), Range(least=0, below=2**32)),
+}
 
 
 def setting(default, text: str):
@@ -34,6 +55,9 @@ class UnlearnConfig(TrainingArguments):
             Retain rows on which KL(original || unlearned) is measured after a natural-gradient step; 0 turns it off.
         model_init_kwargs (`dict`, *optional*):
             Keyword arguments of `from_pretrained` when the model is given by its name or folder.
+
+    Raises:
+        InputError: a value of another type or out of range, or arguments that exclude each other.
     """
 
     # A row of an unlearning batch is a pair of rows, which no signature of a model lists.
@@ -41,7 +65,9 @@ class UnlearnConfig(TrainingArguments):
     logging_steps: float = setting(1, "Log every X updates steps.")
     max_length: int = setting(512, "Rows are cut to this many tokens.")
     curvature_batch_size: int = setting(8, "Retain sequences per pass of a curvature fit.")
-    max_factor_memory: str | None = setting(None, "Curvature that a process may hold on its device, such as 20GB.")
+    max_factor_memory: int | str | None = setting(
+        None, "Curvature that a process may hold on its device, such as 20GB."
+    )
     curvature_save_steps: int = setting(100, "Retain batches after which a fit writes its sums; 0: off.")
     # A half-made update is nobody's business: only `save_model` and `push_to_hub` publish.
     hub_strategy: str = setting("end", "When to push to the Hub.")
@@ -49,7 +75,32 @@ class UnlearnConfig(TrainingArguments):
     model_init_kwargs: dict | None = setting(None, "Keyword arguments of from_pretrained, for a model given by name.")
 
     def __post_init__(self):
-        super().__post_init__()
+        check_arguments({name: getattr(self, name) for name in checked_arguments()})
         parse_bytes(self.max_factor_memory)
-        if self.curvature_save_steps < 0:
-            raise InputError(f"curvature_save_steps must be 0 (off) or more, not {self.curvature_save_steps}")
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise InputError(f"training arguments: {first_line(error)}") from error
+
+
+@functools.cache
+def checked_arguments() -> frozenset[str]:
+    """Fields whose annotation says all that they take: our own, and numbers and flags of `TrainingArguments`."""
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    plain, hints = {int, float, bool, types.NoneType}, typing.get_type_hints(UnlearnConfig)
+    return frozenset(
+        field.name
+        for field in dataclasses.fields(UnlearnConfig)
+        if field.name not in inherited or plain >= {*(typing.get_args(hints[field.name]) or [hints[field.name]])}
+    )
+
+
+def check_arguments(values: Mapping[str, object]):
+    """Refuse values of `UnlearnConfig`'s fields, by name, of another type or out of range.
+
+    Raises:
+        InputError: the message names field, value and what is allowed.
+    """
+    check_fields(UnlearnConfig, {name: values[name] for name in checked_arguments() & values.keys()}, ALLOWED)
+    if values.get("max_steps") == 0:
+        raise InputError("max_steps must be at least 1, or -1 for as many as num_train_epochs gives, not 0")

@@ -86,11 +86,13 @@ def test_check_names_the_line():
             kfade({"steps": 3, "forget_batch_size": 5}),
             "x: the forget set of stage rows has 10 .* 3 steps of 5 need 15",
         ),
-        (kfade(search={"step_norm": [0.1, -1.0]}), "x: step_norm must be a finite number above 0, not -1.0"),
         (kfade(search={"step_norm": [0.1], "kl_budget": [0.1]}), "x: give exactly one of step_norm"),
     ):
         with pytest.raises(InputError, match=message):
             line.check([STAGE])
+    for search in ([0.1, -1.0], [[0.1, -1.0]]):
+        with pytest.raises(InputError, match="x: step_norm must be a finite number above 0, not -1.0"):
+            kfade(search={"step_norm": search})
     with pytest.raises(InputError, match="x: settings: dampning is no setting of kfade; there are curvature"):
         kfade({"dampning": 1})
 

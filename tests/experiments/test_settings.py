@@ -141,6 +141,21 @@ BAD = {
     "a key of arguments": (changed(TOFU, arguments__lr=1.0), "arguments: no setting lr; see UnlearnConfig"),
     "arguments by place": (changed(TOFU, arguments=["lr"]), "arguments: give settings by name"),
     "a key of a line": (with_line(TOFU, learning_rate=1.0), "methods, one step: no setting learning_rate"),
+    "a value of arguments": (changed(TOFU, arguments__bf16="no"), "arguments: bf16 must be True or False, not 'no'"),
+    "a value of a line's arguments": (
+        with_line(TOFU, arguments={"max_steps": 1.5}),
+        "methods, one step: arguments: max_steps must be a whole number, not 1.5",
+    ),
+    "a value of a method": (with_line(TOFU, settings={"refit": "false"}), "one step: refit must be True or False"),
+    "a searched value": (
+        with_line(TOFU, search={"step_norm": [0.1], "kl_rows": [-1]}),
+        "methods, one step: search: kl_rows must be at least 0, not -1",
+    ),
+    "a searched setting": (with_line(TOFU, search={"step_norm": [".1"]}), "step_norm must be a number or None"),
+    "a value of a section": (
+        changed(TOFU, model__original=3),
+        "model: original must be text or None, not 3",
+    ),
     "a line's arguments": (
         with_line(TOFU, arguments={"learning_rat": 1.0}),
         "methods, one step: arguments: no setting learning_rat; see UnlearnConfig",

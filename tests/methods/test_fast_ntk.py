@@ -121,16 +121,16 @@ def test_half_precision_is_upcast_with_a_word(tmp_path, digits, start, full, cap
 
 def test_bad_input(tmp_path, digits, start, full, caplog):
     for settings, message in (
-        ({"solver": "lu"}, "solver must be one of"),
-        ({"linearize": "middle"}, "linearize must be"),
-        ({"ridge": -1.0}, "ridge must not be negative"),
+        ({"solver": "lu"}, "unknown solver 'lu': choose one of"),
+        ({"linearize": "middle"}, "unknown linearize"),
+        ({"ridge": -1.0}, "ridge must be a finite number at least 0"),
         ({"target_scale": 0}, "target_scale must be"),
         ({"absent_margin": -0.1}, "absent_margin must be"),
         ({"absent_margin": "none"}, "absent_margin must be"),
-        ({"outputs": "odds"}, "outputs must be"),
+        ({"outputs": "odds"}, "unknown outputs"),
         ({"kernel": "classwise", "solver": "primal"}, "has the dual solver only"),
         ({"gram_cache": "x", "solver": "cg"}, "gram_cache needs the primal solver"),
-        ({"retain_samples": 0}, "retain_samples must be a whole number from 1 on"),
+        ({"retain_samples": 0}, "retain_samples must be at least 1"),
         ({"retain_samples": 5, "solver": "dual"}, "retain_samples needs the primal solver"),
         ({"retain_samples": 5, "gram_cache": "x"}, "exclude each other"),
         ({"contrasts": 1.5}, "contrasts must be a whole number from 1 on, not 1.5"),
