@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import hf_unlearn.deltas as deltas
-from hf_unlearn.deltas import UpdateDelta, delta_config, transfer
+from hf_unlearn.deltas import UpdateDelta, delta_config, streaming, transfer, update
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.runtime.checkpoints import base_tensors
+from hf_unlearn.runtime.files import sha256_tensor
 
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -167,7 +167,7 @@ def test_interrupted_save_is_not_a_delta(tiny_llama, tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(deltas, "write_safetensors", full_disk)
+    monkeypatch.setattr(update, "write_safetensors", full_disk)
     with pytest.raises(OSError, match="No space"):
         delta.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="cut short"):
@@ -270,7 +270,7 @@ def test_transfer_holds_one_shard_at_a_time(tiny_llama, tmp_path, monkeypatch):
     names = [name for name in base.state_dict() if "mlp" in name]
     UpdateDelta.between(base, change(base, names)).save_pretrained(tmp_path / "delta")
     source = checkpoint(base, tmp_path / "model", max_shard_size="4KB")
-    written, alive, write = [], [], deltas.write_safetensors
+    written, alive, write = [], [], streaming.write_safetensors
 
     def watch(path, tensors, metadata=None):
         assert not [name for name, tensor in alive if tensor() is not None and name not in tensors]
@@ -278,7 +278,7 @@ def test_transfer_holds_one_shard_at_a_time(tiny_llama, tmp_path, monkeypatch):
         written.append(sum(tensor.nbytes for tensor in tensors.values()))
         return write(path, tensors, metadata)
 
-    monkeypatch.setattr(deltas, "write_safetensors", watch)
+    monkeypatch.setattr(streaming, "write_safetensors", watch)
     transfer(tmp_path / "delta", source, tmp_path / "out")
     assert len(written) >= 3 and max(written) <= 4096
 
@@ -308,9 +308,9 @@ def test_killed_transfer_leaves_no_output(tiny_llama, tmp_path):
     checkpoint(base, tmp_path / "model", max_shard_size="4KB")
     program = (
         "import os, signal, shutil\n"
-        "import hf_unlearn.deltas as deltas\n"
-        "deltas.shutil.copyfile = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "deltas.transfer('delta', 'model', 'out')\n"
+        "import hf_unlearn.deltas.streaming as streaming\n"
+        "streaming.shutil.copyfile = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "streaming.transfer('delta', 'model', 'out')\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, timeout=120)
@@ -330,7 +330,7 @@ def test_full_disk_leaves_nothing(tiny_llama, tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(deltas, "write_safetensors", full_disk)
+    monkeypatch.setattr(streaming, "write_safetensors", full_disk)
     with pytest.raises(OSError, match="No space"):
         transfer(tmp_path / "delta", source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["delta", "model"]
@@ -350,7 +350,7 @@ def test_config_hashes_the_base(tiny_llama, tmp_path):
     delta = UpdateDelta({DOWN: torch.ones(16, 24)}, config)
     delta.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "delta_config.json").read_text())
-    assert stored["base_sha256"] == {DOWN: deltas.sha256_tensor(base.state_dict()[DOWN])}
+    assert stored["base_sha256"] == {DOWN: sha256_tensor(base.state_dict()[DOWN])}
     assert stored["settings"] == {"alpha": 0.1} and stored["format_version"] == 1
     assert load_file(tmp_path / "delta.safetensors")[DOWN].dtype == torch.bfloat16
 

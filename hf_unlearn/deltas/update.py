@@ -1,11 +1,9 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""What unlearning changed: an update that can be saved, checked, applied again and streamed onto a checkpoint."""
+"""What unlearning changed: an update that can be saved, checked, applied again, added up and negated."""
 
 import contextlib
 import logging
 import math
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,30 +11,17 @@ from pathlib import Path
 
 import torch
 
-from .errors import InputError, NumericalError
-from .runtime.checkpoints import Shards, base_tensors, shorten
-from .runtime.files import (
-    open_safetensors,
-    read_json,
-    sha256_json,
-    sha256_tensor,
-    temporary_folder,
-    write_json,
-    write_safetensors,
-)
-from .runtime.hub import fetch_folder, hide_places, public_name, push_folder
-from .runtime.lora import save_lora
-from .runtime.provenance import library_versions
+from ..errors import InputError, NumericalError
+from ..runtime.checkpoints import base_tensors, shorten
+from ..runtime.files import sha256_json, sha256_tensor, write_json, write_safetensors
+from ..runtime.hub import public_name, push_folder
+from ..runtime.lora import save_lora
+from ..runtime.provenance import library_versions
+from .adding import add, check_scale, check_targets, is_base, warn_of_other_base
+from .reader import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, DeltaReader
 
 
 logger = logging.getLogger(__name__)
-
-FORMAT_VERSION = 1
-CONFIG_FILE = "delta_config.json"
-WEIGHTS_FILE = "delta.safetensors"
-CHECKPOINT = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*"]
-# Weights in another format and the card describe the model as it was, so `transfer` does not carry them over.
-NOT_TRANSFERRED = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}
 
 
 @dataclass(eq=False)
@@ -109,10 +94,10 @@ class UpdateDelta:
         Raises:
             InputError: the model lacks a tensor of the update, or has it in another shape or in a quantised type.
         """
-        _check_scale(scale)
+        check_scale(scale)
         targets = self._targets(model)
         shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
-        _check_targets(shapes, {name: (tensor.shape, tensor.dtype) for name, tensor in targets.items()})
+        check_targets(shapes, {name: (tensor.shape, tensor.dtype) for name, tensor in targets.items()})
         updates: dict[tuple, str] = {}
         for name in self.tensors:
             tensor = targets[name]
@@ -121,10 +106,10 @@ class UpdateDelta:
             first = updates.setdefault((tensor.device, tensor.data_ptr(), tensor.shape), name)
             if first != name and not torch.equal(self.tensors[first], self.tensors[name]):
                 raise InputError(f"{first} and {name} are one tied weight in this model but have different updates")
-        others = [name for name in updates.values() if not _is_base(self.config, name, targets[name])]
-        _warn_of_other_base(self.config, others)
+        others = [name for name in updates.values() if not is_base(self.config, name, targets[name])]
+        warn_of_other_base(self.config, others)
         for name in updates.values():
-            targets[name].copy_(_add(targets[name], self.tensors[name].to(targets[name].device), scale))
+            targets[name].copy_(add(targets[name], self.tensors[name].to(targets[name].device), scale))
         return model
 
     @contextlib.contextmanager
@@ -238,7 +223,7 @@ class UpdateDelta:
         Raises:
             InputError: there is no complete delta at that place, or its tensors are not those that were saved.
         """
-        reader = _DeltaReader(path_or_repo, revision)
+        reader = DeltaReader(path_or_repo, revision)
         delta = cls({name: reader.tensor(name) for name in reader.files}, reader.config)
         if delta.sha256() != reader.config.get("sha256", delta.sha256()):
             raise InputError(f"{path_or_repo}: tensors are not those of its {CONFIG_FILE}; save or download it again")
@@ -281,120 +266,3 @@ def delta_config(
         "base_sha256": {name: sha256_tensor(tensor) for name, tensor in base.items()},
         "versions": library_versions(),
     }
-
-
-def describe(path_or_repo: str | Path) -> dict:
-    """What a saved delta is: its configuration, and count, size (bytes) and norm of its tensors, read one at a time.
-
-    Raises:
-        InputError: there is no complete delta at that place.
-    """
-    reader = _DeltaReader(path_or_repo)
-    squares = sum(float(reader.tensor(name).double().square().sum()) for name in reader.files)
-    size = sum((reader.folder / file).stat().st_size for file in reader.filenames)
-    return {**reader.config, "tensors": sorted(reader.files), "bytes": size, "norm": math.sqrt(squares)}
-
-
-def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Path, scale: float = 1.0) -> Path:
-    """Apply a saved delta to a safetensors checkpoint, file by file, and write the result as a new checkpoint.
-
-    Memory: one shard of the checkpoint and one tensor of the delta. Configuration and tokenizer files are copied; the
-    card and weights in other formats are not, for they describe the model as it was. The result is built in a hidden
-    folder beside `output_dir` and renamed at the end, so a kill leaves no half checkpoint. Delta and checkpoint (with
-    `model.safetensors`, or shards and their index) are folders or Hub repositories; `output_dir` is new or empty.
-
-    Raises:
-        InputError: a folder is not what it should be, or the checkpoint lacks a tensor of the delta.
-        OSError: the result could not be written (nothing is left behind).
-    """
-    _check_scale(scale)
-    output = Path(output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists and is not an empty folder; choose another --output or remove it")
-    reader = _DeltaReader(delta_dir)
-    source = fetch_folder(model_dir, None, CHECKPOINT)
-    checkpoint = Shards(source, "model.safetensors")
-    shapes = {name: shape for name, (shape, _) in reader.headers(reader.files).items()}
-    _check_targets(shapes, checkpoint.headers(reader.files))
-
-    with temporary_folder(output.parent, output.name) as building:
-        other_base = []
-        for filename in checkpoint.filenames:
-            names = [name for name, file in checkpoint.files.items() if file == filename]
-            other_base += _transfer_shard(source / filename, building / filename, names, reader, scale)
-        _warn_of_other_base(reader.config, other_base)
-        for file in sorted(source.iterdir()):
-            if file.is_file() and file.suffix not in NOT_TRANSFERRED and file.name != "README.md":
-                shutil.copyfile(file, building / file.name)
-        record = {"delta": reader.config, "model": public_name(model_dir), "scale": scale, "other_base": other_base}
-        write_json(building / "unlearning_transfer.json", record)
-        hide_places(building)
-        building.chmod(0o755)
-        os.replace(building, output)
-    return output
-
-
-def _transfer_shard(source: Path, target: Path, names: list[str], reader, scale: float) -> list[str]:
-    """Write one shard with the update added; returns the touched tensors whose hash is not the delta's base."""
-    if not any(name in reader.files for name in names):
-        shutil.copyfile(source, target)
-        return []
-    with open_safetensors(source) as shard:
-        tensors = {name: shard.get_tensor(name) for name in names}
-        touched = [name for name in names if name in reader.files]
-        other_base = [name for name in touched if not _is_base(reader.config, name, tensors[name])]
-        for name in touched:
-            tensors[name] = _add(tensors[name], reader.tensor(name), scale)
-        write_safetensors(target, tensors, shard.metadata())
-    return other_base
-
-
-def _add(base: torch.Tensor, update: torch.Tensor, scale: float) -> torch.Tensor:
-    wide = torch.promote_types(base.dtype, torch.float32)
-    return (base.detach().to(wide) + scale * update.to(wide)).to(base.dtype)
-
-
-def _is_base(config: Mapping, name: str, tensor: torch.Tensor) -> bool:
-    expected = config.get("base_sha256", {}).get(name)
-    return expected is None or sha256_tensor(tensor) == expected
-
-
-def _warn_of_other_base(config: Mapping, names: list[str]):
-    if names:
-        logger.warning(
-            f"{len(names)} of the tensors are not the ones this update was made from (other weights or another dtype; "
-            f"base: {config.get('base_model') or 'unknown'}): {shorten(names)}. Expected on a fine-tuned checkpoint; "
-            "evaluate the result again."
-        )
-
-
-def _check_scale(scale: float):
-    if not math.isfinite(scale):
-        raise InputError(f"scale must be a finite number, not {scale}")
-
-
-def _check_targets(updates: Mapping[str, torch.Size], targets: Mapping[str, tuple[torch.Size, torch.dtype]]):
-    missing = [name for name in updates if name not in targets]
-    if missing:
-        raise InputError(
-            f"the model has no tensor {shorten(missing)}; the update belongs to another architecture or to other "
-            "names (compare with `hf-unlearn inspect`)"
-        )
-    for name, shape in updates.items():
-        target, dtype = targets[name]
-        if tuple(target) != tuple(shape):
-            raise InputError(f"{name} has shape {tuple(target)} in the model and {tuple(shape)} in the update")
-        if not dtype.is_floating_point or dtype.itemsize < 2:
-            raise InputError(f"{name} is stored as {dtype}; apply the update to the model before it is quantised")
-
-
-class _DeltaReader(Shards):
-    def __init__(self, path_or_repo: str | Path, revision: str | None = None):
-        place = fetch_folder(path_or_repo, revision, ["delta*", "delta/*"])
-        folder = place if (place / CONFIG_FILE).is_file() else place / "delta"
-        if not (folder / CONFIG_FILE).is_file():
-            raise InputError(f"{path_or_repo} holds no {CONFIG_FILE}: it is no delta, or its saving was cut short")
-        self.config = read_json(folder / CONFIG_FILE)
-        if self.config.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
-            raise InputError(f"{folder} has delta format {self.config['format_version']}; upgrade hf_unlearn")
-        super().__init__(folder, WEIGHTS_FILE)
