@@ -133,7 +133,7 @@ def test_bad_input(tmp_path, digits, start, full, caplog):
         ({"retain_samples": 0}, "retain_samples must be at least 1"),
         ({"retain_samples": 5, "solver": "dual"}, "retain_samples needs the primal solver"),
         ({"retain_samples": 5, "gram_cache": "x"}, "exclude each other"),
-        ({"contrasts": 1.5}, "contrasts must be a whole number from 1 on, not 1.5"),
+        ({"contrasts": 1.5}, "contrasts must be a whole number or None, not 1.5"),
         ({"contrasts": 2, "kernel": "pseudo"}, "contrasts needs the primal solver and the full kernel"),
         ({"forget_contrasts": 2, "gram_cache": "x"}, "forget_contrasts and gram_cache exclude each other"),
     ):
