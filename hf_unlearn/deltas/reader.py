@@ -1,0 +1,39 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Reader of a saved update: its description, and its tensors one at a time."""
+
+import math
+from pathlib import Path
+
+from ..errors import InputError
+from ..runtime.checkpoints import Shards
+from ..runtime.files import read_json
+from ..runtime.hub import fetch_folder
+
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "delta_config.json"
+WEIGHTS_FILE = "delta.safetensors"
+
+
+class DeltaReader(Shards):
+    def __init__(self, path_or_repo: str | Path, revision: str | None = None):
+        place = fetch_folder(path_or_repo, revision, ["delta*", "delta/*"])
+        folder = place if (place / CONFIG_FILE).is_file() else place / "delta"
+        if not (folder / CONFIG_FILE).is_file():
+            raise InputError(f"{path_or_repo} holds no {CONFIG_FILE}: it is no delta, or its saving was cut short")
+        self.config = read_json(folder / CONFIG_FILE)
+        if self.config.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+            raise InputError(f"{folder} has delta format {self.config['format_version']}; upgrade hf_unlearn")
+        super().__init__(folder, WEIGHTS_FILE)
+
+
+def describe(path_or_repo: str | Path) -> dict:
+    """What a saved delta is: its configuration, and count, size (bytes) and norm of its tensors, read one at a time.
+
+    Raises:
+        InputError: there is no complete delta at that place.
+    """
+    reader = DeltaReader(path_or_repo)
+    squares = sum(float(reader.tensor(name).double().square().sum()) for name in reader.files)
+    size = sum((reader.folder / file).stat().st_size for file in reader.filenames)
+    return {**reader.config, "tensors": sorted(reader.files), "bytes": size, "norm": math.sqrt(squares)}
