@@ -17,7 +17,6 @@ from ..data.rows import fingerprint_rows, row_hashes
 from ..deltas import UpdateDelta
 from ..evaluation.specificity import Approximation, KLResult
 from ..report.card import render_card
-from ..report.loading import Loading
 from ..runtime.files import (
     open_safetensors,
     read_json,
@@ -30,7 +29,8 @@ from ..runtime.files import (
 )
 from ..runtime.hub import hide_places
 from ..runtime.processes import on_main_process
-from ..runtime.provenance import code_sha256, library_versions
+from ..runtime.provenance import code_sha256
+from ..trainer.records import update_context
 from .finished_stages import FinishedStages
 from .line import Line
 from .problem import Problem, Stage, merge_stages
@@ -226,19 +226,18 @@ class Cell:
             hide_places(staged)
             delta.save_pretrained(staged / "delta")
             forget = [row for stage in problem.stages for row in row_hashes(stage.forget)]
-            context = {
-                "loading": Loading.of(model, tokenizer=problem.tokenizer is not None, own_update=method.own_update),
-                "method": method.label,
+            context = update_context(
+                model,
+                method,
+                delta,
+                problem.tokenizer,
+                forget_rows=len(forget),
+                forget_sha256=hashlib.sha256("".join(forget).encode()).hexdigest(),
+            )
+            context |= {
                 "model_name": f"{problem.name} unlearned with {best['method']}",
-                "paper": method.paper,
-                "base_model": delta.config["base_model"],
-                "base_revision": delta.config["base_revision"],
                 "settings": best["settings"],
                 "seed": self.seed,
-                "forget_rows": len(forget),
-                "forget_sha256": hashlib.sha256("".join(forget).encode()).hexdigest(),
-                "delta": {"norm": delta.norm(), "tensors": len(delta.tensors), "sha256": delta.sha256(torch.bfloat16)},
-                "environment": library_versions(),
                 "original": rows[0],
                 "unlearned": best,
                 "retrained": next((row for row in rows if row["method"] == problem.vocabulary.references[1]), {}),

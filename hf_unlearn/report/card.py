@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..errors import InputError
-from ..runtime.hub import is_repo_id
+from ..runtime.hub import PLACE, is_repo_id
 from ..version import __version__
 from .formats import format_number, format_p
 from .loading import Loading
@@ -22,16 +22,24 @@ NOT_SHOWN = {
     "privacy": "Membership inference was not measured.",
     "seeds": "The numbers are of one seed.",
 }
-# (key of a row, name, decimals, goal), of every kind of rows.
-METRICS = tuple(metric for kind in KINDS for metric in kind.card_metrics)
+# (key of a row, name, decimals, goal) of what a trainer measures on its own rows, and of every kind of rows.
+RUN_METRICS = (
+    ("forget_rows_loss", "loss on the removed rows, nats per label", 3, "higher"),
+    ("forget_rows_probability", "probability of a label of them, geometric mean", 3, "lower"),
+    ("retain_rows_loss", "loss on the rows to be kept, nats per label", 3, "as original"),
+    ("retain_rows_probability", "probability of a label of them, geometric mean", 3, "as original"),
+    ("forget_rows_kl", "KL from the original on the removed rows, nats per label", 4, "none"),
+    ("retain_rows_kl", "KL from the original on the rows to be kept, nats per label", 4, "lower"),
+)
+KIND_METRICS = tuple(metric for kind in KINDS for metric in kind.card_metrics)
 # Keys of a context and what they are when they are not given.
 DEFAULTS = {
-    **dict.fromkeys(
-        ("model_name", "repo_id", "base_model", "base_revision", "seed", "hardware", "license", "language")
-    ),
+    **dict.fromkeys(("model_name", "repo_id", "base_model", "base_revision", "seed", "hardware", "language")),
+    **dict.fromkeys(("license", "license_name", "license_link")),
     **dict.fromkeys(("datasets", "forget", "forget_rows", "forget_sha256", "retain")),
     **{name: {} for name in ("paper", "settings", "original", "unlearned", "retrained", "delta", "environment")},
-    **dict.fromkeys(("evaluations", "tested", "limits"), ()),
+    **{name: {} for name in ("measured_on", "facts", "answers")},
+    **dict.fromkeys(("evaluations", "tested", "limits", "row_notes"), ()),
     "loading": Loading(),
 }
 
@@ -42,12 +50,16 @@ def render_card(context: Mapping) -> str:
     Args:
         context (`Mapping`): `method` (its name) and, all optional:
 
-            - model_name, repo_id, license, language, datasets: of the model that is published;
+            - model_name, repo_id, license, license_name, license_link, language, datasets: of the model that is
+              published; without `repo_id` lines that load it have a place that `runtime.hub.push_folder` fills in;
             - base_model, base_revision: Hub id that unlearning started from (of anything else only that it is not on
               the Hub is told);
             - settings, seed, paper ({"title", "id", "bibtex"}): of the method;
             - forget, retain: what was removed and what was to be kept, in plain words; forget_rows, forget_sha256;
-            - original, unlearned, retrained: rows as in `report.page.write_report`;
+            - original, unlearned, retrained: rows as in `report.page.write_report`, or with keys of `RUN_METRICS`;
+            - measured_on: {"forget" or "retain": (rows that `RUN_METRICS` were measured on, of so many)};
+            - facts: what the method says of the run beside settings and cost; row_notes: what became of the rows;
+            - answers: {"forgotten" or "kept": [(prompt, the model's answer)]};
             - evaluations: benchmark scores, a list of {"dataset" (id), "name", "metric", "value", "before",
               "lower_is_goal"}; `lower_is_goal` marks hazardous knowledge, which is not to be maximised;
             - delta: {"norm", "tensors", "sha256"} when the update is published beside the weights as `delta/`;
@@ -65,12 +77,15 @@ def render_card(context: Mapping) -> str:
     card = {**DEFAULTS, **context}
     card["model_name"] = card["model_name"] or (card["repo_id"] or f"{card['method']} unlearned model").split("/")[-1]
     base = card["base_model"] if is_repo_id(card["base_model"]) else "path/to/the/base/model"
+    place = card["repo_id"] or PLACE
     context = {
         **card,
-        "usage": card["loading"].code(card["repo_id"] or "path/to/this/model", base),
+        "place": place,
+        "usage": card["loading"].code(place, base),
         "header": card_data(card).to_yaml(),
         "base_text": base_text(card["base_model"], card["base_revision"]),
         "metrics": metric_table(card["original"], card["unlearned"], card["retrained"]),
+        "measured": measured_text(card["measured_on"]),
         "not_shown": [line for key, line in NOT_SHOWN.items() if key not in card["tested"]],
         "version": __version__,
     }
@@ -82,7 +97,7 @@ def card_data(card: Mapping):
     from huggingface_hub import EvalResult, ModelCardData
 
     results, task = [], card["loading"].task
-    for key, name, _, goal in METRICS:
+    for key, name, _, goal in KIND_METRICS:
         if card["unlearned"].get(key) is not None and card["forget"]:
             results.append(
                 EvalResult(
@@ -114,6 +129,8 @@ def card_data(card: Mapping):
         library_name="peft" if adapter else "transformers",
         pipeline_tag=task,
         license=card["license"],
+        license_name=card["license_name"],
+        license_link=card["license_link"],
         language=card["language"],
         datasets=card["datasets"],
         tags=["machine-unlearning", "unlearn", "hf_unlearn", tag],
@@ -129,10 +146,20 @@ def base_text(base_model: str | None, revision: str | None) -> str:
 
 
 def metric_table(original: Mapping, unlearned: Mapping, retrained: Mapping) -> Sequence[tuple[str, ...]]:
-    """Rows (name, original, unlearned, retrained, goal) of what was measured on the unlearned model."""
-    table = []
-    for key, name, digits, goal in METRICS:
+    """Rows (name, original, unlearned, retrained, goal) of what was measured on the unlearned model.
+
+    Without a retrained model its column is left out.
+    """
+    table, models = [], (original, unlearned, retrained) if retrained else (original, unlearned)
+    for key, name, digits, goal in (*RUN_METRICS, *KIND_METRICS):
         if unlearned.get(key) is not None:
             show = format_p if digits is None else lambda value, digits=digits: format_number(value, digits)
-            table.append((name, *(show(row.get(key)) for row in (original, unlearned, retrained)), goal))
+            table.append((name, *(show(row.get(key)) for row in models), goal))
     return table
+
+
+def measured_text(counts: Mapping[str, tuple[int, int]]) -> str:
+    """On how many rows `RUN_METRICS` were measured."""
+    names = {"forget": "removed rows", "retain": "rows to be kept"}
+    parts = [f"{count} of {total} {names[side]}" for side, (count, total) in counts.items()]
+    return f"Measured on {' and '.join(parts)}, before and after." if parts else ""

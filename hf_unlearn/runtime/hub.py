@@ -1,16 +1,25 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The Hub: what may be named there, folders from it, and one atomic push of weights, delta and card."""
 
+import logging
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .files import read_json, write_json
 from .published import is_of_here, own_folders, published_files
 
 
+logger = logging.getLogger(__name__)
+
 LOCAL = " (local folder)"
+# What stands in a saved card where the repository's name will; a push fills it in.
+PLACE = "path/to/this/model"
+TRIES = 4
+LONGEST_WAIT = 120.0  # seconds; who is asked to wait longer is told so
+STALE = (409, 412)  # the repository is no more what it was
 
 
 def is_repo_id(name: str | None) -> bool:
@@ -60,6 +69,27 @@ def _hidden(value, own: set[str], key: str = ""):
     return value
 
 
+def model_license(model: str | None, revision: str | None = None, *, download: bool = False) -> dict[str, str]:
+    """What a model's own card says of its licence, as keys of a card's header; empty where that is not known.
+
+    The card is looked for in the folder, or among the files of the Hub on this machine; on the Hub too if `download`.
+    """
+    from huggingface_hub import ModelCard, hf_hub_download
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    try:
+        if not model or not (Path(model).is_dir() or is_repo_id(model)):
+            return {}
+        file = Path(model) / "README.md"
+        if not Path(model).is_dir():
+            file = hf_hub_download(model, "README.md", revision=revision, local_files_only=not download)
+        told = ModelCard.load(file, ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError, HFValidationError, HTTPError):  # no card, or none that can be read
+        return {}
+    names = ("license", "license_name", "license_link")
+    return {name: told[name] for name in names if isinstance(told.get(name), str)}
+
+
 def fetch_folder(path_or_repo: str | Path, revision: str | None, patterns: list[str]) -> Path:
     """A local folder: the one given, or the cached snapshot of those files of the Hub repository of that name.
 
@@ -92,34 +122,95 @@ def push_folder(
     """Upload the files of `folder` (`published_files`) to a model repository in one commit; returns the commit's URL.
 
     `HfApi.upload_folder` may split an upload into several commits, and a reader could meet new weights under an old
-    card; `create_commit` is the call that is atomic. Shards that an earlier push left beside the new ones are deleted
-    in the same commit: a reader may prefer them. Repository and branch (`revision`) are made when absent, `private` or
-    not as the account's default has it.
+    card; `create_commit` is the call that is atomic. It is made on the commit that was seen: one that another program
+    has made meanwhile is looked at again. Shards that an earlier push left beside the new ones are deleted in the same
+    commit: a reader may prefer them. Repository and branch (`revision`) are made when absent, `private` or not as the
+    account's default has it; a card gets the repository's name where it has a place for it.
+
+    A busy or failing Hub and a lost connection are tried again, `TRIES` times in all. What was committed before the
+    connection was lost is not committed twice, for only files that differ are sent.
 
     Raises:
         InputError: as `published_files`, or the repository's name is malformed.
-        OSError: the Hub refused or could not be reached (`ConnectionError`).
+        OSError: the Hub refused or could not be reached (`ConnectionError`); nothing was published.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 
-    operations = [CommitOperationAdd(name, path) for name, path in published_files(folder, token).items()]
-    api = HfApi(token=token)
+    files, api = published_files(folder, token), HfApi(token=token)
+    for tries_left in reversed(range(TRIES)):
+        try:
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            return _commit(api, repo_id, files, revision, commit_message)
+        except HFValidationError as error:
+            raise InputError(f"{repo_id!r} is no repository name ({error}); use namespace/name") from error
+        except OfflineModeIsEnabled as error:
+            raise ConnectionError("HF_HUB_OFFLINE is set, so nothing is pushed: unset it, then push again") from error
+        except HTTPError as error:
+            # Refusals and lost connections have this class in common, and messages of several lines.
+            wait = _wait(error, TRIES - tries_left)
+            if not tries_left or wait is None:
+                raise ConnectionError(f"{repo_id} was not pushed: {_reason(error)}") from error
+            # Of a short wait nobody need hear.
+            logger.log(logging.WARNING if wait > 5 else logging.INFO, f"{_reason(error)} (again in {wait:.0f} s)")
+            time.sleep(wait)
+
+
+def _commit(api, repo_id: str, files: Mapping[str, Path], revision: str | None, message: str) -> str:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub.errors import RevisionNotFoundError
+
     try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        there = api.list_repo_files(repo_id, revision=revision)
-        stale = stale_weights(there, [operation.path_in_repo for operation in operations])
-        operations += map(CommitOperationDelete, stale)
-        commit = api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
-    except HFValidationError as error:
-        raise InputError(f"{repo_id!r} is no repository name ({error}); use namespace/name") from error
-    except HTTPError as error:
-        # Refusals and lost connections have this class in common, and messages of several lines.
-        reason = " ".join(str(error).split())
-        raise ConnectionError(f"the Hub did not take {repo_id} ({reason}); check the connection and token") from error
+        parent = api.repo_info(repo_id, revision=revision).sha
+    except RevisionNotFoundError:  # an empty repository has no commit yet
+        parent = None
+    there = api.list_repo_files(repo_id, revision=parent or revision)
+    operations = [CommitOperationDelete(name) for name in stale_weights(there, files)]
+    for name, file in files.items():
+        card = file.read_text(encoding="utf-8").replace(PLACE, repo_id).encode() if name == "README.md" else None
+        operations.append(CommitOperationAdd(name, card or file))
+    commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision, parent_commit=parent)
     return commit.commit_url
+
+
+def _wait(error: Exception, tried: int) -> float | None:
+    """Seconds until it is worth to try again; None: it is not, for the Hub refuses, or asks for too much patience."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if status is not None and status not in (*STALE, 408, 429) and status < 500:
+        return None
+    asked = response.headers.get("Retry-After", "") if response is not None else ""
+    wait = float(asked) if asked.isdigit() else 2.0 ** (tried - 1)
+    return wait if wait <= LONGEST_WAIT else None
+
+
+def _reason(error: Exception) -> str:
+    """Why the Hub did not take a push and what helps, on one line."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    code = response.headers.get("X-Error-Code", "") if response is not None else ""
+    said = " ".join(str(getattr(error, "server_message", None) or "").split())[:200]
+    said = f" ({status}: {said})" if said else f" ({status})"
+    if code == "GatedRepo":
+        return f"its access is gated{said}: ask for access on its page, then push again"
+    if status == 401:
+        return f"the Hub does not know you{said}: log in with `hf auth login` or set HF_TOKEN to a valid token"
+    if status == 403:
+        return f"this account or token may not write there{said}: use a token with write permission, or your namespace"
+    if status == 404:
+        return f"there is no such repository, or this token may not see it{said}: check name and token"
+    if status in STALE:
+        return f"others changed it at the same time{said}: look at what they pushed, then push again"
+    if status == 429:
+        asked = response.headers.get("Retry-After")
+        return f"too many requests{said}: push again {f'in {asked} s' if asked else 'later'}"
+    if status is not None and status >= 500:
+        return f"the Hub fails{said}: push again later"
+    if status is not None:
+        return f"the Hub refused it{said}: mend that, then push again"
+    return f"the Hub could not be reached, or the connection was lost ({first_line(error)}): check it, then push again"
 
 
 def stale_weights(there: Iterable[str], pushed: Iterable[str]) -> list[str]:

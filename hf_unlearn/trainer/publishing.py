@@ -9,7 +9,7 @@ from pathlib import Path
 from ..report.card import render_card
 from ..requests.ledger import LOG_FILE
 from ..runtime.files import staged_folder, write_text
-from ..runtime.hub import hide_places, push_folder
+from ..runtime.hub import hide_places, model_license, push_folder
 from ..runtime.modules import is_peft
 from ..runtime.sharded import whole_on_cpu
 from .records import card_context
@@ -45,6 +45,10 @@ def save_with_update(trainer, output_dir: str):
 
 def push(trainer, commit_message: str, token: str | None, revision: str | None) -> str | None:
     """See `UnlearnTrainer.push_to_hub`; None on all processes but the main one."""
+    if trainer.is_world_process_zero() and not trainer.describe.get("license"):
+        # The card of the base model is seldom on this machine, but whoever pushes is connected.
+        name = getattr(trainer.model.config, "_name_or_path", None)
+        trainer.describe |= model_license(name, trainer.base_revision, download=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_with_update(trainer, temporary)

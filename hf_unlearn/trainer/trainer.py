@@ -32,7 +32,7 @@ from .config import UnlearnConfig
 from .launch import check_launch, pad_rows
 from .parts import run_parts
 from .publishing import push, save_whole, save_with_update
-from .records import request_record
+from .records import check_description, request_record
 from .run_folder import IDENTITY_ARGUMENTS, checkpoint_to_resume, claim_folder, seal_checkpoint, whole_checkpoint
 
 
@@ -60,6 +60,10 @@ class UnlearnTrainer(Trainer):
         callbacks (`list[TrainerCallback]`, *optional*): As in [`~transformers.Trainer`].
         evaluator (`Callable[[PreTrainedModel], dict[str, float]]`, *optional*):
             Called at every evaluation; its metrics join the log as `eval_<name>`, for `metric_for_best_model` too.
+        describe (`str` or `dict`, *optional*):
+            For the card, in plain words: what is removed, or a dict with `forget`, `retain` (what is kept), `license`,
+            `language`, `datasets`, `limits`, and `prompts` to show the model's answers to: {"forgotten": [...],
+            "kept": [...]}. The card is published: describe, and quote no rows.
 
     Raises:
         InputError: an empty forget or retain set, missing columns, labels all ignored, no target module, an output
@@ -82,6 +86,7 @@ class UnlearnTrainer(Trainer):
         peft_config=None,
         callbacks=None,
         evaluator: Callable[[torch.nn.Module], dict[str, float]] | None = None,
+        describe: str | dict | None = None,
     ):
         args = args or UnlearnConfig(output_dir="outputs/unlearn")
         self.model_id = public_name(model if isinstance(model, str) else getattr(model.config, "_name_or_path", None))
@@ -95,8 +100,8 @@ class UnlearnTrainer(Trainer):
         self.method = method
         self.evaluator = evaluator
         self.cost: dict[str, float] = {}
-        # Scores, and plain words on what was removed, for the card (`report.card.render_card`).
-        self.card_extras: dict = {}
+        # For the card: what the user says, what was measured once asked for, and further keys of `render_card`.
+        self.describe, self.measured, self.card_extras = check_description(describe), None, {}
 
         prepare = lambda rows, what: prepare_rows(rows, what, processing_class, args.max_length)
         self.forget_dataset = prepare(forget_dataset, "forget")
