@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Numbers and settings as a person reads them."""
+"""Numbers, settings and names as a person reads them, and names as plain text in Markdown."""
 
+import re
+import unicodedata
 from collections.abc import Mapping
 
 
@@ -54,3 +56,43 @@ def format_bytes(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} GB"
+
+
+class Markdown(str):
+    """Text that is Markdown already: `escape_markdown` leaves it as it is."""
+
+
+# What begins a list, a quotation or a rule at the beginning of a line.
+_BLOCK = re.compile(r"^(?:>|[-+=](?=[\s=-]|$)|\d{1,9}[.)](?=\s|$))")
+# What means something within a line: "_" at the edge of a word, "<" before a tag or a link, "&" before an entity, and
+# "#", which begins a heading or ends one.
+_INLINE = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<!\S)#")
+# Joiners and soft hyphens belong to scripts; all other characters that change a line unseen are shown.
+_HARMLESS = "\u200c\u200d\u00ad"
+
+
+def visible(text: str) -> str:
+    """`text` with its control characters, and those that turn or hide others, written out: ⟨U+202E⟩.
+
+    Line breaks and tabs stay.
+    """
+    hidden = lambda c: c not in _HARMLESS + "\n\t\r" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(f"⟨U+{ord(c):04X}⟩" if hidden(c) else c for c in text)
+
+
+def escape_markdown(text: str, within: bool = False) -> Markdown:
+    """Any text as one line of Markdown that shows it and nothing else; bare addresses and @names stay.
+
+    As HTML escaping does in a page, this keeps a name such as "a|b", "<script>" or "[x](y)" what it is: a name.
+    `within` says that it never begins a line: "1. a" and "> b" mean nothing in a cell of a table.
+    """
+    if isinstance(text, Markdown):
+        return text
+    line = _INLINE.sub(r"\\\g<0>", " ".join(visible(text).split()))
+    return Markdown(line if within else _BLOCK.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", line))
+
+
+def fenced(text: str, language: str = "text") -> Markdown:
+    """A block of code that holds `text` word for word: its fence is longer than any within."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return Markdown(f"{fence}{language}\n{visible(text)}\n{fence}")

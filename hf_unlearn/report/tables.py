@@ -3,19 +3,19 @@
 
 from collections.abc import Mapping, Sequence
 
-from .formats import MISSING, plus_minus
+from .formats import MISSING, Markdown, escape_markdown, plus_minus
 from .vocabulary import vocabulary_of
 from .vocabulary.base import Line
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], align: str = "") -> str:
-    """A table of texts; a `|` within a cell is escaped.
+    """A table of texts, escaped unless they are `Markdown`.
 
     `align` has one letter a column, "l" or "r"; columns without one are to the right, the first to the left.
     """
     rule = ["---" if side == "l" else "---:" for side in (align or "l").ljust(len(header), "r")]
     lines = [header, *body]
-    texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines]
+    texts = ["| " + " | ".join(escape_markdown(cell, within=True) for cell in cells) + " |" for cells in lines]
     return "\n".join([texts[0], f"|{'|'.join(rule)}|", *texts[1:]])
 
 
@@ -47,8 +47,12 @@ def format_table(rows: Sequence[Mapping]) -> str:
     marked = marked_column(rows)
     for line, cells in lines:
         if line.reached:
-            cells[marked] = f"**{cells[marked]}**"
-    notes = [f"- {line.method}: {line.row['note']}" for line, _ in lines if line.row.get("note")]
+            cells[marked] = Markdown(f"**{escape_markdown(cells[marked], within=True)}**")
+    notes = [
+        f"- {escape_markdown(line.method)}: {escape_markdown(line.row['note'])}"
+        for line, _ in lines
+        if line.row.get("note")
+    ]
     return "\n".join([markdown_table(header, [cells for _, cells in lines]), *([""] + notes if notes else [])])
 
 

@@ -140,3 +140,21 @@ def test_one_seed_has_no_deviation(tmp_path):
     rows = [row for row in CLASS_ROWS if row["seed"] == 0]
     paths = write_report(tmp_path, title="classes", rows=rows, sections=class_sections(rows))
     assert "±" not in paths["report.html"].read_text() + paths["report.md"].read_text()
+
+
+def test_names_stay_names(tmp_path):
+    """In page and Markdown alike, with what would break out of a table, a picture's text or a block of code."""
+    name = "a|b <script>alert(1)</script> [x](javascript:y) $z$ \u202e`q`\nr"
+    rows = [tofu_row("original", 1e-9), tofu_row(name, 0.3, note=name, settings={"k|l": name})]
+    section = Section(name, name, header=[name], table=[[name]], examples=[(name, "```\n<b>\n````")])
+    more = {"settings": {name: name}, "notes": [name], "summary": name, "kl_samples": {name: [0.1, 0.2]}}
+    paths = write_report(tmp_path, title=name, rows=rows, candidates=rows[1:], sections=[section], **more)
+    text, markdown = paths["report.html"].read_text(), paths["report.md"].read_text()
+    assert "<script" not in text and "\u202e" not in text + markdown
+    assert Page(text).rows[2][0] == name.replace("\u202e", "⟨U+202E⟩") and not Page(text).fetched
+    blocks = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table").parse(markdown)
+    assert "html_block" not in {block.type for block in blocks}
+    inner = [token for block in blocks if block.type == "inline" for token in block.children]
+    assert {token.type for token in inner} <= {"text", "image", "softbreak", "strong_open", "strong_close"}
+    assert [token.type for token in inner].count("image") == 2
+    assert [block.content for block in blocks if block.type == "fence"] == ["```\n<b>\n````\n"]

@@ -22,7 +22,7 @@ def test_table_of_methods():
     assert lines[4] == "| ekfac | **0.33** | 0.200 (80) | 0.600 | 0.300 | 0.760 | 95.0 % | 0.0312 | 12.3 | 813 |"
     assert lines[2].split("|")[-3:-1] == [" – ", " – "]
     assert lines[6].startswith("| simnpo | – | – |")
-    assert lines[-2:] == ["- ascent <b>: never reached 0.05 & more", "- simnpo: not scored"]
+    assert lines[-2:] == ["- ascent \\<b>: never reached 0.05 & more", "- simnpo: not scored"]
 
 
 def test_table_of_tasks():
