@@ -156,6 +156,10 @@ def push_folder(
             # Of a short wait nobody need hear.
             logger.log(logging.WARNING if wait > 5 else logging.INFO, f"{_reason(error)} (again in {wait:.0f} s)")
             time.sleep(wait)
+        except RuntimeError as error:  # of an upload of weights, which the client has tried again already
+            raise ConnectionError(f"{repo_id} was not pushed: {_reason(error.__cause__ or error)}") from error
+        except ValueError as error:
+            raise InputError(f"the Hub does not take the card {folder}/README.md: {first_line(error)}") from error
 
 
 def _commit(api, repo_id: str, files: Mapping[str, Path], revision: str | None, message: str) -> str:

@@ -1,4 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+import re
 import subprocess
 import sys
 
@@ -9,9 +10,10 @@ from hf_unlearn import FirstOrder
 from hf_unlearn.cli.main import main
 from hf_unlearn.deltas import UpdateDelta, transfer
 from hf_unlearn.errors import InputError
-from hf_unlearn.runtime.hub import is_repo_id, public_name, push_folder, stale_weights
+from hf_unlearn.runtime.hub import PLACE, is_repo_id, public_name, push_folder, stale_weights
 from hf_unlearn.runtime.published import published_files
-from tests.support.hub_server import client_environment, hub_server
+from tests.support.commands import call
+from tests.support.hub_server import Fault, client_environment, hub_server, known_here
 from tests.support.trainers import make_trainer, trained_llama
 
 
@@ -238,3 +240,105 @@ def test_published_names_tell_no_local_path(tmp_path, monkeypatch):
     for folder in ("org/mine", tmp_path / "org/mine", "/somewhere/else/mine"):
         assert public_name(folder) == "mine (local folder)"
     assert public_name("mine (local folder)") == "mine (local folder)" and not is_repo_id("mine (local folder)")
+
+
+# ---- a Hub that fails ----------------------------------------------------------------------------------------------
+COMMIT, UPLOAD, CREATE = "POST /api/models/lab/gone/commit", "PUT /blob/", "POST /api/repos/create"
+GATED = {"X-Error-Code": "GatedRepo"}
+REFUSALS = {
+    "nobody is logged in": (Fault(CREATE, 401, 99), "log in with `hf auth login` or set HF_TOKEN"),
+    "the token may only read": (Fault(COMMIT, 403, 99), "use a token with write permission"),
+    "the repository is gated": (Fault(COMMIT, 403, 99, GATED), "ask for access on its page"),
+    "the repository has gone": (Fault(COMMIT, 404, 99), "check name and token"),
+    "too busy for long": (Fault(COMMIT, 429, 99, {"Retry-After": "3600"}), "push again in 3600 s"),
+    "too busy for good": (Fault(COMMIT, 429, 99, {"Retry-After": "7"}), "too many requests"),
+    "an upload fails for good": (Fault(UPLOAD, 500, 999), "the Hub fails .*: push again later"),
+    "the commit fails for good": (Fault(COMMIT, 502, 99), "the Hub fails .*: push again later"),
+    "the connection is cut for good": (Fault(COMMIT, 0, 99), "the connection was lost"),
+    "others push all the time": (Fault(COMMIT, 412, 99), "look at what they pushed"),
+    "the commit is malformed": (Fault(COMMIT, 400, 99), "the Hub refused it"),
+}
+PASSING = {
+    "busy for a while": (Fault(COMMIT, 429, 1, {"Retry-After": "7"}), [7]),
+    "busy at the door": (Fault(CREATE, 429, 2), [1, 2]),
+    "an upload fails once": (Fault(UPLOAD, 500, 1), [1]),
+    "the commit fails once": (Fault(COMMIT, 500, 1), [1]),
+    "the connection is cut before the commit": (Fault(COMMIT, 0, 1), [1]),
+    "the connection is cut behind the commit": (Fault(COMMIT, 0, 1, after=True), [1]),
+    "an upload is cut off": (Fault(UPLOAD, 0, 1), [1]),
+}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that this process knows, and the seconds that were waited for it (none in truth)."""
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    with hub_server() as server:
+        known_here(server, monkeypatch)
+        server.waited = waited
+        yield server
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_push_that_is_refused_leaves_nothing_and_says_why_in_one_line(kind, hub, output, capsys):
+    fault, words = REFUSALS[kind]
+    hub.faults.append(fault)
+    assert call("push", "--folder", output, "--repo_id", "lab/gone") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(f"error: lab/gone was not pushed: .*{words}", error), error
+    assert "hf_of_the_test" not in error
+    assert hub.repos.get("lab/gone", {"commits": []})["commits"] == []
+    tried = sum(request.startswith(fault.where) for request in hub.requests)
+    assert tried == 1 if fault.status in (400, 401, 403, 404) else tried <= 4 * 6
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_what_passes_is_waited_for_and_ends_in_one_whole_commit(kind, hub, output):
+    fault, waits = PASSING[kind]
+    hub.faults.append(fault)
+    url = push_folder("lab/gone", output)
+    (commit,) = hub.repos["lab/gone"]["commits"]
+    assert url.endswith(commit["oid"]) and {"model.safetensors", "README.md"} <= commit["files"].keys()
+    assert commit["files"].keys() == published_files(output).keys() and hub.waited == waits
+
+
+def test_a_commit_of_others_meanwhile_is_seen_and_what_it_left_is_replaced(hub, output):
+    """The commit is made on the one that was read: shards that others pushed in between do not outlive it."""
+    push_folder("lab/gone", output)
+    commits = hub.repos["lab/gone"]["commits"]
+
+    def others_push():
+        shard = "model-00001-of-00001.safetensors"
+        commits.append({**commits[-1], "oid": "f" * 40, "title": "others", "files": {shard: b"", "LICENSE": b"x"}})
+
+    (output / "README.md").write_text("---\nlicense: mit\n---\n# Another card\n")
+    hub.faults.append(Fault("POST /api/models/lab/gone/preupload", 500, meanwhile=others_push))
+    push_folder("lab/gone", output)
+    assert [commit["title"] for commit in commits] == ["Upload unlearned model", "others", "Upload unlearned model"]
+    assert commits[-1]["files"].keys() == published_files(output).keys() | {"LICENSE"}
+
+
+def test_a_push_of_what_is_there_makes_no_commit(hub, output):
+    assert push_folder("lab/gone", output) == push_folder("lab/gone", output)
+    assert len(hub.repos["lab/gone"]["commits"]) == 1
+
+
+def test_a_card_gets_the_name_of_its_repository(hub, output):
+    (output / "README.md").write_text(f'# A card\n\n    load("{PLACE}"), update("{PLACE}")\n')
+    push_folder("gone", output)
+    (commit,) = hub.repos["tester/gone"]["commits"]
+    assert commit["files"]["README.md"].decode() == '# A card\n\n    load("tester/gone"), update("tester/gone")\n'
+    assert PLACE in (output / "README.md").read_text()
+
+
+def test_a_header_of_a_card_that_the_hub_does_not_know_is_said(hub, output, capsys):
+    hub.faults.append(Fault("POST /api/validate-yaml", 400))
+    assert call("push", "--folder", output, "--repo_id", "lab/gone") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "README.md: Invalid metadata" in error and hub.repos["lab/gone"]["commits"] == []
+
+
+def test_offline_is_said(output, capsys):
+    assert call("push", "--folder", output, "--repo_id", "lab/gone") == 1
+    assert capsys.readouterr().err == "error: HF_HUB_OFFLINE is set, so nothing is pushed: unset it, then push again\n"

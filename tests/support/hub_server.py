@@ -11,10 +11,29 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Fault:
+    """What goes wrong at requests whose method and path hold `where`, so often (`times`).
+
+    `status` is the answer's, with `headers`; 0 cuts the connection instead of answering. `after`: the request is done
+    all the same. `meanwhile` is called first.
+    """
+
+    where: str
+    status: int = 0
+    times: int = 1
+    headers: dict = field(default_factory=dict)
+    after: bool = False
+    meanwhile: Callable[[], None] = lambda: None
 
 
 class HubServer(ThreadingHTTPServer):
@@ -25,6 +44,11 @@ class HubServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.blobs: dict[str, bytes] = {}
         self.repos: dict[str, dict] = {}  # {id: {"private": bool, "commits": [{oid, title, branch, files, lfs}]}}
+        self.faults: list[Fault] = []
+        self.requests: list[str] = []
+
+    def handle_error(self, request, client_address):
+        pass  # clients that were cut off go without a word
 
 
 @contextmanager
@@ -94,8 +118,32 @@ class _Handler(BaseHTTPRequestHandler):
         known = [commit for commit in commits if revision in (commit["branch"], commit["oid"])]
         return known[-1] if known else None
 
+    def fails(self) -> bool:
+        """Whether a fault has answered this request, or cut it off."""
+        name = f"{self.command} {self.path}"
+        self.server.requests.append(name)
+        fault = next((one for one in self.server.faults if one.where in name and one.times > 0), None)
+        if fault is None:
+            return False
+        fault.times -= 1
+        fault.meanwhile()
+        if fault.after:
+            self.fault = fault
+            return False
+        self.fail(fault)
+        return True
+
+    def fail(self, fault: Fault):
+        if fault.status:
+            self.answer({"error": f"a fault of the test ({fault.status})"}, fault.status, fault.headers)
+        else:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+
     def do_POST(self):
-        server, body = self.server, self.body()
+        server, body, self.fault = self.server, self.body(), None
+        if self.fails():
+            return None
         if self.path == "/api/repos/create":
             wish = json.loads(body)
             name = f"{wish.get('organization') or 'tester'}/{wish['name']}"
@@ -119,10 +167,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.missing("Entry")
 
     def preupload(self, repo, revision, body):
-        modes = []
+        modes, head = [], self.head(repo, revision)
         for file in json.loads(body)["files"]:
             mode = "lfs" if file["path"].endswith((".safetensors", ".bin")) else "regular"
             modes.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False})
+            if head and file["path"] in head["files"]:
+                entry = self.entry(head, file["path"])
+                modes[-1]["oid"] = entry.get("lfs", entry)["oid"]
         self.answer({"files": modes})
 
     def branch(self, repo, revision, body):
@@ -139,6 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
             value = entry["value"]
             if entry["key"] == "header":
                 title = value["summary"]
+                if head and value.get("parentCommit") not in (None, head["oid"]):
+                    return self.answer({"error": "a commit has happened since"}, 412)
             elif entry["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "deletedFile":
@@ -146,13 +199,17 @@ class _Handler(BaseHTTPRequestHandler):
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.server.blobs[value["oid"]]
                 lfs.add(value["path"])
-        oid = hashlib.sha1(body).hexdigest()
+        oid = hashlib.sha1(body + (head or {"oid": ""})["oid"].encode()).hexdigest()
         record = {"oid": oid, "title": title, "branch": revision, "files": files, "lfs": lfs}
         self.server.repos[repo]["commits"].append(record)
+        if self.fault is not None:
+            return self.fail(self.fault)
         self.answer({"commitUrl": f"{self.server.url}/{repo}/commit/{oid}", "commitOid": oid})
 
     def do_PUT(self):
         content = self.body()
+        if self.fails():
+            return None
         oid = self.path.rsplit("/", 1)[-1]
         if hashlib.sha256(content).hexdigest() != oid:
             return self.answer({"error": "hash mismatch"}, 400)
@@ -160,6 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({})
 
     def do_GET(self):
+        if self.fails():
+            return None
         path = self.path.split("?")[0]
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/(revision|tree)/([^/]+))?", path):
             repo, view, revision = match.groups()
