@@ -3,7 +3,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -32,6 +32,42 @@ def warn_of_other_base(config: Mapping, names: list[str]):
             f"base: {config.get('base_model') or 'unknown'}): {shorten(names)}. Expected on a fine-tuned checkpoint; "
             "evaluate the result again."
         )
+
+
+def destinations(
+    names: Iterable[str],
+    update_of: Callable[[str], torch.Tensor],
+    known: list[list[str]] | None,
+    ties: list[list[str]],
+    place: Callable[[str], str] = lambda name: name,
+) -> dict[str, str]:
+    """{name in a model: name in the update} of every weight that an update moves, copies of tied ones too.
+
+    Args:
+        names: tensors of the update.
+        update_of: gives one of them.
+        known: groups of names that were one weight where the update was made; None: not recorded.
+        ties: groups of names that are one weight in the model.
+        place: gives the model's name for a name of the update.
+
+    Raises:
+        InputError: names are one weight in the model and were two where the update was made.
+    """
+    copies = {name: group for group in known or [] for name in group}
+    found = {place(copy): name for name in names for copy in copies.get(name, [name])}
+    for group in ties:
+        origins = list(dict.fromkeys(found[name] for name in group if name in found))
+        if not origins:
+            continue
+        alike = all(torch.equal(update_of(origins[0]), update_of(other)) for other in origins[1:])
+        whole = known is None or origins[0] in copies or all(name in found for name in group)
+        if not (alike and whole):
+            raise InputError(
+                f"{shorten(group)} are one tied weight in this model, and two where the update was made: it fits a "
+                "model with tie_word_embeddings=False"
+            )
+        found |= dict.fromkeys(group, origins[0])
+    return found
 
 
 def check_scale(scale: float):

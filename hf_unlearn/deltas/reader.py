@@ -1,12 +1,15 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Reader of a saved update: its description, and its tensors one at a time."""
 
+import hashlib
 import math
 from pathlib import Path
 
+import torch
+
 from ..errors import InputError
-from ..runtime.checkpoints import Shards
-from ..runtime.files import read_json
+from ..runtime.checkpoints import Shards, as_bytes
+from ..runtime.files import read_json, sha256_json
 from ..runtime.hub import fetch_folder
 
 
@@ -26,14 +29,34 @@ class DeltaReader(Shards):
             raise InputError(f"{folder} has delta format {self.config['format_version']}; upgrade hf_unlearn")
         super().__init__(folder, WEIGHTS_FILE)
 
+    def check(self) -> float:
+        """Read all tensors, a chunk at a time; returns the sum of their squares.
+
+        Raises:
+            InputError: they are not those that were saved, or not finite.
+        """
+        squares, hashes = 0.0, {}
+        for name in self.files:
+            stored = self.stored(name)
+            digest = hashlib.sha256(f"{torch.float32}{tuple(stored.shape)}".encode())  # as `UpdateDelta.sha256`
+            for chunk in map(torch.Tensor.float, stored.chunks()):
+                digest.update(as_bytes(chunk))
+                squares += float(chunk.double().square().sum())
+            hashes[name] = digest.hexdigest()
+        if not math.isfinite(squares):
+            raise InputError(f"{self.folder}: its tensors are not all finite; save or download it again")
+        if self.config.get("sha256") not in (None, sha256_json(hashes)):
+            raise InputError(f"{self.folder}: tensors are not those of its {CONFIG_FILE}; save or download it again")
+        return squares
+
 
 def describe(path_or_repo: str | Path) -> dict:
     """What a saved delta is: its configuration, and count, size (bytes) and norm of its tensors, read one at a time.
 
     Raises:
-        InputError: there is no complete delta at that place.
+        InputError: there is no complete delta at that place, or it is not what was saved.
     """
     reader = DeltaReader(path_or_repo)
-    squares = sum(float(reader.tensor(name).double().square().sum()) for name in reader.files)
+    squares = reader.check()
     size = sum((reader.folder / file).stat().st_size for file in reader.filenames)
     return {**reader.config, "tensors": sorted(reader.files), "bytes": size, "norm": math.sqrt(squares)}

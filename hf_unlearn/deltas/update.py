@@ -5,19 +5,19 @@ import contextlib
 import logging
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from ..errors import InputError, NumericalError
-from ..runtime.checkpoints import base_tensors, shorten
+from ..runtime.checkpoints import base_tensors, shorten, tied_names
 from ..runtime.files import sha256_json, sha256_tensor, write_json, write_safetensors
 from ..runtime.hub import public_name, push_folder
 from ..runtime.lora import save_lora
 from ..runtime.provenance import library_versions
-from .adding import add, check_scale, check_targets, is_base, warn_of_other_base
+from .adding import add, check_scale, check_targets, destinations, is_base, warn_of_other_base
 from .reader import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, DeltaReader
 
 
@@ -56,11 +56,11 @@ class UpdateDelta:
     ) -> "UpdateDelta":
         """The update from `base` to `unlearned` (models or state dicts), of the floating-point tensors that differ.
 
-        Tied weights are taken once, under the first of their names. `about` goes to `delta_config`: base_model,
-        base_revision, method, settings, seed.
+        Weights that are tied in both are taken once, under the first of their names. `about` goes to `delta_config`:
+        base_model, base_revision, method, settings, seed, tied.
 
         Raises:
-            InputError: the two do not have the same names and shapes.
+            InputError: the two do not have the same names and shapes, or weights tied in `base` moved apart.
         """
         before, after = base_tensors(base), base_tensors(unlearned)
         if before.keys() != after.keys():
@@ -68,20 +68,28 @@ class UpdateDelta:
                 f"base and unlearned model differ in their tensors: {shorten(before.keys() ^ after.keys())}; pass two "
                 "models of one architecture (merge adapters first with merge_and_unload())"
             )
-        tensors, touched, seen = {}, {}, set()
-        for name, new in after.items():
-            old = before[name]
-            if old.shape != new.shape:
-                raise InputError(f"{name} has shape {tuple(old.shape)} in base and {tuple(new.shape)} in unlearned")
-            # State dicts hold a tied weight under each of its names.
-            place = (new.device, new.data_ptr(), new.shape)
-            if not new.is_floating_point() or place in seen:
-                continue
-            seen.add(place)
-            difference = new.detach().to("cpu", torch.float32) - old.detach().to("cpu", torch.float32)
-            if difference.any():
-                tensors[name], touched[name] = difference, old
-        return cls(tensors, delta_config(touched, **about))
+        if different := [name for name in after if before[name].shape != after[name].shape]:
+            name = different[0]
+            shapes = tuple(before[name].shape), tuple(after[name].shape)
+            raise InputError(f"{name} has shape {shapes[0]} in base and {shapes[1]} in unlearned")
+        floats = [name for name in after if after[name].is_floating_point()]
+        # State dicts hold a tied weight under each of its names.
+        groups = about.get("tied") or _one_place(before, floats)
+        copies = {name: group[0] for group in groups for name in group[1:] if group[0] in after}
+        difference = lambda name: _fp32(after[name]) - _fp32(before[name])
+        moved = ((name, difference(name)) for name in floats if name not in copies)
+        tensors = {name: update for name, update in moved if update.any()}
+        for name in floats:
+            if name in copies and _place(after[name]) != _place(after[copies[name]]):
+                update = difference(name)
+                if not torch.equal(update, tensors.get(copies[name], torch.zeros_like(update))):
+                    raise InputError(
+                        f"{copies[name]} and {name} are one tied weight in base and moved apart in unlearned, which "
+                        "no update of the base can hold: load the base with tie_word_embeddings=False"
+                    )
+        if groups or isinstance(base, torch.nn.Module):
+            about = {"tied": groups} | about
+        return cls(tensors, delta_config({name: before[name] for name in tensors}, **about))
 
     @torch.no_grad()
     def apply_to(self, model: torch.nn.Module, scale: float = 1.0) -> torch.nn.Module:
@@ -92,24 +100,22 @@ class UpdateDelta:
         an update to a fine-tuned checkpoint is an expected use.
 
         Raises:
-            InputError: the model lacks a tensor of the update, or has it in another shape or in a quantised type.
+            InputError: the model lacks a tensor of the update, or has it in another shape or in a quantised type; a
+                weight is tied in the model and was not where the update was made.
         """
         check_scale(scale)
         targets = self._targets(model)
-        shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        moved = self._moved(model, targets)
+        shapes = {name: self.tensors[of].shape for name, of in moved.items()}
         check_targets(shapes, {name: (tensor.shape, tensor.dtype) for name, tensor in targets.items()})
-        updates: dict[tuple, str] = {}
-        for name in self.tensors:
-            tensor = targets[name]
-            if tensor.is_meta:
-                raise InputError(f"{name} is on the meta device; load the model's weights before applying the update")
-            first = updates.setdefault((tensor.device, tensor.data_ptr(), tensor.shape), name)
-            if first != name and not torch.equal(self.tensors[first], self.tensors[name]):
-                raise InputError(f"{first} and {name} are one tied weight in this model but have different updates")
-        others = [name for name in updates.values() if not is_base(self.config, name, targets[name])]
+        if unloaded := [name for name in moved if targets[name].is_meta]:
+            raise InputError(f"{shorten(unloaded)} are on the meta device; load the model's weights first")
+        # A tied weight, which has several names, moves once.
+        once = {_place(targets[name]): name for name in reversed(moved)}
+        others = [moved[name] for name in once.values() if not is_base(self.config, moved[name], targets[name])]
         warn_of_other_base(self.config, others)
-        for name in updates.values():
-            targets[name].copy_(add(targets[name], self.tensors[name].to(targets[name].device), scale))
+        for name in once.values():
+            targets[name].copy_(add(targets[name], self.tensors[moved[name]].to(targets[name].device), scale))
         return model
 
     @contextlib.contextmanager
@@ -120,7 +126,8 @@ class UpdateDelta:
             InputError: as `apply_to`.
         """
         targets = self._targets(model)
-        before = {name: targets[name].to("cpu", copy=True) for name in self.tensors if name in targets}
+        moved = self._moved(model, targets)
+        before = {name: targets[name].to("cpu", copy=True) for name in moved if name in targets}
         try:
             yield self.apply_to(model, scale)
         finally:
@@ -132,6 +139,11 @@ class UpdateDelta:
         """The model's tensors by the names that this update knows: those of the checkpoint, or of a worn adapter."""
         worn = {name.removeprefix("base_model.model."): tensor for name, tensor in model.state_dict().items()}
         return base_tensors(model) | {name: worn[name] for name in self.tensors if name in worn}
+
+    def _moved(self, model: torch.nn.Module, targets: Mapping[str, torch.Tensor]) -> dict[str, str]:
+        """{name in the model: name in the update}; copies that the model does not have are left out."""
+        found = destinations(self.tensors, self.tensors.__getitem__, self.config.get("tied"), tied_names(model))
+        return {name: of for name, of in found.items() if name in targets or name == of}
 
     def __neg__(self) -> "UpdateDelta":
         """The update that takes this one back: added to the unlearned model it gives the base."""
@@ -155,7 +167,9 @@ class UpdateDelta:
                 "apply them one after the other"
             )
         summed = self.tensors | other.tensors | {name: self.tensors[name] + other.tensors[name] for name in both}
-        return UpdateDelta(summed, {**self.config, "base_sha256": {**mine, **theirs}})
+        ties = [delta.config.get("tied") for delta in (self, other)]
+        tied = None if None in ties else [*ties[0], *(group for group in ties[1] if group not in ties[0])]
+        return UpdateDelta(summed, {**self.config, "base_sha256": {**mine, **theirs}, "tied": tied})
 
     def save_lora(self, model: torch.nn.Module, save_directory: str | Path, energy: float = 0.99) -> dict:
         """Write the update as a LoRA adapter of least rank that keeps `energy` of its sum of squares.
@@ -243,6 +257,22 @@ class UpdateDelta:
             return push_folder(repo_id, folder, private=private, commit_message=commit_message)
 
 
+def _place(tensor: torch.Tensor) -> tuple:
+    return tensor.device, tensor.data_ptr(), tensor.shape
+
+
+def _one_place(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> list[list[str]]:
+    """Groups of names whose tensors are one."""
+    groups: dict[tuple, list[str]] = {}
+    for name in names:
+        groups.setdefault(_place(tensors[name]), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _fp32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", torch.float32)
+
+
 def delta_config(
     base: Mapping[str, torch.Tensor],
     *,
@@ -251,9 +281,11 @@ def delta_config(
     method: str | None = None,
     settings: Mapping | None = None,
     seed: int | None = None,
+    tied: Iterable[Sequence[str]] | None = None,
 ) -> dict:
     """Describe an update: `base` holds the touched tensors as they were before it (hashed here, not kept).
 
+    `tied` has the groups of names that are one weight in the model (`tied_names`); None: not known.
     The description is published: of a `base_model` that is a local folder only the folder's name is told.
     """
     return {
@@ -264,5 +296,6 @@ def delta_config(
         "settings": dict(settings or {}),
         "seed": seed,
         "base_sha256": {name: sha256_tensor(tensor) for name, tensor in base.items()},
+        "tied": None if tied is None else [list(group) for group in tied if not base.keys().isdisjoint(group)],
         "versions": library_versions(),
     }

@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from ..deltas import UpdateDelta, delta_config
 from ..errors import InputError, LimitError, NumericalError
-from ..runtime.checkpoints import base_tensors
+from ..runtime.checkpoints import base_tensors, tied_names
 from ..runtime.cost import peak_memory_mb, reset_peak_memory
 from ..runtime.processes import on_main_process
 from ..trainer.config import UnlearnConfig
@@ -192,7 +192,7 @@ class Search:
 
     def _update(self, trainer: UnlearnTrainer, settings: dict, swept: bool) -> UpdateDelta:
         about = {"base_model": trainer.model_id, "method": trainer.method.label, "settings": settings}
-        about |= {"base_revision": trainer.base_revision, "seed": trainer.args.seed}
+        about |= {"base_revision": trainer.base_revision, "seed": trainer.args.seed, "tied": tied_names(self.model)}
         if trainer.method.own_update and not swept:
             # What the weights' own precision rounded away is part of the update.
             tensors = sum_updates(self.done, trainer.update_delta().tensors)

@@ -2,7 +2,9 @@
 """Names of tensors in memory and on disk: under adapters, merged, and in the shards of a checkpoint."""
 
 import copy
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,14 +39,55 @@ def base_tensors(model: torch.nn.Module | Mapping[str, torch.Tensor]) -> dict[st
     return result
 
 
+def tied_names(model: torch.nn.Module) -> list[list[str]]:
+    """Groups of names that are one parameter, as the base model's checkpoint has them, in the model's order."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in base_tensors(dict(model.named_parameters(remove_duplicate=False))).items():
+        groups.setdefault(id(parameter), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+# Elements of a tensor that are read, added and written at a time: 16 MB in fp32.
+CHUNK = 2**22
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, not copied."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that lies in a safetensors file, row-major and little-endian."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: torch.Size
+    begin: int  # its first byte in the file
+
+    def chunks(self) -> Iterator[torch.Tensor]:
+        """Its elements as flat tensors of `CHUNK`, read when asked for.
+
+        Raises:
+            InputError: the file ends before the tensor does.
+        """
+        left = self.shape.numel()
+        with open(self.path, "rb") as file:
+            file.seek(self.begin)
+            while left:
+                content = bytearray(min(left, CHUNK) * self.dtype.itemsize)
+                if file.readinto(content) != len(content):
+                    raise InputError(f"{self.path} is cut short; save or download it again")
+                left -= min(left, CHUNK)
+                yield torch.frombuffer(content, dtype=self.dtype)
 
 
 class Shards:
     """The tensors of `x.safetensors`, or of the shards that `x.safetensors.index.json` lists, read one at a time."""
 
     def __init__(self, folder: Path, filename: str):
-        self.folder = folder
+        self.folder, self._headers = folder, {}
         index = folder / f"{filename}.index.json"
         if (folder / filename).is_file():
             with open_safetensors(folder / filename) as file:
@@ -65,6 +108,19 @@ class Shards:
     def tensor(self, name: str) -> torch.Tensor:
         with open_safetensors(self.folder / self.files[name]) as file:
             return file.get_tensor(name)
+
+    def stored(self, name: str) -> StoredTensor:
+        """Where a tensor of a floating-point type lies."""
+        path = self.folder / self.files[name]
+        if path not in self._headers:
+            with open_safetensors(path), open(path, "rb") as file:  # the first checks what the second reads
+                length = int.from_bytes(file.read(8), "little")
+                self._headers[path] = 8 + length, json.loads(file.read(length))
+        start, header = self._headers[path]
+        entry = header[name]
+        return StoredTensor(
+            path, _DTYPES[entry["dtype"]], torch.Size(entry["shape"]), start + entry["data_offsets"][0]
+        )
 
     def headers(self, names: Iterable[str]) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """{name: (shape, dtype)} of those of `names` that exist, from the files' headers."""

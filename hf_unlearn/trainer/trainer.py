@@ -19,7 +19,7 @@ from ..deltas import UpdateDelta, delta_config
 from ..errors import InputError, NumericalError
 from ..methods.base import Counts, Method
 from ..requests.ledger import append_log
-from ..runtime.checkpoints import base_tensors, can_merge, merged_weights
+from ..runtime.checkpoints import base_tensors, can_merge, merged_weights, tied_names
 from ..runtime.cost import peak_memory_mb, reset_peak_memory
 from ..runtime.files import sha256_tensors, writing
 from ..runtime.hub import public_name
@@ -339,6 +339,7 @@ class UnlearnTrainer(Trainer):
             "method": type(self.method).__name__,
             "settings": self.method.settings(),
             "seed": self.args.seed,
+            "tied": tied_names(self.model),
         }
         if self.method.own_update:
             update = base_tensors(self.method.update(self))

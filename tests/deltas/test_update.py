@@ -1,35 +1,17 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 import copy
 import json
-import os
-import signal
-import subprocess
-import sys
-import weakref
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_unlearn.deltas import UpdateDelta, delta_config, streaming, transfer, update
+from hf_unlearn.deltas import UpdateDelta, delta_config, transfer, update
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.runtime.checkpoints import base_tensors
 from hf_unlearn.runtime.files import sha256_tensor
-
-
-DOWN = "model.layers.0.mlp.down_proj.weight"
-GATE = "model.layers.1.mlp.gate_proj.weight"
-
-
-def change(model, names=(DOWN, GATE), size=1e-3, seed=1):
-    """A copy of the model whose named weights moved."""
-    changed = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name in names:
-            weight = changed.get_parameter(name)
-            weight += size * torch.randn(weight.shape, generator=generator).to(weight.dtype)
-    return changed
+from tests.support.deltas import DOWN, GATE, change, checkpoint
+from tests.support.models import make_llama
 
 
 def test_between_holds_what_changed_and_apply_restores_it(tiny_llama):
@@ -238,104 +220,6 @@ def test_other_base_is_a_warning(tiny_llama, caplog):
     assert "1 of the tensors" in caplog.text and GATE in caplog.text and "org/base" in caplog.text
 
 
-def checkpoint(model, folder, **kwargs):
-    model.save_pretrained(folder, **kwargs)
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "README.md").write_text("the base model's card")
-    (folder / "pytorch_model.bin").write_text("other weights")
-    return folder
-
-
-@pytest.mark.parametrize("kwargs", [{}, {"max_shard_size": "4KB"}], ids=["one file", "shards"])
-def test_transfer_equals_apply(tiny_llama, tmp_path, kwargs):
-    from transformers import LlamaForCausalLM
-
-    base = tiny_llama().to(torch.bfloat16)
-    delta = UpdateDelta.between(tiny_llama(), change(tiny_llama()))
-    delta.save_pretrained(tmp_path / "delta", max_shard_size="1KB")
-    source = checkpoint(base, tmp_path / "model", **kwargs)
-    output = transfer(tmp_path / "delta", source, tmp_path / "out" / "unlearned", scale=0.7)
-    expected = UpdateDelta.from_pretrained(tmp_path / "delta").apply_to(base, scale=0.7).state_dict()
-    result = LlamaForCausalLM.from_pretrained(output, dtype=torch.bfloat16)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in result.state_dict().items())
-    names = {path.name for path in output.iterdir()}
-    assert {"config.json", "tokenizer.json", "unlearning_transfer.json"} <= names
-    assert not names & {"README.md", "pytorch_model.bin"}
-    assert {path.name for path in source.glob("model*")} == {name for name in names if name.startswith("model")}
-    assert [path.name for path in output.parent.iterdir()] == ["unlearned"]
-
-
-def test_transfer_holds_one_shard_at_a_time(tiny_llama, tmp_path, monkeypatch):
-    base = tiny_llama()
-    names = [name for name in base.state_dict() if "mlp" in name]
-    UpdateDelta.between(base, change(base, names)).save_pretrained(tmp_path / "delta")
-    source = checkpoint(base, tmp_path / "model", max_shard_size="4KB")
-    written, alive, write = [], [], streaming.write_safetensors
-
-    def watch(path, tensors, metadata=None):
-        assert not [name for name, tensor in alive if tensor() is not None and name not in tensors]
-        alive.extend((name, weakref.ref(tensor)) for name, tensor in tensors.items())
-        written.append(sum(tensor.nbytes for tensor in tensors.values()))
-        return write(path, tensors, metadata)
-
-    monkeypatch.setattr(streaming, "write_safetensors", watch)
-    transfer(tmp_path / "delta", source, tmp_path / "out")
-    assert len(written) >= 3 and max(written) <= 4096
-
-
-def test_transfer_refuses_bad_folders(tiny_llama, tmp_path):
-    base = tiny_llama()
-    UpdateDelta.between(base, change(base)).save_pretrained(tmp_path / "delta")
-    source = checkpoint(base, tmp_path / "model")
-    with pytest.raises(InputError, match="not an empty folder"):
-        transfer(tmp_path / "delta", source, source)
-    with pytest.raises(InputError, match="no model.safetensors"):
-        transfer(tmp_path / "delta", tmp_path / "delta", tmp_path / "out")
-    with pytest.raises(InputError, match="delta_config.json"):
-        transfer(source, source, tmp_path / "out")
-    small = checkpoint(tiny_llama(layers=1), tmp_path / "small")
-    with pytest.raises(InputError, match=GATE):
-        transfer(tmp_path / "delta", small, tmp_path / "out")
-    (source / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(InputError, match="damaged"):
-        transfer(tmp_path / "delta", source, tmp_path / "out")
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
-
-
-def test_killed_transfer_leaves_no_output(tiny_llama, tmp_path):
-    base = tiny_llama()
-    UpdateDelta.between(base, change(base)).save_pretrained(tmp_path / "delta")
-    checkpoint(base, tmp_path / "model", max_shard_size="4KB")
-    program = (
-        "import os, signal, shutil\n"
-        "import hf_unlearn.deltas.streaming as streaming\n"
-        "streaming.shutil.copyfile = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "streaming.transfer('delta', 'model', 'out')\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, timeout=120)
-    assert run.returncode == -signal.SIGKILL
-    assert not (tmp_path / "out").exists()
-    assert list(tmp_path.glob(".out.*.part"))
-    transfer(tmp_path / "delta", tmp_path / "model", tmp_path / "out")
-    assert (tmp_path / "out" / "config.json").is_file()
-    assert not list(tmp_path.glob(".*"))  # what the killed one left is gone too
-
-
-def test_full_disk_leaves_nothing(tiny_llama, tmp_path, monkeypatch):
-    base = tiny_llama()
-    UpdateDelta.between(base, change(base)).save_pretrained(tmp_path / "delta")
-    source = checkpoint(base, tmp_path / "model")
-
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(streaming, "write_safetensors", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        transfer(tmp_path / "delta", source, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["delta", "model"]
-
-
 def test_update_that_changed_nothing(tiny_llama, tmp_path):
     delta = UpdateDelta.between(tiny_llama(), tiny_llama())
     delta.save_pretrained(tmp_path / "delta")
@@ -382,3 +266,52 @@ def test_tensors_of_another_delta_are_refused(tiny_llama, tmp_path):
     (tmp_path / "1" / "delta.safetensors").replace(tmp_path / "2" / "delta.safetensors")
     with pytest.raises(InputError, match="not those of its delta_config.json"):
         UpdateDelta.from_pretrained(tmp_path / "2")
+
+
+def tied(seed=0):
+    return make_llama(tie_word_embeddings=True, seed=seed)
+
+
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def untied_copy(model):
+    """The same function, with embedding and head stored apart."""
+    apart = make_llama()
+    apart.load_state_dict(model.state_dict())
+    return apart
+
+
+def test_a_tied_update_moves_both_copies_of_an_untied_model(tmp_path):
+    base = tied()
+    delta = UpdateDelta.between(base, change(base, (EMBED, DOWN)))
+    assert set(delta.tensors) == {EMBED, DOWN} and delta.config["tied"] == [[EMBED, HEAD]]
+    apart = delta.apply_to(untied_copy(base))
+    together = delta.apply_to(tied())
+    for name in (EMBED, HEAD, DOWN):
+        assert torch.equal(apart.get_parameter(name), together.get_parameter(name)), name
+    with delta.applied_to(apart, scale=-1.0):
+        torch.testing.assert_close(apart.get_parameter(HEAD), base.get_parameter(HEAD))
+    assert torch.equal(apart.get_parameter(HEAD), together.get_parameter(HEAD))
+
+
+@pytest.mark.parametrize("names", [(HEAD,), (EMBED, HEAD)])
+def test_an_untied_update_of_one_of_two_does_not_fit_a_tied_model(names):
+    base = untied_copy(tied())
+    delta = UpdateDelta.between(base, change(base, names))
+    assert set(delta.tensors) == set(names) and delta.config["tied"] == []
+    model = tied()
+    before = model.get_parameter(EMBED).clone()
+    with pytest.raises(
+        InputError, match="embed_tokens.weight, .*lm_head|lm_head.weight, model.embed_tokens.* one tied"
+    ):
+        delta.apply_to(model)
+    assert torch.equal(model.get_parameter(EMBED), before)
+
+
+def test_weights_tied_in_the_base_and_moved_apart_are_no_update_of_it():
+    base = tied()
+    same = change(base, (EMBED,))
+    assert set(UpdateDelta.between(base, untied_copy(same)).tensors) == {EMBED}
+    with pytest.raises(InputError, match="moved apart"):
+        UpdateDelta.between(base, change(untied_copy(base), (HEAD,)))

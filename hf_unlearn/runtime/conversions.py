@@ -1,0 +1,143 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Rules of transformers between the names of weights in memory and the names and layouts of a checkpoint's tensors."""
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from ..errors import InputError
+from .checkpoints import shorten, tied_names
+from .files import read_json
+
+
+logger = logging.getLogger(__name__)
+
+
+def skeleton(folder: str | Path) -> torch.nn.Module | None:
+    """The model that a checkpoint's config.json describes, on the meta device: names, shapes and ties, no weights.
+
+    None where there is no such file, or its architecture is none of transformers' own (remote code is not run).
+    """
+    import transformers
+
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    architectures = content.get("architectures") if isinstance(content, dict) else None
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)) or "auto_map" in content:
+        return None
+    try:
+        config = kind.config_class.from_pretrained(folder)
+        with torch.device("meta"):
+            return kind(config)
+    except Exception as error:  # whatever a config's values make a constructor raise
+        raise InputError(f"{path} describes no {name} that can be built ({error}): is it the model's own?") from error
+
+
+class Conversion:
+    """Where the weights of a model in memory lie in a checkpoint that transformers would load into it.
+
+    transformers renames tensors as it loads them, adds or takes the base model's prefix, and joins or splits some
+    (experts, fused projections). What is joined or split is a group, which goes to the disk as saving would send it.
+
+    Args:
+        model: the model, on the meta device (see `skeleton`). None: names on disk are names in memory.
+        stored (`Iterable[str]`): names of the checkpoint's tensors.
+    """
+
+    def __init__(self, model: torch.nn.Module | None, stored: Iterable[str]):
+        self.model, self.stored = model, set(stored)
+        # {name in memory: names on disk of its copies}, of the weights that are renamed at most.
+        self.renamed: dict[str, list[str]] = {}
+        # {first name in memory: ((name on disk, the converter's pattern that it matches), ...)}, of groups.
+        self._groups: dict[str, list[tuple[str, str]]] = {}
+        self.ties = tied_names(model) if model is not None else []
+        self._reverse: dict[str, list[str]] | None = None
+        if model is None:
+            self.renamed = {name: [name] for name in self.stored}
+            return
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+        self.weights = model.state_dict()
+        rules = get_model_conversion_mapping(model)
+        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        self._by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+        # As `convert_and_load_state_dict_in_model` finds the place of every tensor.
+        for key in sorted(self.stored, key=dot_natural_key):
+            prefix = model.base_model_prefix, self.weights
+            name, pattern = rename_source_key(key, renamings, converters, *prefix)
+            if name not in self.weights and key in self.weights:
+                name, pattern = rename_source_key(key, [], [], *prefix)
+            if name not in self.weights:
+                continue  # transformers loads nothing from it either
+            if pattern is None:
+                self.renamed.setdefault(name, []).append(key)
+            else:
+                self._groups.setdefault(name, []).append((key, pattern))
+        # Saving reverts what loading has used.
+        model._weight_conversions = [rule for rule in rules if rule.was_used()]
+
+    def in_memory(self, name: str) -> str:
+        """The name of this model for a weight of a model with, or without, the base model's prefix."""
+        prefix = f"{self.model.base_model_prefix}." if self.model is not None else ""
+        if self.model is None or name in self.weights:
+            return name
+        return next((n for n in (name.removeprefix(prefix), prefix + name) if n in self.weights), name)
+
+    def group_of(self, name: str) -> tuple[str, ...]:
+        """The weights in memory that share stored tensors with this one (itself among them), in their order."""
+        from transformers.core_model_loading import WeightConverter, apply_converters
+
+        if self.model is None:
+            return ()
+        if self._reverse is None:
+            back = [rule.reverse_transform() for rule in self.model._weight_conversions[::-1]]
+            back = [rule for rule in back if isinstance(rule, WeightConverter)]
+            self._reverse = {}
+            for other in self.weights:
+                place, pattern = apply_converters(other, back)
+                if pattern is not None:
+                    self._reverse.setdefault(place, []).append(other)
+        return next((tuple(names) for names in self._reverse.values() if name in names), ())
+
+    def to_disk(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors of a whole group in memory -> those of the checkpoint, by name.
+
+        Raises:
+            InputError: the checkpoint has not the tensors that the group becomes.
+        """
+        from transformers.core_model_loading import revert_weight_conversion
+
+        prefix = f"{self.model.base_model_prefix}."
+        found = {}
+        for name, tensor in revert_weight_conversion(self.model, dict(tensors)).items():
+            names = (name, name.removeprefix(prefix), prefix + name)
+            place = next((n for n in names if n in self.stored), None)
+            if place is None:
+                raise InputError(
+                    f"the checkpoint has no {name}, which {shorten(tensors)} becomes on disk: was it saved by "
+                    "transformers, and whole?"
+                )
+            found[place] = tensor
+        return found
+
+    def to_memory(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All stored tensors of groups -> the weights that transformers makes of them, by name."""
+        weights = {}
+        for first, members in self._groups.items():
+            if members[0][0] not in tensors:
+                continue
+            converter = copy.deepcopy(self._by_pattern[members[0][1]])
+            for key, pattern in members:
+                converter.add_tensor(first, key, pattern, tensors[key])
+            made = converter.convert(first, model=self.model, config=self.model.config)
+            weights |= {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+        return weights
