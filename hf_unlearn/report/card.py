@@ -25,9 +25,9 @@ NOT_SHOWN = {
 # (key of a row, name, decimals, goal) of what a trainer measures on its own rows, and of every kind of rows.
 RUN_METRICS = (
     ("forget_rows_loss", "loss on the removed rows, nats per label", 3, "higher"),
-    ("forget_rows_probability", "probability of a label of them, geometric mean", 3, "lower"),
+    ("forget_rows_probability", "probability of a label of the removed rows, geometric mean", 3, "lower"),
     ("retain_rows_loss", "loss on the rows to be kept, nats per label", 3, "as original"),
-    ("retain_rows_probability", "probability of a label of them, geometric mean", 3, "as original"),
+    ("retain_rows_probability", "probability of a label of the rows to be kept, geometric mean", 3, "as original"),
     ("forget_rows_kl", "KL from the original on the removed rows, nats per label", 4, "none"),
     ("retain_rows_kl", "KL from the original on the rows to be kept, nats per label", 4, "lower"),
 )

@@ -11,7 +11,6 @@ import torch
 
 from ..runtime.files import atomic_write, write_json, write_text
 from ..runtime.provenance import environment
-from .formats import Markdown
 from .plots import kl_distribution, pareto
 from .rendering import render
 from .tables import format_table, markdown_table, marked_column, table_cells
@@ -37,7 +36,7 @@ class Section:
 
     @property
     def markdown_table(self) -> str:
-        return Markdown(markdown_table(self.header, self.table))
+        return markdown_table(self.header, self.table)
 
 
 def finite(row: Mapping) -> dict:
@@ -124,7 +123,7 @@ def write_report(
         "seeds": max(len(line.runs) for line, _ in lines),
         "candidate_lines": table_cells(rows, candidates)[1],
         "images": {name: base64.b64encode(paths[name].read_bytes()).decode() for name in figures},
-        "table": Markdown(format_table(rows)),
+        "table": format_table(rows),
     }
     for name in ("report.md", "report.html"):
         paths[name] = write_text(folder / name, render(name, context))

@@ -5,6 +5,13 @@ import functools
 from collections.abc import Mapping
 
 from .formats import Markdown, escape_markdown, fenced, format_settings, format_value, visible
+from .tables import markdown_table
+
+
+FILTERS = {
+    **{"settings": format_settings, "value": format_value},
+    **{"markdown": Markdown, "fenced": fenced, "table": markdown_table},
+}
 
 
 @functools.cache
@@ -22,13 +29,14 @@ def _environment(html: bool):
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"settings": format_settings, "value": format_value, "fenced": fenced, "markdown": Markdown}
+    environment.filters |= FILTERS
     return environment
 
 
 def render(name: str, context: Mapping) -> str:
     """The template `name`; values are escaped for HTML or Markdown, and a name that the context lacks is an error.
 
-    In Markdown `| markdown` marks a value that is to stay as it is, `| fenced` makes a block of code of it.
+    In Markdown `| markdown` marks a value that is to stay as it is, `| fenced` makes a block of code of it, and
+    `header | table(body)` a table of texts.
     """
     return _environment(name.endswith(".html")).get_template(name).render(context)

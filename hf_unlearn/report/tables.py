@@ -8,7 +8,7 @@ from .vocabulary import vocabulary_of
 from .vocabulary.base import Line
 
 
-def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], align: str = "") -> str:
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], align: str = "") -> Markdown:
     """A table of texts, escaped unless they are `Markdown`.
 
     `align` has one letter a column, "l" or "r"; columns without one are to the right, the first to the left.
@@ -16,7 +16,7 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], align: 
     rule = ["---" if side == "l" else "---:" for side in (align or "l").ljust(len(header), "r")]
     lines = [header, *body]
     texts = ["| " + " | ".join(escape_markdown(cell, within=True) for cell in cells) + " |" for cells in lines]
-    return "\n".join([texts[0], f"|{'|'.join(rule)}|", *texts[1:]])
+    return Markdown("\n".join([texts[0], f"|{'|'.join(rule)}|", *texts[1:]]))
 
 
 def table_cells(
@@ -41,7 +41,7 @@ def marked_column(rows: Sequence[Mapping]) -> int:
     return 1 if vocabulary_of(rows).size_key is None else 2
 
 
-def format_table(rows: Sequence[Mapping]) -> str:
+def format_table(rows: Sequence[Mapping]) -> Markdown:
     """The table of methods in Markdown, the mark of lines that reached the goal in bold, notes of lines below it."""
     header, lines = table_cells(rows)
     marked = marked_column(rows)
@@ -53,7 +53,8 @@ def format_table(rows: Sequence[Mapping]) -> str:
         for line, _ in lines
         if line.row.get("note")
     ]
-    return "\n".join([markdown_table(header, [cells for _, cells in lines]), *([""] + notes if notes else [])])
+    parts = [markdown_table(header, [cells for _, cells in lines]), *([""] + notes if notes else [])]
+    return Markdown("\n".join(parts))
 
 
 def score_table(scores: Mapping[str, Mapping], tasks: Sequence[str]) -> str:
