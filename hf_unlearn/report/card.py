@@ -36,7 +36,7 @@ KIND_METRICS = tuple(metric for kind in KINDS for metric in kind.card_metrics)
 DEFAULTS = {
     **dict.fromkeys(("model_name", "repo_id", "base_model", "base_revision", "seed", "hardware", "language")),
     **dict.fromkeys(("license", "license_name", "license_link")),
-    **dict.fromkeys(("datasets", "forget", "forget_rows", "forget_sha256", "retain")),
+    **dict.fromkeys(("datasets", "forget", "forget_rows", "forget_sha256", "retain", "retain_rows")),
     **{name: {} for name in ("paper", "settings", "original", "unlearned", "retrained", "delta", "environment")},
     **{name: {} for name in ("measured_on", "facts", "answers")},
     **dict.fromkeys(("evaluations", "tested", "limits", "row_notes"), ()),
@@ -55,7 +55,8 @@ def render_card(context: Mapping) -> str:
             - base_model, base_revision: Hub id that unlearning started from (of anything else only that it is not on
               the Hub is told);
             - settings, seed, paper ({"title", "id", "bibtex"}): of the method;
-            - forget, retain: what was removed and what was to be kept, in plain words; forget_rows, forget_sha256;
+            - forget, retain: what was removed and what was to be kept, in plain words; forget_rows, retain_rows (how
+              many), forget_sha256;
             - original, unlearned, retrained: rows as in `report.page.write_report`, or with keys of `RUN_METRICS`;
             - measured_on: {"forget" or "retain": (rows that `RUN_METRICS` were measured on, of so many)};
             - facts: what the method says of the run beside settings and cost; row_notes: what became of the rows;

@@ -97,6 +97,7 @@ def card_context(trainer, delta: UpdateDelta) -> dict:
         "measured_on": measured["measured_on"],
         "hardware": accelerators if accelerators != "none" else facts["processors"],
         "facts": {**_further_costs(trainer), **trainer.method.account()},
+        "retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
         "row_notes": row_notes(getattr(trainer, "row_counts", {})),
         "answers": answers(trainer, prompts),
         **described,
@@ -109,7 +110,8 @@ def card_context(trainer, delta: UpdateDelta) -> dict:
 
 
 def _further_costs(trainer) -> dict:
-    return {name: value for name, value in trainer.cost.items() if name not in ("seconds", "peak_memory_mb")}
+    told = ("seconds", "peak_memory_mb")
+    return {name: f"{value:.3g}" for name, value in trainer.cost.items() if name not in told}
 
 
 def row_notes(counts: Mapping[str, object]) -> Sequence[str]:

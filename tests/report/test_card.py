@@ -64,3 +64,33 @@ def test_least_card_is_honest_and_names_no_local_folder(tmp_path):
 def test_bad_context(context):
     with pytest.raises(InputError, match="cannot be rendered"):
         render_card(context)
+
+
+HOSTILE = 'x"\n---\nlicense: mit\n# `|<b>*: &a !!python/none {{ header }} {% if'
+
+
+def test_no_name_can_speak_in_the_header_or_add_to_it():
+    """Whatever a model, a dataset or a licence is called is one value of the YAML, and one line of the text."""
+    context = {**CONTEXT, "model_name": HOSTILE, "forget": HOSTILE, "license": HOSTILE, "method": HOSTILE}
+    context |= {"answers": {"kept": [(HOSTILE, HOSTILE)]}, "row_notes": [HOSTILE], "facts": {"covered": HOSTILE}}
+    card = ModelCard(render_card(context))
+    assert card.data.license == HOSTILE and {result.dataset_name for result in card.data.eval_results} > {HOSTILE}
+    assert card.data.base_model == CONTEXT["base_model"] and card.data.library_name == "transformers"
+    lines = card.text.splitlines()
+    assert "# `|<b>*: &a" not in lines and lines.count("---") == 0 and "license: mit" not in lines
+    assert card.text.count("{{ header }}") >= 5
+
+
+def test_what_a_run_measured_and_what_it_said():
+    unlearned = {"forget_rows_loss": 4.2, "retain_rows_kl": 0.0123}
+    context = {"method": "NPO", "original": {"forget_rows_loss": 0.5, "retain_rows_kl": 0}, "unlearned": unlearned}
+    context |= {"measured_on": {"forget": (64, 400)}, "row_notes": ["2 empty rows were dropped."]}
+    context |= {"answers": {"forgotten": [("Who?", "")]}, "facts": {"covered": "21 %"}, "hardware": "one CPU"}
+    card = render_card(context)
+    assert "| | original | this model | goal |\n|---|---:|---:|---|\n" in card
+    assert "| loss on the removed rows, nats per label | 0.500 | 4.200 | higher |" in card
+    assert "| KL from the original on the rows to be kept, nats per label | 0 | 0.0123 | lower |" in card
+    assert "Measured on 64 of 400 removed rows, before and after." in card
+    assert "- 2 empty rows were dropped." in card and "| the run | covered 21 % |" in card
+    assert "On what was forgotten:\n\n| prompt | answer |\n|---|---|\n| Who? | (nothing) |" in card
+    assert ModelCard(card).data.eval_results is None  # of its own rows: no benchmark of others

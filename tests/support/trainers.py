@@ -50,7 +50,7 @@ def trained_llama(dtype=torch.float32, **config):
 
 def make_trainer(model, method, folder, forget=FORGET, retain=RETAIN, *, eval_dataset=None, **arguments):
     """An `UnlearnTrainer` on the CPU that saves nothing unless told to. Arguments of both classes go by name."""
-    names = ("processing_class", "data_collator", "peft_config", "callbacks", "evaluator")
+    names = ("processing_class", "data_collator", "peft_config", "callbacks", "evaluator", "describe")
     own = {name: arguments.pop(name) for name in names if name in arguments}
     settings = {"save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "kl_rows": 0, **arguments}
     return UnlearnTrainer(

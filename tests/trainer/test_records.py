@@ -1,0 +1,115 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+import pytest
+from huggingface_hub import ModelCard
+from peft import LoraConfig
+
+from hf_unlearn import FirstOrder, KFade
+from hf_unlearn.data.training import train_tokenizer
+from hf_unlearn.errors import InputError
+from hf_unlearn.runtime.hub import PLACE
+from hf_unlearn.trainer.records import check_description, row_notes
+from tests.support.models import make_llama
+from tests.support.trainers import make_trainer, trained_llama
+
+
+def saved_card(folder, method, **arguments):
+    trainer = make_trainer(trained_llama(), method, folder / "run", max_steps=1, **arguments)
+    trainer.train()
+    trainer.save_model(str(folder / "model"))
+    return (folder / "model/README.md").read_text()
+
+
+def test_a_card_tells_all_of_a_request(tmp_path):
+    described = {"forget": "eight rows of noise", "retain": "24 others", "license": "apache-2.0", "language": "en"}
+    described |= {"datasets": ["lab/noise"], "limits": ["Only noise was looked at."]}
+    card = saved_card(tmp_path, KFade(step_norm=0.01, curvature="kfac"), describe=described, kl_rows=64)
+    data = ModelCard(card).data
+    assert (data.library_name, data.base_model, data.license) == ("transformers", "lab/tiny", "apache-2.0")
+    assert (data.base_model_relation, data.language, data.datasets) == ("finetune", "en", ["lab/noise"])
+    assert "from which eight rows of noise was removed with K-FADE" in card
+    assert "| removed | eight rows of noise (8 rows) |" in card and "| to be kept | 24 others (24 rows) |" in card
+    assert "| licence | apache-2.0 |" in card and "Only noise was looked at." in card
+    assert "Measured on 8 of 8 removed rows and 24 of 24 rows to be kept, before and after." in card
+    assert "| loss on the removed rows, nats per label |" in card and "fit_seconds" in card
+    assert "retrained" not in card.split("## What was not shown")[0] and f'from_pretrained("{PLACE}")' in card
+
+
+def test_a_card_without_a_description_says_what_is_unknown(tmp_path):
+    card = saved_card(tmp_path, FirstOrder("npo"), peft_config=LoraConfig(r=2, task_type="CAUSAL_LM"))
+    data = ModelCard(card).data
+    assert (data.library_name, data.base_model_relation, data.license) == ("peft", "adapter", None)
+    assert "| removed | not described (8 rows) |" in card and "| licence | unknown: look up" in card
+    assert "## What it says" not in card and "were not measured (kl_rows is 0)" in card
+
+
+def test_the_licence_is_that_of_the_base_models_own_card(tmp_path):
+    base = tmp_path / "base"
+    make_llama().save_pretrained(base)
+    header = "license: other\nlicense_name: of-the-lab\nlicense_link: LICENSE"
+    (base / "README.md").write_text(f"---\n{header}\n---\n# It\n")
+    trainer = make_trainer(str(base), FirstOrder("ga"), tmp_path / "run", max_steps=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    data = ModelCard.load(tmp_path / "model/README.md").data
+    assert (data.license, data.license_name, data.license_link) == ("other", "of-the-lab", "LICENSE")
+
+
+def test_answers_are_given_to_the_users_own_prompts_alone(tmp_path):
+    """Rows to forget are not published with their questions: a card shows what was chosen for it."""
+    make_llama(vocab_size=300).save_pretrained(tmp_path / "base")
+    train_tokenizer(["A text."], 290).save_pretrained(tmp_path / "base")
+    rows = [{"question": f"Who keeps Umbrellaville {i}?", "answer": f"Nobody {i}"} for i in range(4)]
+    kept = [{"question": f"Who paints Kettlemoor {i}?", "answer": f"Nobody {i}"} for i in range(4)]
+    from datasets import Dataset
+
+    sides = Dataset.from_list(rows), Dataset.from_list(kept)
+    prompts = {"forgotten": ["Who was it | then?", "And who?"], "kept": ["Which\nway?"]}
+    arguments = {"max_steps": 1, "describe": {"prompts": prompts}, "kl_rows": 4}
+    trainer = make_trainer(str(tmp_path / "base"), FirstOrder("grad_diff"), tmp_path / "run", *sides, **arguments)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    card = (tmp_path / "model/README.md").read_text()
+    told = card.split("## What it says")[1].split("##")[0]
+    assert "On what was forgotten:" in told and "On what was kept:" in told
+    assert "| Who was it \\| then? |" in told and "| And who? |" in told and "| Which way? |" in told
+    assert "Umbrellaville" not in card and "Kettlemoor" not in card
+    trainer.processing_class = None
+    with pytest.raises(InputError, match="pass processing_class"):
+        trainer.save_model(str(tmp_path / "again"))
+
+
+WRONG = {
+    "a number": (3, "describe is a int: give a text, or a dict"),
+    "a key with a slip": ({"forgot": "x"}, "unknown key 'forgot': known are forget, retain"),
+    "a list of words": ({"forget": ["x"]}, r"forget=\['x'\]: give a text"),
+    "one dataset as a text": ({"datasets": "lab/x"}, "datasets='lab/x': give a list of texts"),
+    "prompts without a kind": ({"prompts": ["Who?"]}, "give lists of texts under forgotten and kept"),
+    "prompts of another kind": ({"prompts": {"forget": ["Who?"]}}, "give lists of texts under forgotten and kept"),
+    "an empty prompt": ({"prompts": {"kept": [" "]}}, "give lists of texts under forgotten and kept"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_description_is_checked_before_any_work(kind, tmp_path):
+    describe, words = WRONG[kind]
+    with pytest.raises(InputError, match=words):
+        make_trainer(trained_llama(), FirstOrder("ga"), tmp_path, describe=describe)
+
+
+def test_a_description_is_words_or_a_dict():
+    assert check_description(None) == {} and check_description("x") == {"forget": "x"}
+    assert check_description({"forget": "x", "license": None}) == {"forget": "x"}
+
+
+def test_what_became_of_the_rows_is_said_where_something_did():
+    class Counts:
+        rows, dropped_empty, packed_rows, cut_rows, cut_tokens = 8, 2, 0, 3, 14
+
+    class Whole:
+        rows, dropped_empty, packed_rows, cut_rows, cut_tokens = 8, 0, 0, 0, 0
+
+    assert row_notes({"forget": Counts(), "retain": Whole()}) == [
+        "2 empty rows of the forget set were dropped.",
+        "3 rows of the forget set were too long and were cut.",
+        "14 tokens of the forget set were cut off and had no part in the request.",
+    ]
