@@ -6,7 +6,13 @@ import sys
 
 
 class InputError(ValueError):
-    """Bad arguments or input. The message is one line that names the cause and the cure; commands exit with code 2."""
+    """Bad arguments or input. The message is one line that names the cause and the cure; commands exit with code 2.
+
+    Names from a file may be part of it: what would break the line, or speak to the terminal, is written as escapes.
+    """
+
+    def __str__(self):
+        return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in super().__str__())
 
 
 class NumericalError(FloatingPointError):

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """A fitted curvature as files, and of which model it is: each process writes, and reads, what it owns."""
 
+import contextlib
 import tempfile
 import warnings
 from pathlib import Path
@@ -9,15 +10,33 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..runtime.files import check_names, open_safetensors, read_json, sha256_tensor, write_json, write_safetensors
+from ..runtime.files import (
+    check_names,
+    read_json,
+    read_tensors,
+    sha256_json,
+    sha256_tensor,
+    write_json,
+    write_safetensors,
+)
+from ..runtime.folders import staged_folder
 from ..runtime.hub import fetch_folder, push_folder
 from ..runtime.processes import Processes, own
+from ..runtime.shapes import check_shape
 from ..runtime.sharded import whole
 from .layout import assign_weights, tensor_weight
 
 
 CONFIG_FILE = "curvature_config.json"
-FORMAT = 2
+FILES = ("curvature-*.safetensors", CONFIG_FILE)
+FORMAT = 3
+SHAPE = {
+    "sha256": str,
+    "kind": str,
+    "targets": {str: {"shape": [int], "transposed": bool}},
+    "weights_sha256": {str: str},
+    "files": {str: {str: str}},
+}
 SHARD_BYTES = 5 * 10**9
 # Kind -> class, in order of definition: every subclass of `Curvature` that has a `kind` of its own.
 KINDS: dict[str, type["CurvatureFiles"]] = {}
@@ -38,9 +57,10 @@ class CurvatureFiles:
         KINDS[cls.kind] = cls
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `curvature_config.json` and safetensors shards; the config comes last, so half a folder never loads.
+        """Write `curvature_config.json` and safetensors shards, whose hashes it holds, into a folder of their own.
 
-        Each process writes what it owns, so all of them must see the same folder.
+        Each process writes what it owns, so all of them must see the same folder. An older curvature there is
+        replaced as a whole (`staged_folder`): a failure or a kill leaves it as it was.
 
         Raises:
             OSError: a file could not be written.
@@ -51,19 +71,28 @@ class CurvatureFiles:
         processes.doing = "saving a curvature"
         split = split_torch_state_dict_into_shards(self.tensors, max_shard_size=SHARD_BYTES)
         shards = list(split.filename_to_tensors.values())
-        # From here on an older curvature in this folder is gone: its config must not stand beside new shards.
-        counts = processes.share(lambda: (folder / CONFIG_FILE).unlink(missing_ok=True) or len(shards))
+        counts = processes.gather(len(shards))
         first, total = sum(counts[: processes.rank]), sum(counts)
         files = {f"curvature-{first + n:05d}-of-{total:05d}.safetensors": names for n, names in enumerate(shards, 1)}
 
-        def write() -> dict[str, list[str]]:
+        def write() -> dict[str, dict]:
+            written = {}
             for file, names in files.items():
-                write_safetensors(folder / file, {name: self.tensors[name] for name in names})
-            return files
+                tensors = {name: self.tensors[name] for name in names}
+                write_safetensors(staging / file, tensors)
+                written[file] = {name: sha256_tensor(tensor) for name, tensor in tensors.items()}
+            return written
 
-        written = {file: names for part in processes.share(write) for file, names in part.items()}
-        config = {**self.metadata, "format": FORMAT, "files": written}
-        own(processes, lambda: write_json(folder / CONFIG_FILE, config) if processes.rank == 0 else None)
+        def place():
+            config = {**self.metadata, "format": FORMAT, "files": written}
+            write_json(staging / CONFIG_FILE, config | {"sha256": sha256_json(config)})
+            stack.close()  # here the folder is put in its place
+
+        with contextlib.ExitStack() as stack:
+            begin = lambda: stack.enter_context(staged_folder(folder, FILES)) if processes.rank == 0 else None
+            staging = processes.share(begin)[0]
+            written = {file: hashes for part in processes.share(write) for file, hashes in part.items()}
+            own(processes, lambda: place() if processes.rank == 0 else None)
         return folder
 
     @staticmethod
@@ -97,9 +126,14 @@ class CurvatureFiles:
                 raise InputError(
                     f"{folder_or_repo} holds no {CONFIG_FILE}: give the folder or repository of a saved curvature"
                 )
-            metadata = read_json(folder / CONFIG_FILE)
-            if metadata.pop("format", None) != FORMAT:
+            metadata = read_json(folder / CONFIG_FILE, {})
+            if metadata.get("format") != FORMAT:
                 raise InputError(f"{folder_or_repo} was written by another version of hf_unlearn: fit it again")
+            check_shape(metadata, SHAPE, folder / CONFIG_FILE)
+            check_names(metadata["files"], folder / CONFIG_FILE)
+            if metadata.pop("sha256") != sha256_json(metadata):
+                raise InputError(f"{folder / CONFIG_FILE} is not as it was saved; save or download it again")
+            del metadata["format"]
             if metadata["kind"] not in KINDS:
                 raise InputError(
                     f"{folder_or_repo} holds a curvature of the kind {metadata['kind']!r}, which no class has: import "
@@ -107,14 +141,12 @@ class CurvatureFiles:
                 )
             curvature = KINDS[metadata["kind"]]()
             files, curvature.metadata = metadata.pop("files"), metadata
-            check_names(files, folder / CONFIG_FILE)
             if processes.size > 1 and curvature.passes:
                 curvature.processes = processes
                 curvature.owners = assign_weights(type(curvature), metadata["targets"], processes.size)
-            for file, names in files.items():
-                chosen = [name for name in names if curvature.holds(tensor_weight(name))]
-                with open_safetensors(folder / file, str(device)) as shard:
-                    curvature.tensors |= {name: shard.get_tensor(name) for name in chosen}
+            for file, hashes in files.items():
+                chosen = [name for name in hashes if curvature.holds(tensor_weight(name))]
+                curvature.tensors |= read_tensors(folder / file, chosen, hashes, str(device))
             if model is not None:
                 curvature.check_model(model)
             return curvature

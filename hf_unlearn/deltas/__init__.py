@@ -3,7 +3,7 @@
 
 from .reader import describe
 from .streaming import transfer
-from .update import UpdateDelta, delta_config
+from .update import SAVED_DTYPE, UpdateDelta, delta_config
 
 
-__all__ = ["UpdateDelta", "delta_config", "describe", "transfer"]
+__all__ = ["SAVED_DTYPE", "UpdateDelta", "delta_config", "describe", "transfer"]

@@ -16,16 +16,36 @@ from ..runtime.hub import fetch_folder
 FORMAT_VERSION = 1
 CONFIG_FILE = "delta_config.json"
 WEIGHTS_FILE = "delta.safetensors"
+FILES = ("delta-*.safetensors", WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", CONFIG_FILE)
+SHAPE = {
+    "format_version": int,
+    "sha256": str,
+    "dtype?": str,
+    "base_sha256?": {str: str},
+    "tied?": ([[str]], None),
+    "base_model?": (str, None),
+    "base_revision?": (str, None),
+    "method?": (str, None),
+    "settings?": {},
+    "seed?": (int, None),
+    "versions?": {},
+}
 
 
 class DeltaReader(Shards):
+    """A saved update; `check` reads it once, and is for all who use its tensors.
+
+    Raises:
+        InputError: there is no complete delta at that place, or one of another format.
+    """
+
     def __init__(self, path_or_repo: str | Path, revision: str | None = None):
         place = fetch_folder(path_or_repo, revision, ["delta*", "delta/*"])
         folder = place if (place / CONFIG_FILE).is_file() else place / "delta"
         if not (folder / CONFIG_FILE).is_file():
             raise InputError(f"{path_or_repo} holds no {CONFIG_FILE}: it is no delta, or its saving was cut short")
-        self.config = read_json(folder / CONFIG_FILE)
-        if self.config.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+        self.config = read_json(folder / CONFIG_FILE, SHAPE)
+        if self.config["format_version"] > FORMAT_VERSION:
             raise InputError(f"{folder} has delta format {self.config['format_version']}; upgrade hf_unlearn")
         super().__init__(folder, WEIGHTS_FILE)
 
@@ -45,7 +65,7 @@ class DeltaReader(Shards):
             hashes[name] = digest.hexdigest()
         if not math.isfinite(squares):
             raise InputError(f"{self.folder}: its tensors are not all finite; save or download it again")
-        if self.config.get("sha256") not in (None, sha256_json(hashes)):
+        if self.config["sha256"] != sha256_json(hashes):
             raise InputError(f"{self.folder}: tensors are not those of its {CONFIG_FILE}; save or download it again")
         return squares
 

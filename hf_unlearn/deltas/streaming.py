@@ -2,7 +2,6 @@
 """Transfer of a saved update onto a checkpoint: every file is copied, then the touched tensors in it are summed."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 from ..errors import InputError
 from ..runtime.checkpoints import CHUNK, Shards, as_bytes, shorten
 from ..runtime.conversions import Conversion, skeleton
-from ..runtime.files import sha256_tensor, temporary_folder, write_json
+from ..runtime.files import sha256_tensor, write_json
+from ..runtime.folders import staged_folder
 from ..runtime.hub import fetch_folder, hide_places, public_name
 from .adding import add, check_scale, check_targets, destinations, warn_of_other_base
 from .reader import DeltaReader
@@ -48,7 +48,7 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
     source = fetch_folder(model_dir, None, CHECKPOINT)
     plan = Plan(reader, Shards(source, "model.safetensors"), skeleton(source))
 
-    with temporary_folder(output.parent, output.name) as building:
+    with staged_folder(output) as building:
         for filename in plan.checkpoint.filenames:
             shutil.copyfile(source / filename, building / filename)
             _add_to_file(building / filename, plan, filename, scale)
@@ -59,8 +59,6 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
         record = {"delta": reader.config, "model": public_name(model_dir), "scale": scale}
         write_json(building / "unlearning_transfer.json", record | {"other_base": sorted(plan.other_base)})
         hide_places(building)
-        building.chmod(0o755)
-        os.replace(building, output)
     return output
 
 
@@ -161,5 +159,3 @@ def _add_to_file(path: Path, plan: Plan, filename: str, scale: float):
                 place += file.write(as_bytes(add(old, update, scale)))
             if plan.expected(name) not in (None, digest.hexdigest()):
                 plan.other_base.add(plan.updates[name])
-        file.flush()
-        os.fsync(file.fileno())

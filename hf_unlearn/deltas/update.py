@@ -14,14 +14,17 @@ import torch
 from ..errors import InputError, NumericalError
 from ..runtime.checkpoints import base_tensors, shorten, tied_names
 from ..runtime.files import sha256_json, sha256_tensor, write_json, write_safetensors
+from ..runtime.folders import staged_folder
 from ..runtime.hub import public_name, push_folder
 from ..runtime.lora import save_lora
 from ..runtime.provenance import library_versions
 from .adding import add, check_scale, check_targets, destinations, is_base, warn_of_other_base
-from .reader import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, DeltaReader
+from .reader import CONFIG_FILE, FILES, FORMAT_VERSION, WEIGHTS_FILE, DeltaReader
 
 
 logger = logging.getLogger(__name__)
+
+SAVED_DTYPE = torch.bfloat16  # unless another is asked for: of files, and of the hashes that logs and cards tell
 
 
 @dataclass(eq=False)
@@ -198,12 +201,12 @@ class UpdateDelta:
         return sha256_json({name: sha256_tensor(tensor.to(dtype).float()) for name, tensor in self.tensors.items()})
 
     def save_pretrained(
-        self, save_directory: str | Path, dtype: torch.dtype = torch.bfloat16, max_shard_size: int | str = "5GB"
+        self, save_directory: str | Path, dtype: torch.dtype = SAVED_DTYPE, max_shard_size: int | str = "5GB"
     ) -> Path:
         """Write `delta.safetensors` (shards and an index above `max_shard_size`) and `delta_config.json`.
 
-        The update itself in bf16 loses 0.2 % of its length, where subtracting bf16 checkpoints may lose 30 %. The
-        configuration is written last and removed first: a folder that has one is complete.
+        The update itself in bf16 loses 0.2 % of its length, where subtracting bf16 checkpoints may lose 30 %. An
+        older delta in the folder is replaced as a whole (`staged_folder`): a failure or a kill leaves it as it was.
 
         Raises:
             OSError: the folder cannot be written.
@@ -211,23 +214,23 @@ class UpdateDelta:
         from huggingface_hub import split_torch_state_dict_into_shards
 
         folder = Path(save_directory)
-        (folder / CONFIG_FILE).unlink(missing_ok=True)
         sizes = {name: torch.empty_like(tensor, dtype=dtype, device="meta") for name, tensor in self.tensors.items()}
         split = split_torch_state_dict_into_shards(
             sizes, filename_pattern="delta{suffix}.safetensors", max_shard_size=max_shard_size
         )
-        for old in [*folder.glob("delta*.safetensors"), folder / f"{WEIGHTS_FILE}.index.json"]:
-            old.unlink(missing_ok=True)
-        config = {**self.config, "dtype": str(dtype).removeprefix("torch."), "sha256": self.sha256(dtype)}
+        about = {"dtype": str(dtype).removeprefix("torch."), "sha256": self.sha256(dtype)}
+        config = {"format_version": FORMAT_VERSION, **self.config, **about}
         # One key only: safetensors writes several in no certain order, and equal updates shall be equal bytes.
         metadata = {"format": "pt"}
-        # An update that changed nothing is a whole delta too.
-        for filename, names in (split.filename_to_tensors or {WEIGHTS_FILE: []}).items():
-            write_safetensors(folder / filename, {name: self.tensors[name].to(dtype) for name in names}, metadata)
-        if split.is_sharded:
-            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-            write_json(folder / f"{WEIGHTS_FILE}.index.json", index)
-        write_json(folder / CONFIG_FILE, config)
+        with staged_folder(folder, FILES) as staging:
+            # An update that changed nothing is a whole delta too.
+            for filename, names in (split.filename_to_tensors or {WEIGHTS_FILE: []}).items():
+                tensors = {name: self.tensors[name].to(dtype) for name in names}
+                write_safetensors(staging / filename, tensors, metadata)
+            if split.is_sharded:
+                index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+                write_json(staging / f"{WEIGHTS_FILE}.index.json", index)
+            write_json(staging / CONFIG_FILE, config)
         return folder
 
     @classmethod
@@ -238,10 +241,8 @@ class UpdateDelta:
             InputError: there is no complete delta at that place, or its tensors are not those that were saved.
         """
         reader = DeltaReader(path_or_repo, revision)
-        delta = cls({name: reader.tensor(name) for name in reader.files}, reader.config)
-        if delta.sha256() != reader.config.get("sha256", delta.sha256()):
-            raise InputError(f"{path_or_repo}: tensors are not those of its {CONFIG_FILE}; save or download it again")
-        return delta
+        reader.check()
+        return cls({name: reader.tensor(name) for name in reader.files}, reader.config)
 
     def push_to_hub(
         self,
@@ -249,7 +250,7 @@ class UpdateDelta:
         *,
         private: bool | None = None,
         commit_message: str = "Upload update delta",
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype = SAVED_DTYPE,
     ) -> str:
         """Upload the delta as `delta/` of a model repository in one commit; returns the commit's URL."""
         with tempfile.TemporaryDirectory() as folder:

@@ -22,14 +22,15 @@ from ..runtime.files import (
     read_json,
     sha256_json,
     sha256_tensors,
-    staged_folder,
     write_json,
     write_safetensors,
     write_text,
 )
+from ..runtime.folders import staged_folder
 from ..runtime.hub import hide_places
 from ..runtime.processes import on_main_process
 from ..runtime.provenance import code_sha256
+from ..runtime.published import MODEL_FILES
 from ..trainer.records import update_context
 from .finished_stages import FinishedStages
 from .line import Line
@@ -219,7 +220,7 @@ class Cell:
         line = next(line for line in self.lines if line.label == best["method"])
         method = line.make(line.trainings(len(self.stages(line)))[0].stages[0])
         delta = self.update(best["method"])
-        with staged_folder(folder) as staged, self.updated(best["method"]) as model:
+        with staged_folder(folder, MODEL_FILES) as staged, self.updated(best["method"]) as model:
             model.save_pretrained(staged)
             if problem.tokenizer is not None:
                 problem.tokenizer.save_pretrained(staged)

@@ -10,6 +10,7 @@ from ..report.aggregates import aggregate
 from ..report.page import write_report
 from ..report.tables import format_table
 from ..report.vocabulary import vocabulary_of
+from ..runtime.folders import staged_folder
 from ..runtime.processes import on_main_process
 from ..runtime.provenance import record_run, without_places
 from .comparison import Comparison
@@ -57,17 +58,18 @@ def _publish(experiment: Experiment, comparison: Comparison, rows: list[dict], o
     # Methods have their own lines in the report.
     written = without_places(experiment.written)
     settings = {key: value for key, value in written.items() if value and key not in ("title", "methods")}
-    write_report(
-        output_dir,
-        title=experiment.title,
-        rows=rows,
-        candidates=comparison.candidates,
-        kl_samples={name: kl.per_token.tolist() for name, kl in comparison.kl.items()},
-        sections=comparison.sections + experiment.kind.table_sections(experiment, rows),
-        settings=settings | comparison.facts,
-        summary=vocabulary_of(rows).summarise(rows),
-        notes=[f"Every method evaluated {' or '.join(map(str, budgets))} candidates.", *comparison.notes, SECONDS],
-    )
+    with staged_folder(output_dir, ["kl.png"]) as staged:
+        write_report(
+            staged,
+            title=experiment.title,
+            rows=rows,
+            candidates=comparison.candidates,
+            kl_samples={name: kl.per_token.tolist() for name, kl in comparison.kl.items()},
+            sections=comparison.sections + experiment.kind.table_sections(experiment, rows),
+            settings=settings | comparison.facts,
+            summary=vocabulary_of(rows).summarise(rows),
+            notes=[f"Every method evaluated {' or '.join(map(str, budgets))} candidates.", *comparison.notes, SECONDS],
+        )
 
 
 def run_demo(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from .files import read_json, sha256_json, temporary_folder, write_json
+from .files import read_json, sha256_json, write_json
+from .folders import temporary_folder
 from .processes import Processes
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from .files import check_names, open_safetensors, read_json
+from .files import check_names, open_safetensors, read_json, read_tensors
 from .sharded import reshard, whole
 
 
@@ -106,8 +106,7 @@ class Shards:
             raise InputError(f"{folder} lacks {shorten(absent)}; save or download it again")
 
     def tensor(self, name: str) -> torch.Tensor:
-        with open_safetensors(self.folder / self.files[name]) as file:
-            return file.get_tensor(name)
+        return read_tensors(self.folder / self.files[name], [name])[name]
 
     def stored(self, name: str) -> StoredTensor:
         """Where a tensor of a floating-point type lies."""
@@ -117,7 +116,9 @@ class Shards:
                 length = int.from_bytes(file.read(8), "little")
                 self._headers[path] = 8 + length, json.loads(file.read(length))
         start, header = self._headers[path]
-        entry = header[name]
+        entry = header.get(name, {})
+        if entry.get("dtype") not in _DTYPES:
+            raise InputError(f"{path} holds no floating-point tensor {name}; save or download it again")
         return StoredTensor(
             path, _DTYPES[entry["dtype"]], torch.Size(entry["shape"]), start + entry["data_offsets"][0]
         )

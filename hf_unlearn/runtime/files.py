@@ -1,78 +1,46 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Files that are either whole or absent, and hashes of what they hold."""
 
-import contextlib
-import glob
+import functools
 import hashlib
 import json
+import math
 import os
-import platform
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from ..errors import InputError, first_line
+from .folders import flush, settle, temporary_folder, writing
+from .shapes import check_depth, check_shape
+
+
+JSON_BYTES = 2**28  # nothing that we write as JSON is as large
+JSON_DEPTH = 64
+HEADER_BYTES = 10**8  # safetensors' own limit
+DTYPES = set("BOOL U8 I8 U16 I16 U32 I32 U64 I64 F16 BF16 F32 F64 F8_E4M3 F8_E5M2 C64".split())
+AGAIN = "save or download it again"
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], None]) -> Path:
     """Let `write(temporary_path)` make a file, then rename it to `path`.
 
-    The temporary file lies in the same folder (a rename across file systems is a copy), is flushed to disk before
-    the rename, and is removed when `write` fails, so a full disk or a kill leaves the old file or none. What a killed
-    process left under a temporary name is removed by the next one that writes the same file.
+    The temporary file lies in a hidden folder beside it (a rename across file systems is a copy) and is on the disk
+    before the rename, so a full disk or a kill leaves the old file or none. What a killed process left under a
+    temporary name is removed by the next one that writes the same file.
 
     Raises:
-        OSError: as `write` raised it (disk full, no permission).
+        WriteError: it could not be written (disk full, no permission).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_temporary_prefix(path.parent, path.name)}.part")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path), temporary_folder(path.parent, path.name) as building:
+        write(building / path.name)
+        settle(building)
+        os.replace(building / path.name, path)
+        flush(path.parent)
     return path
-
-
-@contextlib.contextmanager
-def temporary_folder(parent: str | Path, name: str):
-    """A hidden empty folder inside `parent` (made when absent) to build something in; what is left goes at the end.
-
-    What killed processes left of the same name is removed first.
-    """
-    parent = Path(parent)
-    parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{_temporary_prefix(parent, name)}.", suffix=".part", dir=parent))
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _temporary_prefix(parent: Path, name: str) -> str:
-    """`.name.host.pid`, after removing what dead processes of this host left under such names."""
-    host = f".{name}.{platform.node()}."
-    for left in parent.glob(f"{glob.escape(host)}*.part"):
-        pid = left.name.removeprefix(host).split(".")[0]
-        if pid.isdigit() and not _is_alive(int(pid)):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-    return f"{host}{os.getpid()}"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
 
 
 def check_names(names, source: Path):
@@ -88,32 +56,144 @@ def check_names(names, source: Path):
             )
 
 
-def read_json(path: str | Path):
-    """The value in a JSON file.
+def check_file(path: str | Path) -> os.stat_result:
+    """What the system says of a regular file that lies in its folder, or in the Hub's cache as a snapshot's files do.
 
     Raises:
-        InputError: the file is absent or is not JSON.
+        InputError: there is none, or it is a folder, a pipe, or a link that leads out of the folder.
+    """
+    path = Path(path)
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path} is no file; {AGAIN}")
+        if path.is_symlink():
+            folder = path.parent.resolve()
+            snapshot = next((place for place in (folder, *folder.parents) if place.parent.name == "snapshots"), None)
+            inside = folder if snapshot is None else snapshot.parents[1]
+            if not path.resolve().is_relative_to(inside):
+                raise InputError(f"{path} is a link that leads out of its folder: put the file itself there")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; check the path, or {AGAIN}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # no permission, no such name, links in a circle
+        raise InputError(f"{path} cannot be read ({first_line(error)}); check the path and who may read it") from error
+    return found
+
+
+def read_bytes(path: str | Path, most: int = JSON_BYTES) -> bytes:
+    """What a file holds.
+
+    Raises:
+        InputError: as `check_file`, or there are more than `most` bytes.
+    """
+    size = check_file(path).st_size
+    if size > most:
+        raise InputError(f"{path} holds {size} bytes, and {most} are the most that such a file has; {AGAIN}")
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}); check who may read it") from error
+
+
+def read_json(path: str | Path, shape=None):
+    """The value in a JSON file, of a `shape` (`shapes.check_shape`).
+
+    Raises:
+        InputError: as `read_bytes` and `parse_json`.
+    """
+    return parse_json(read_bytes(path), path, shape)
+
+
+def parse_json(text: str | bytes, source: str | Path, shape=None):
+    """The value of a JSON text; messages say that it comes from `source`.
+
+    Raises:
+        InputError: it is not UTF-8 or not JSON (NaN and numbers too large for a float are not), names a key twice, is
+            nested deeper than `JSON_DEPTH`, or has not the `shape` (`shapes.check_shape`).
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; check the path, or save or download it again") from error
-    except ValueError as error:  # json's and UTF-8's
-        raise InputError(f"{path} is damaged ({error}); save or download it again") from error
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(text, parse_constant=_refuse_number, parse_float=_finite, object_pairs_hook=_unique)
+        check_depth(value, JSON_DEPTH)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half a character cannot be written again
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source} is damaged ({first_line(error)}); {AGAIN}") from error
+    return value if shape is None else check_shape(value, shape, source)
+
+
+def _refuse_number(name: str):
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _refuse_number(digits[:40])
+
+
+def _unique(pairs: list[tuple]) -> dict:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError(f"the key {next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))!r} twice")
+    return value
 
 
 def open_safetensors(path: str | Path, device: str = "cpu"):
     """An open safetensors file; tensors are read when asked for.
 
     Raises:
-        InputError: the file is absent or cut short.
+        InputError: as `check_file`, or the file is cut short, or says of itself what cannot be.
     """
     from safetensors import SafetensorError, safe_open
 
+    found = check_file(path)
     try:
+        _check_header(str(path), found.st_size, found.st_mtime_ns, found.st_ino)
         return safe_open(path, framework="pt", device=device)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise InputError(f"{path} is missing or damaged ({first_line(error)}); save or download it again") from error
+    except InputError:
+        raise
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({first_line(error)}); {AGAIN}") from error
+
+
+@functools.lru_cache(64)
+def _check_header(path: str, size: int, *version: int):
+    """Refuse a header whose tensors torch cannot hold; that they are where it says is checked by safetensors."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(size - 8, HEADER_BYTES):
+            raise ValueError(f"its header is said to have {length} bytes, the file has {size}")
+        header = parse_json(file.read(length), path, {str: {}})
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        check_shape(tensor, {"dtype": str, "shape": [int], "data_offsets": [int]}, path, name)
+        if tensor["dtype"] not in DTYPES:
+            raise ValueError(f"{name} has the type {tensor['dtype']!r}, which torch does not have")
+        if len(tensor["shape"]) > 32 or math.prod(max(length, 1) for length in tensor["shape"]) >= 2**48:
+            raise ValueError(f"{name} has the shape {str(tensor['shape'])[:80]}")
+
+
+def read_tensors(
+    path: str | Path, names: Iterable[str] | None = None, hashes: Mapping[str, str] | None = None, device: str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file (by default all), with the `hashes` (`sha256_tensor`) that they must have.
+
+    Raises:
+        InputError: as `open_safetensors`, or a tensor is absent or another.
+    """
+    from safetensors import SafetensorError
+
+    tensors = {}
+    with open_safetensors(path, device) as file:
+        for name in file.keys() if names is None else names:
+            try:
+                tensors[name] = file.get_tensor(name)
+            except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
+                raise InputError(f"{path} is damaged ({first_line(error)}); {AGAIN}") from error
+            if hashes is not None and sha256_tensor(tensors[name]) != hashes.get(name):
+                raise InputError(f"{path}: {name} is not what was saved; {AGAIN}")
+    return tensors
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -131,50 +211,13 @@ def write_safetensors(
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-    def write(temporary):
-        with writing(path):
-            # Of no tensors and empty metadata safetensors makes a header that it cannot read.
-            save_file(tensors, temporary, metadata=dict(metadata) if metadata else None)
-
-    return atomic_write(path, write)
+    # Of no tensors and empty metadata safetensors makes a header that it cannot read.
+    return atomic_write(path, lambda place: save_file(tensors, place, metadata=dict(metadata) if metadata else None))
 
 
-@contextlib.contextmanager
-def writing(what: str | Path):
-    """Turn what torch and safetensors raise when a file cannot be written (RuntimeError, their own) into OSError."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (RuntimeError, SafetensorError) as error:
-        reason = first_line(error)
-        raise OSError(
-            f"{what} could not be written ({reason}): is the disk full? Free some space and go on"
-        ) from error
-
-
-@contextlib.contextmanager
-def staged_folder(folder: str | Path):
-    """A hidden empty folder inside `folder`; at the end its files are moved to their places, each by a rename.
-
-    For writers that do not know `atomic_write`. When the body fails nothing in `folder` has changed.
-
-    Raises:
-        OSError: a file could not be written.
-    """
-    folder = Path(folder)
-    with temporary_folder(folder, "saving") as staging:
-        with writing(folder):
-            yield staging
-        files = [file for file in sorted(staging.rglob("*")) if file.is_file()]
-        for file in files:
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        for file in files:
-            place = folder / file.relative_to(staging)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, place)
+def sha256_file(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_tensor(tensor: torch.Tensor) -> str:

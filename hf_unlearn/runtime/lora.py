@@ -9,7 +9,8 @@ from torch import nn
 
 from ..errors import InputError
 from .checkpoints import shorten
-from .files import temporary_folder, write_safetensors
+from .files import write_safetensors
+from .folders import staged_folder
 
 
 def low_rank(matrix: torch.Tensor, energy: float) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -128,8 +129,6 @@ def _write(folder: Path, model: nn.Module, factors: dict[str, torch.Tensor], ran
         base_model_name_or_path=public_name(getattr(model.config, "_name_or_path", None)),
         inference_mode=True,
     )
-    with temporary_folder(folder.parent, folder.name) as building:
+    with staged_folder(folder) as building:
         write_safetensors(building / "adapter_model.safetensors", factors, {"format": "pt"})
         config.save_pretrained(building)
-        building.chmod(0o755)
-        building.replace(folder)

@@ -23,6 +23,13 @@ PUBLISHED = (
     *("sentencepiece.bpe.model", "chat_template.jinja", "additional_chat_templates/*.jinja"),
     *("README.md", "LICENSE*", "NOTICE*", ".eval_results/*.yaml", "unlearning_log.jsonl", "unlearning_transfer.json"),
 )
+# What goes when a model is saved again without it: shards under another number, an adapter that was merged since.
+MODEL_FILES = (
+    *("model-*.safetensors", "model.safetensors", "model.safetensors.index.json"),
+    *("adapter_model.safetensors", "adapter_config.json"),
+    *("delta/delta-*.safetensors", "delta/delta.safetensors", "delta/delta.safetensors.index.json"),
+    "delta/delta_config.json",
+)
 # What transformers' Trainer leaves beside a model stays behind: it helps nobody who loads the model.
 LEFT_BEHIND = ("training_args.bin", "optimizer.pt", "scheduler.pt", "checkpoint-*")
 # Files that tell the output folder of a run, and that of an experiment.

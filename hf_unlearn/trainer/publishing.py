@@ -8,9 +8,11 @@ from pathlib import Path
 
 from ..report.card import render_card
 from ..requests.ledger import LOG_FILE
-from ..runtime.files import staged_folder, write_text
+from ..runtime.files import write_text
+from ..runtime.folders import staged_folder
 from ..runtime.hub import hide_places, model_license, push_folder
 from ..runtime.modules import is_peft
+from ..runtime.published import MODEL_FILES
 from ..runtime.sharded import whole_on_cpu
 from .records import card_context
 
@@ -37,10 +39,11 @@ def save_with_update(trainer, output_dir: str):
         return save_whole(trainer, output_dir)
     if is_peft(trainer.model) and trainer.method.own_update:
         logger.warning("the base weights have changed and a PEFT model saves none: apply delta/ to the base first")
-    with staged_folder(output_dir) as folder:
+    card = render_card(card_context(trainer, delta) | trainer.card_extras)
+    with staged_folder(output_dir, MODEL_FILES) as folder:
         save_whole(trainer, str(folder))
         delta.save_pretrained(folder / "delta")
-        write_text(folder / "README.md", render_card(card_context(trainer, delta) | trainer.card_extras))
+        write_text(folder / "README.md", card)
 
 
 def push(trainer, commit_message: str, token: str | None, revision: str | None) -> str | None:

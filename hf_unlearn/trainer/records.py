@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..data.rows import fingerprint_rows
-from ..deltas import UpdateDelta
+from ..deltas import SAVED_DTYPE, UpdateDelta
 from ..errors import InputError
 from ..methods.base import Method
 from ..report.loading import Loading
@@ -62,7 +62,7 @@ def update_context(
         "seed": delta.config["seed"],
         "forget_rows": forget_rows,
         "forget_sha256": forget_sha256,
-        "delta": {"norm": delta.norm(), "tensors": len(delta.tensors), "sha256": delta.sha256(torch.bfloat16)},
+        "delta": {"norm": delta.norm(), "tensors": len(delta.tensors), "sha256": delta.sha256(SAVED_DTYPE)},
         "environment": library_versions(),
         **model_license(getattr(model.config, "_name_or_path", None), delta.config["base_revision"]),
     }

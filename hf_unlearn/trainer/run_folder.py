@@ -4,20 +4,23 @@
 import contextlib
 import json
 import logging
-import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..errors import InputError
-from ..runtime.files import read_json, write_json
+from ..runtime.files import read_json, sha256_file, write_json
+from ..runtime.folders import locked, settle, writing
+from ..runtime.processes import Processes
 
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "unlearn_run.json"
 COMPLETE_FILE = "complete"
+ASIDE = ".aside"
 # Training arguments that change the result, and so belong to a run's identity.
 IDENTITY_ARGUMENTS = (
     "seed data_seed per_device_train_batch_size gradient_accumulation_steps world_size max_steps num_train_epochs "
@@ -35,7 +38,7 @@ def claim_folder(folder: Path, identity: dict, write: bool):
     identity = json.loads(json.dumps(identity, default=str))
     path = folder / RUN_FILE
     if path.is_file():
-        found = read_json(path)
+        found = read_json(path, {})
         if different := [key for key in identity if found.get(key) != identity[key]]:
             raise InputError(
                 f"output_dir {folder} holds another run (another "
@@ -48,33 +51,105 @@ def claim_folder(folder: Path, identity: dict, write: bool):
 
 
 @contextlib.contextmanager
-def whole_checkpoint(folder: Path):
-    """Write a checkpoint here, or none: a full disk must not leave a folder that looks like one."""
-    try:
+def held(folder: Path, processes: Processes):
+    """Keep other runs out of an output folder, and put back what a killed one had set aside in it. Collective.
+
+    Raises:
+        InputError: another run is at work there.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def enter():
+            stack.enter_context(locked(folder))
+            for aside in folder.glob(f".{PREFIX_CHECKPOINT_DIR}-*{ASIDE}"):
+                _put_back(aside)
+
+        processes.share(lambda: enter() if processes.rank == 0 else None)
         yield
+
+
+@contextlib.contextmanager
+def whole_checkpoint(trainer, folder: Path):
+    """Let Trainer write a checkpoint here, whole or not at all. Collective.
+
+    Trainer writes file by file: the mark that it is whole comes after all have reached the disk, and older checkpoints
+    go after that. One that is written again is set aside until the new one is whole.
+
+    Raises:
+        WriteError: it could not be written; the checkpoints are those of before.
+    """
+    args, aside = trainer.args, folder.with_name(f".{folder.name}{ASIDE}")
+    limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        with writing(folder):
+            if args.should_save and folder.is_dir():
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+            trainer.accelerator.wait_for_everyone()
+            yield
+            trainer.accelerator.wait_for_everyone()  # each process writes its random state
+            if args.should_save:
+                seal_checkpoint(folder)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
+        if args.should_save and aside.is_dir():
+            _put_back(aside)
         raise
+    finally:
+        args.save_total_limit = limit
+    if args.should_save:
+        shutil.rmtree(aside, ignore_errors=True)
+        best = trainer.state.best_model_checkpoint
+        rotate_checkpoints(str(folder.parent), limit, best_model_checkpoint=best, use_mtime=True)
+
+
+def _put_back(aside: Path):
+    """Give a checkpoint that was set aside its name again, unless the new one is whole."""
+    folder = aside.with_name(aside.name[1:].removesuffix(ASIDE))
+    if is_whole(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
 
 
 def seal_checkpoint(checkpoint: Path):
-    """Mark a checkpoint whole. Trainer writes it file by file: the mark comes after all have reached the disk."""
-    sizes = {}
-    for file in sorted(checkpoint.rglob("*")):
-        if file.is_file():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-            sizes[file.relative_to(checkpoint).as_posix()] = file.stat().st_size
-    write_json(checkpoint / COMPLETE_FILE, {"bytes": sizes})
+    """Mark a checkpoint whole, with sizes and hashes of its files, once they have reached the disk."""
+    settle(checkpoint)
+    files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file != checkpoint / COMPLETE_FILE]
+    names = {file.relative_to(checkpoint).as_posix(): file for file in files}
+    hashes = {name: sha256_file(file) for name, file in names.items()}
+    sizes = {name: file.stat().st_size for name, file in names.items()}
+    write_json(checkpoint / COMPLETE_FILE, {"bytes": sizes, "sha256": hashes})
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint is marked whole and still is: a kill while an old one is deleted may leave the mark."""
-    mark = checkpoint / COMPLETE_FILE
-    if not mark.is_file():
-        return False
-    sizes = read_json(mark)["bytes"]
-    return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size == sizes[name] for name in sizes)
+    """Whether a checkpoint is marked whole and still has the files that it had, of their sizes.
+
+    A kill while an old one is deleted may leave the mark.
+    """
+    return _lost(checkpoint, lambda file, size, _: file.stat().st_size == size) is None
+
+
+def _lost(checkpoint: Path, is_kept: Callable[[Path, int, str], bool]) -> str | None:
+    """What a checkpoint has not as it was marked: the name of a file."""
+    try:
+        mark = read_json(checkpoint / COMPLETE_FILE, {"bytes": {str: int}, "sha256": {str: str}})
+    except InputError:
+        return COMPLETE_FILE
+    for name, size in mark["bytes"].items():
+        file = checkpoint / name
+        if not file.is_file() or not is_kept(file, size, mark["sha256"].get(name)):
+            return name
+    return None
+
+
+def is_unchanged(checkpoint: Path) -> bool:
+    """Whether a whole checkpoint has the very bytes that were written; a warning where it has not."""
+    lost = _lost(checkpoint, lambda file, _, sha256: sha256_file(file) == sha256)
+    if lost is not None:
+        logger.warning(f"{checkpoint / lost} is not what was written: this checkpoint is not used")
+    return lost is None
 
 
 def checkpoint_to_resume(folder: Path, resume: str | Path | bool | None, clean: bool) -> str | None:
@@ -89,7 +164,7 @@ def checkpoint_to_resume(folder: Path, resume: str | Path | bool | None, clean: 
     if resume is None or resume is False:
         return None
     if isinstance(resume, str | Path):
-        if not is_whole(Path(resume)):
+        if not is_whole(Path(resume)) or not is_unchanged(Path(resume)):
             raise InputError(
                 f"{resume} is not a whole checkpoint (see its file '{COMPLETE_FILE}'): resume from another"
             )
@@ -102,7 +177,7 @@ def checkpoint_to_resume(folder: Path, resume: str | Path | bool | None, clean: 
             whole[int(checkpoint.name.rsplit("-", 1)[1])] = checkpoint
         elif clean:
             shutil.rmtree(checkpoint, ignore_errors=True)
-    if not whole:
+    last = next((whole[step] for step in sorted(whole, reverse=True) if is_unchanged(whole[step])), None)
+    if last is None:
         logger.warning(f"no whole checkpoint in {folder}: the run starts from the beginning")
-        return None
-    return str(whole[max(whole)])
+    return None if last is None else str(last)

@@ -15,13 +15,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .. import objectives
 from ..data.collators import UnlearnCollator, default_collator, real_tokens
 from ..data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows
-from ..deltas import UpdateDelta, delta_config
+from ..deltas import SAVED_DTYPE, UpdateDelta, delta_config
 from ..errors import InputError, NumericalError
 from ..methods.base import Counts, Method
 from ..requests.ledger import append_log
 from ..runtime.checkpoints import base_tensors, can_merge, merged_weights, tied_names
 from ..runtime.cost import peak_memory_mb, reset_peak_memory
-from ..runtime.files import sha256_tensors, writing
+from ..runtime.files import sha256_tensors
 from ..runtime.hub import public_name
 from ..runtime.loading import load_model
 from ..runtime.modules import is_peft
@@ -33,7 +33,7 @@ from .launch import check_launch, pad_rows
 from .parts import run_parts
 from .publishing import push, save_whole, save_with_update
 from .records import check_description, request_record
-from .run_folder import IDENTITY_ARGUMENTS, checkpoint_to_resume, claim_folder, seal_checkpoint, whole_checkpoint
+from .run_folder import IDENTITY_ARGUMENTS, checkpoint_to_resume, claim_folder, held, whole_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -168,15 +168,18 @@ class UnlearnTrainer(Trainer):
         started = time.perf_counter()
         training = self.model.training
         self.method.prepare(self)
+        at_work = contextlib.ExitStack()
         try:
             # Only what may move is copied; a resumed run takes it from the original, before the checkpoint loads.
             moving = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
             self.base_weights, folder = whole_on_cpu(moving), Path(self.args.output_dir)
+            processes = Processes(self.accelerator, "the start of training")
             try:
                 self._merged_before = self._merged()
                 identity = self.run_identity()
                 same = {"code": code_sha256(), **identity, **self.method.compared(self)}
-                Processes(self.accelerator, "the start of training").agree(same)
+                processes.agree(same)
+                at_work.enter_context(held(folder, processes))
                 claim_folder(folder, identity, write=self.is_world_process_zero())
                 checkpoint = checkpoint_to_resume(folder, resume_from_checkpoint, clean=self.is_world_process_zero())
             except InputError:
@@ -184,6 +187,7 @@ class UnlearnTrainer(Trainer):
                 raise
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         finally:
+            at_work.close()
             self.method.finish(self)
             self.model.train(training)
         self.cost["seconds"] = time.perf_counter() - started
@@ -191,7 +195,7 @@ class UnlearnTrainer(Trainer):
         main = self.is_world_process_zero()
         delta = self.update_delta() if main or self.is_sharded else None
         if main:
-            append_log(folder, request_record(self) | {"delta_sha256": delta.sha256()})
+            append_log(folder, request_record(self) | {"delta_sha256": delta.sha256(SAVED_DTYPE)})
         return output
 
     def run_identity(self) -> dict:
@@ -206,12 +210,8 @@ class UnlearnTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        with whole_checkpoint(folder):
-            with writing(folder):
-                super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()  # each process writes its random state
-            if self.args.should_save:
-                seal_checkpoint(folder)
+        with whole_checkpoint(self, folder):
+            super()._save_checkpoint(model, trial)
 
     def _run_epoch(self, **kwargs):
         # Trainer tells the epoch to the loader once batches to skip are wrapped around it, where neither the sampler

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
-from ..runtime.files import read_json, staged_folder, write_json, write_safetensors
+from ..runtime.files import read_json, write_json, write_safetensors
+from ..runtime.folders import staged_folder
 from .base import TypedTuner, TypedTunerLayer
 
 

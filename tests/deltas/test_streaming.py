@@ -83,7 +83,7 @@ def test_full_disk_leaves_nothing(tiny_llama, tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(streaming.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         transfer(tmp_path / "delta", source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["delta", "model"]

@@ -141,17 +141,20 @@ def test_sharded_delta_and_delta_inside_an_output_folder(tiny_llama, tmp_path):
     assert all(torch.equal(loaded.tensors[name], delta.tensors[name]) for name in delta.tensors)
 
 
-def test_interrupted_save_is_not_a_delta(tiny_llama, tmp_path, monkeypatch):
+def test_interrupted_save_leaves_the_old_delta(tiny_llama, tmp_path, monkeypatch):
     base = tiny_llama()
     delta = UpdateDelta.between(base, change(base))
     delta.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(update, "write_safetensors", full_disk)
     with pytest.raises(OSError, match="No space"):
-        delta.save_pretrained(tmp_path)
+        UpdateDelta.between(base, change(base, seed=7)).save_pretrained(tmp_path, max_shard_size="1KB")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "delta_config.json").unlink()
     with pytest.raises(InputError, match="cut short"):
         UpdateDelta.from_pretrained(tmp_path)
 
