@@ -32,6 +32,21 @@ def first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
+def input_errors(place: str = "", kinds: tuple[type[Exception], ...] = (ValueError, ImportError)):
+    """Say what a library refuses, in `place`, as an `InputError` of one line.
+
+    Raises:
+        InputError: in place of `kinds`; one that was raised inside as it is.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(f"{place}{first_line(error)}") from error
+
+
+@contextlib.contextmanager
 def exit_codes():
     """Turn errors into the exit codes of every command.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from ..curvature.layout import parse_bytes
-from ..errors import InputError, first_line
+from ..errors import InputError, input_errors
 from ..runtime.fields import Range, check_fields
 
 
@@ -77,10 +77,8 @@ class UnlearnConfig(TrainingArguments):
     def __post_init__(self):
         check_arguments({name: getattr(self, name) for name in checked_arguments()})
         parse_bytes(self.max_factor_memory)
-        try:
+        with input_errors("training arguments: "):
             super().__post_init__()
-        except ValueError as error:
-            raise InputError(f"training arguments: {first_line(error)}") from error
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from .. import objectives
 from ..data.collators import UnlearnCollator, default_collator, real_tokens
 from ..data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows
 from ..deltas import SAVED_DTYPE, UpdateDelta, delta_config
-from ..errors import InputError, NumericalError
+from ..errors import InputError, NumericalError, input_errors
 from ..methods.base import Counts, Method
 from ..requests.ledger import append_log
 from ..runtime.checkpoints import base_tensors, can_merge, merged_weights, tied_names
@@ -29,11 +29,12 @@ from ..runtime.processes import Processes
 from ..runtime.provenance import code_sha256
 from ..runtime.sharded import is_sharded, temporary_weights, whole_on_cpu
 from .config import UnlearnConfig
-from .launch import check_launch, pad_rows
+from .door import check_model, check_request, check_start, claim, wear_adapter
+from .launch import pad_rows
 from .parts import run_parts
 from .publishing import push, save_whole, save_with_update
 from .records import check_description, request_record
-from .run_folder import IDENTITY_ARGUMENTS, checkpoint_to_resume, claim_folder, held, whole_checkpoint
+from .run_folder import IDENTITY_ARGUMENTS, held, whole_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -89,14 +90,13 @@ class UnlearnTrainer(Trainer):
         describe: str | dict | None = None,
     ):
         args = args or UnlearnConfig(output_dir="outputs/unlearn")
+        check_request(method, args)
         self.model_id = public_name(model if isinstance(model, str) else getattr(model.config, "_name_or_path", None))
         if isinstance(model, str):
             model, processing_class = load_model(model, processing_class, args.model_init_kwargs)
         self.base_revision = getattr(model.config, "_commit_hash", None)
-        if peft_config is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
+        model = wear_adapter(model, peft_config)
+        check_model(model, args)
         self.method = method
         self.evaluator = evaluator
         self.cost: dict[str, float] = {}
@@ -131,15 +131,17 @@ class UnlearnTrainer(Trainer):
         rows = (
             PairedRows(self.forget_dataset, self.retain_dataset, args.seed) if method.paired else self.forget_dataset
         )
-        super().__init__(
-            model=model,
-            args=method.configure(args, len(self.forget_dataset)),
-            data_collator=self._collate,
-            train_dataset=rows,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-        )
+        args = method.configure(args, len(self.forget_dataset))
+        with input_errors():
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=self._collate,
+                train_dataset=rows,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+            )
 
     def _collate(self, rows: list[dict]) -> dict:
         # Training rows of a paired method are pairs; evaluation rows never are.
@@ -163,7 +165,7 @@ class UnlearnTrainer(Trainer):
         """
         if self.base_weights:
             raise InputError("this trainer has run already: make a new UnlearnTrainer from the model to go on")
-        check_launch(self)
+        check_start(self)
         reset_peak_memory()
         started = time.perf_counter()
         training = self.model.training
@@ -180,8 +182,7 @@ class UnlearnTrainer(Trainer):
                 same = {"code": code_sha256(), **identity, **self.method.compared(self)}
                 processes.agree(same)
                 at_work.enter_context(held(folder, processes))
-                claim_folder(folder, identity, write=self.is_world_process_zero())
-                checkpoint = checkpoint_to_resume(folder, resume_from_checkpoint, clean=self.is_world_process_zero())
+                checkpoint = claim(processes, folder, identity, resume_from_checkpoint)
             except InputError:
                 self.base_weights = {}  # nothing has run yet
                 raise
@@ -238,7 +239,8 @@ class UnlearnTrainer(Trainer):
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             self.optimizer = self.method.create_optimizer(self)
-        return super().create_optimizer(model)
+        with input_errors(f"optim={self.args.optim.value!r}: "):
+            return super().create_optimizer(model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str):
         if self.optimizer is not None:  # a method that runs itself has none
