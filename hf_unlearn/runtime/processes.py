@@ -7,7 +7,9 @@ dataloader and computes its share: all know when a round is the last, and one wi
 rows.
 """
 
+import atexit
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -104,13 +106,29 @@ class Processes:
 
     @contextlib.contextmanager
     def _connected(self):
-        try:
+        with connected(self.doing, nothing_else=True):
             yield
-        except RuntimeError as error:  # gloo's, and torch's DistBackendError
-            raise LostProcess(
-                f"another process stopped during {self.doing}: its own output says why; start again, and what was "
-                "saved goes on from there"
-            ) from error
+
+
+@contextlib.contextmanager
+def connected(doing: str, nothing_else: bool = False):
+    """Say in one line that another process has stopped, where all that torch says is where the connection broke.
+
+    Args:
+        nothing_else: an exchange is all that is done inside; else errors are told apart by the backend's name.
+
+    Raises:
+        LostProcess: in place of the error.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo's, and torch's DistBackendError
+        if not nothing_else and not re.search("gloo|nccl", str(error), re.IGNORECASE):
+            raise
+        raise LostProcess(
+            f"another process stopped during {doing}: its own output says why; start again, and what was saved goes "
+            "on from there"
+        ) from error
 
 
 ERRORS = {kind.__name__: kind for kind in (InputError, NumericalError, LimitError, OSError, RuntimeError)}
@@ -135,13 +153,24 @@ def assign(costs: Mapping[str, float], size: int) -> dict[str, int]:
 
 
 def announced_processes():
-    """The `PartialState` of this launch, after the main process has printed how many processes there are."""
+    """The `PartialState` of this launch, after the main process has printed how many processes there are.
+
+    The process group, if this makes it, goes at exit: gloo's threads now and then abort a program that only ends.
+    """
     from accelerate import PartialState
 
+    made_before = torch.distributed.is_initialized()
     # Without cpu=True, processes of torchrun on a machine without CUDA would each run alone, on the same files.
     state = PartialState(cpu=not torch.cuda.is_available())
+    if torch.distributed.is_initialized() and not made_before:
+        atexit.register(_leave)
     state.print(f"processes: {state.num_processes} on {state.device.type}")
     return state
+
+
+def _leave():
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def on_main_process(action: Callable[[], object]):

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The door of the trainer: what is checked before any work, so that nothing fails, or is lost, at the end."""
 
+import contextlib
 import logging
 import re
 import shutil
@@ -19,7 +20,7 @@ from ..runtime.processes import Processes, own
 from ..runtime.provenance import code_sha256
 from .config import UnlearnConfig
 from .launch import check_launch
-from .run_folder import checkpoint_to_resume, claim_folder
+from .run_folder import checkpoint_to_resume, claim_folder, held
 
 
 logger = logging.getLogger(__name__)
@@ -168,18 +169,22 @@ def check_start(trainer):
     own(processes, lambda: _check_end(trainer))
 
 
-def claim(processes: Processes, folder: Path, identity: dict, resume: str | bool | None) -> str | None:
-    """Make an output folder this run's, and find the checkpoint that `resume` asks for. Collective.
+@contextlib.contextmanager
+def at_work(trainer, folder: Path, resume: str | bool | None):
+    """Inside, an output folder is this run's alone; gives the checkpoint that `resume` asks for, or None. Collective.
 
     Raises:
-        InputError: the folder holds another run, no whole checkpoint of the name given, or other processes see
-            another one (a folder that they do not share).
+        InputError: processes with other weights than the first, a folder that holds another run or is held by one, no
+            whole checkpoint of the name given, a folder that processes do not share.
     """
-    main = processes.rank == 0
-    own(processes, lambda: claim_folder(folder, identity, write=main))
-    checkpoint = own(processes, lambda: checkpoint_to_resume(folder, resume, clean=main))
-    processes.agree({"checkpoint to resume from": checkpoint and Path(checkpoint).name})
-    return checkpoint
+    processes = Processes(trainer.accelerator, "the start of training")
+    main, identity = processes.rank == 0, trainer.run_identity()
+    processes.agree({"code": code_sha256(), **identity, **trainer.method.compared(trainer)})
+    with held(folder, processes):
+        own(processes, lambda: claim_folder(folder, identity, write=main))
+        checkpoint = own(processes, lambda: checkpoint_to_resume(folder, resume, clean=main))
+        processes.agree({"checkpoint to resume from": checkpoint and Path(checkpoint).name})
+        yield checkpoint
 
 
 def _identity(trainer) -> dict:

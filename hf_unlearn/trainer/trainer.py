@@ -25,16 +25,15 @@ from ..runtime.files import sha256_tensors
 from ..runtime.hub import public_name
 from ..runtime.loading import load_model
 from ..runtime.modules import is_peft
-from ..runtime.processes import Processes
-from ..runtime.provenance import code_sha256
+from ..runtime.processes import connected
 from ..runtime.sharded import is_sharded, temporary_weights, whole_on_cpu
 from .config import UnlearnConfig
-from .door import check_model, check_request, check_start, claim, wear_adapter
+from .door import at_work, check_model, check_request, check_start, wear_adapter
 from .launch import pad_rows
 from .parts import run_parts
 from .publishing import push, save_whole, save_with_update
 from .records import check_description, request_record
-from .run_folder import IDENTITY_ARGUMENTS, held, whole_checkpoint
+from .run_folder import IDENTITY_ARGUMENTS, whole_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -170,25 +169,21 @@ class UnlearnTrainer(Trainer):
         started = time.perf_counter()
         training = self.model.training
         self.method.prepare(self)
-        at_work = contextlib.ExitStack()
+        inside = contextlib.ExitStack()
         try:
             # Only what may move is copied; a resumed run takes it from the original, before the checkpoint loads.
             moving = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
             self.base_weights, folder = whole_on_cpu(moving), Path(self.args.output_dir)
-            processes = Processes(self.accelerator, "the start of training")
             try:
                 self._merged_before = self._merged()
-                identity = self.run_identity()
-                same = {"code": code_sha256(), **identity, **self.method.compared(self)}
-                processes.agree(same)
-                at_work.enter_context(held(folder, processes))
-                checkpoint = claim(processes, folder, identity, resume_from_checkpoint)
+                checkpoint = inside.enter_context(at_work(self, folder, resume_from_checkpoint))
             except InputError:
                 self.base_weights = {}  # nothing has run yet
                 raise
-            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            with connected("the training"):
+                output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         finally:
-            at_work.close()
+            inside.close()
             self.method.finish(self)
             self.model.train(training)
         self.cost["seconds"] = time.perf_counter() - started

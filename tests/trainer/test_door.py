@@ -12,7 +12,8 @@ from peft import LoraConfig, PrefixTuningConfig
 from transformers import LlamaForCausalLM
 
 from hf_unlearn import FirstOrder, KFade, UnlearnConfig
-from hf_unlearn.errors import InputError
+from hf_unlearn.errors import InputError, NumericalError
+from hf_unlearn.runtime.processes import LostProcess
 from tests.support.trainers import FORGET, make_trainer, trained_llama
 
 
@@ -115,6 +116,22 @@ def processes_that_differ(folder):
     with pytest.raises(InputError, match="process 1 of 2: broken here"):
         trainer.train()
     assert torch.distributed.is_initialized()
+    # One that fails in the middle ends; the other hears no more of it, and says so in one line.
+    method, calls = FirstOrder("npo"), []
+
+    def diverging(*args, loss=method.loss):
+        calls.append(1)
+        value, parts = loss(*args)
+        return value * (float("nan") if rank == 1 and len(calls) == 2 else 1.0), parts
+
+    method.loss = diverging
+    trainer = make_trainer(trained_llama(), method, folder / "diverges", max_steps=3, report_to="none")
+    error, message = (LostProcess, "another process stopped during the training") if rank == 0 else (
+        NumericalError, "the NPO loss is nan at step 1"
+    )  # fmt: skip
+    with pytest.raises(error, match=message) as caught:
+        trainer.train()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.multi_process
