@@ -8,6 +8,7 @@ the EOS out. Items without a value are None and are skipped by every mean.
 
 import functools
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -55,16 +56,55 @@ def extraction_strength(correct: Sequence[bool]) -> float:
     return 1 - k / n
 
 
+class UnicodeTokens:
+    """Words of any script, for ROUGE of texts of which rouge_score's own pattern ([a-z0-9]) leaves nothing to compare.
+
+    Of scripts that put no space between words (Chinese, Japanese, Thai ...) every character is a word.
+    """
+
+    WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+
+    def tokenize(self, text: str) -> list[str]:
+        words, apart = [], True
+        for letter in unicodedata.normalize("NFKC", text).lower():
+            kind = unicodedata.category(letter)[0]
+            alone = kind == "L" and unicodedata.name(letter, "").startswith(self.WITHOUT_SPACES)
+            if kind not in "LMN":
+                apart = True
+            elif kind == "M" and words:
+                words[-1] += letter  # a mark belongs to the letter that it changes
+            elif alone or apart:
+                words.append(letter)
+                apart = alone
+            else:
+                words[-1] += letter
+        return words
+
+
 @functools.cache
-def _rouge_scorer():
+def _rouge_scorer(latin: bool):
     from rouge_score import rouge_scorer
 
-    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    tokenizer = None if latin else UnicodeTokens()
+    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=latin, tokenizer=tokenizer)
 
 
-def rouge(truth: str, generation: str) -> dict[str, float]:
-    """ROUGE-1 recall, ROUGE-L F1 and ROUGE-L recall of `generation` against `truth`, with the Porter stemmer."""
-    scores = _rouge_scorer().score(truth, generation)
+def _is_latin(text: str) -> bool:
+    """Whether most letters of a text are ones that rouge_score keeps; its numbers are the published ones there."""
+    letters = [letter for letter in text if letter.isalpha()]
+    return 2 * sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters) >= len(letters)
+
+
+def rouge(truth: str, generation: str) -> dict[str, float | None]:
+    """ROUGE-1 recall, ROUGE-L F1 and ROUGE-L recall of `generation` against `truth`.
+
+    As rouge_score has it, with the Porter stemmer; where the truth is not in Latin letters, of which rouge_score drops
+    every one, of words of its own script (`UnicodeTokens`). None where the truth has no word at all.
+    """
+    latin = _is_latin(truth)
+    if not UnicodeTokens().tokenize(truth):
+        return dict.fromkeys(("rouge1_recall", "rougeL_f1", "rougeL_recall"))
+    scores = _rouge_scorer(latin).score(truth, generation)
     return {
         "rouge1_recall": float(scores["rouge1"].recall),
         "rougeL_f1": float(scores["rougeL"].fmeasure),

@@ -64,3 +64,35 @@ def test_per_item_values_of_a_published_log(shared_data):
         for printed in log[name]["value_by_index"].values():
             for key, value in memorization.rouge(printed["ground_truth"], printed["generation"]).items():
                 assert value == pytest.approx(printed[key], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "text, changed, share",
+    [
+        ("彼女は蜂を飼う", "彼女は犬を飼う", 6 / 7),
+        ("Она держала пчёл", "Она держала собак", 2 / 3),
+        ("उसने मधुमक्खियाँ पालीं", "उसने पक्षी पालीं", 2 / 3),
+        ("كانت تربي النحل", "كانت تربي الدجاج", 2 / 3),
+        ("그녀는 벌을 키웠다", "그녀는 개를 키웠다", 2 / 3),
+        ("เธอเลี้ยงผึ้ง", "เธอเลี้ยงผึ้ง", 1),
+    ],
+)
+def test_rouge_of_other_scripts_counts_their_words(text, changed, share):
+    assert set(memorization.rouge(text, text).values()) == {1.0}
+    assert memorization.rouge(text, changed)["rougeL_recall"] == pytest.approx(share)
+    assert memorization.rouge(text, "something else")["rougeL_recall"] == 0
+
+
+def test_rouge_of_latin_text_is_that_of_rouge_score():
+    from rouge_score import rouge_scorer
+
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    for truth, answer in [("The café's owners were running", "a cafe owner runs"), ("Chukwu Akabueze, 45", "45 彼女")]:
+        theirs = scorer.score(truth, answer)
+        assert memorization.rouge(truth, answer)["rougeL_f1"] == theirs["rougeL"].fmeasure
+        assert memorization.rouge(truth, answer)["rouge1_recall"] == theirs["rouge1"].recall
+
+
+def test_rouge_of_a_truth_without_words_is_no_number():
+    assert set(memorization.rouge("?!", "?!").values()) == {None}
+    assert memorization.rouge("a word", "") == {"rouge1_recall": 0.0, "rougeL_f1": 0.0, "rougeL_recall": 0.0}
