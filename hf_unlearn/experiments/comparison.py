@@ -79,7 +79,9 @@ class Comparison:
             if first:
                 self.kl, self.notes, self.facts = cell.kl, problem.notes(), problem.facts()
                 self.sections = problem.extra_sections(cell, found)
+            best = cell.best(found)
             on_main_process(lambda cell=cell, found=found: cell.save_best(found, cell.folder / "model"))
+            best["saved_as"] = (cell.folder / "model").relative_to(self.folder).as_posix()
         return rows
 
 
@@ -212,11 +214,15 @@ class Cell:
         return row
 
     # ---- the best model --------------------------------------------------------------------------------------------
-    def save_best(self, rows: Sequence[Mapping], folder: Path):
+    def best(self, rows: Sequence[dict]) -> dict:
+        """The row of the line whose model is saved."""
+        vocabulary = self.problem.vocabulary
+        methods = vocabulary.methods(rows)
+        return methods[vocabulary.choose(methods, rows[0])]  # the original's row is the first
+
+    def save_best(self, rows: Sequence[dict], folder: Path):
         """Save the chosen model of the best line: weights, tokenizer, `delta/`, a card with the table's numbers."""
-        problem = self.problem
-        methods = problem.vocabulary.methods(rows)
-        best = methods[problem.vocabulary.choose(methods, rows[0])]  # the original's row is the first
+        problem, best = self.problem, self.best(rows)
         line = next(line for line in self.lines if line.label == best["method"])
         method = line.make(line.trainings(len(self.stages(line)))[0].stages[0])
         delta = self.update(best["method"])

@@ -7,10 +7,13 @@ from .page import Section
 from .plots import relearn_plot
 
 
-def attack_section(rows: Sequence[Mapping], curves: Sequence[Mapping], chance: float | None = None) -> Section:
+def attack_section(
+    rows: Sequence[Mapping], curves: Sequence[Mapping], chance: float | None = None, methods: Sequence[str] = ()
+) -> Section:
     """The table of attacks, shares of what was lost that is back in brackets, and its picture of the first metric.
 
-    Rows and curves are those of `evaluation.relearn.AttackTable`, of accuracies; `chance` is that of guessing.
+    Rows and curves are those of `evaluation.relearn.AttackTable`, of accuracies; `chance` is that of guessing,
+    `methods` are all of the report, in its order, for their colours.
     """
     percent = lambda value: f"{100 * value:.1f}"
     back = lambda value, share: percent(value) + ("" if share is None else f" ({100 * share:.0f} % back)")
@@ -36,6 +39,6 @@ def attack_section(rows: Sequence[Mapping], curves: Sequence[Mapping], chance: f
         header=header,
         table=body,
         name="relearn.png",
-        figure=relearn_plot(curves, chance=chance),
+        figure=relearn_plot(curves, chance, methods),
         alt="Accuracy during fine-tuning attacks, one panel an attack, one line a method",
     )

@@ -107,7 +107,7 @@ def write_report(
     (folder / "kl.png").unlink(missing_ok=True)
     if samples:
         methods = [row["method"] for row in [*rows, *candidates]]
-        figures["kl.png"] = kl_distribution(samples, methods, vocabulary.references)
+        figures["kl.png"] = kl_distribution(samples, methods, vocabulary)
     figures |= {section.name: section.figure for section in sections if section.figure is not None}
     for name, figure in figures.items():
         paths[name] = atomic_write(folder / name, lambda path, figure=figure: figure.savefig(path, format="png"))

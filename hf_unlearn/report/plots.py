@@ -7,34 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from .styles import plain, styles
 from .vocabulary.base import Line, Vocabulary, mark_level
 
 
-# Okabe and Ito's palette without yellow and black: told apart under every common colour blindness and on paper.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-LINES = ("-", "-.", ":")
-MARKERS = ("o", "^", "D", "v", "P", "X", "p", "h")
-REFERENCE_MARKERS = ("s", "*")
 SMALLEST_KL = 1e-7
 CONTROL = "original"  # the curve of an attack on the model before unlearning
-
-
-def styles(methods: Sequence[str], references: Sequence[str] = ()) -> dict[str, dict]:
-    """matplotlib's colour, marker and line of each method, in order; the reference models are black."""
-    tried = [method for method in dict.fromkeys(methods) if method not in references]
-    chosen = {
-        method: {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i % len(MARKERS)],
-            # Where colours come round again, lines do not.
-            "linestyle": LINES[i // len(COLOURS) % len(LINES)],
-        }
-        for i, method in enumerate(tried)
-    }
-    return chosen | {
-        method: {"color": "black", "marker": marker, "linestyle": "--"}
-        for method, marker in zip(references, REFERENCE_MARKERS, strict=False)
-    }
 
 
 def _figure(columns: int, height: float, sharey: bool = True):
@@ -63,9 +41,12 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], vocabulary: V
     """What forgetting cost: how much was forgotten against each of the vocabulary's panels that was measured at all.
 
     Candidates are faint and joined in the order they were tried, the reported setting of each method is large, at the
-    mean of its seeds. Where lines have several sizes, the size stands beside the point.
+    mean of its seeds; where several fall on one point they are rings around one another. Where lines have several
+    sizes, the size stands beside the point; a line that is saved as a model is named as such.
     Returns a matplotlib figure; what lacks a value for a panel is not in it.
     """
+    from matplotlib.lines import Line2D
+
     y, panels = vocabulary.axes()
     lines = vocabulary.lines(rows)
     tried = [vocabulary.line([row], rows) for row in candidates]
@@ -74,7 +55,7 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], vocabulary: V
     several = len({line.row.get(vocabulary.size_key) for line in lines}) > 1
     figure, axes = _figure(len(panels), 5.2)
     style = styles([line.method for line in [*lines, *tried]], vocabulary.references)
-    handles = {}
+    reported: list[list[tuple[Line, tuple]]] = []
     for ax, x in zip(axes, panels, strict=True):
         place = lambda line, x=x: (x.mean(line), y.mean(line))
         searches: dict[tuple, list] = {}
@@ -84,43 +65,77 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], vocabulary: V
                 searches.setdefault(run, []).append(place(line))
         for (method, *_), points in searches.items():
             look = style[method]
-            path = zip(*points, strict=True)
-            ax.plot(*path, color=look["color"], marker=look["marker"], alpha=0.35, markersize=5, linewidth=1)
-        reported = [(line, place(line)) for line in lines if None not in place(line)]
-        for line, point in reported:
-            look = style[line.method]
-            handles[line.method] = ax.scatter(
-                *([value] for value in point),
-                s=340 if line.method == vocabulary.references[1] else 150,
-                color=look["color"],
-                marker=look["marker"],
-                edgecolor="white",
-                linewidth=1.2,
-                zorder=5,
-            )
-            if several:
-                size = f"{line.row[vocabulary.size_key]}"
-                ax.annotate(size, point, xytext=(7, 4), textcoords="offset points", fontsize=8, color="0.3")
-        points = [*itertools.chain(*searches.values()), *(point for _, point in reported)]
+            faint = {"alpha": 0.35, "markersize": 5, "linewidth": 1, "clip_on": False}
+            ax.plot(*zip(*points, strict=True), color=look["color"], marker=look["marker"], **faint)
+        reported.append([(line, place(line)) for line in lines if None not in place(line)])
+        points = [*itertools.chain(*searches.values()), *(point for _, point in reported[-1])]
+        if points:
+            ax.update_datalim(points)
+            ax.autoscale_view()
         y.scale(ax, [value for _, value in points])
         x.scale(ax, [value for line in [*lines, *tried] if (value := x.mean(line)) is not None])
         ax.set_xlabel(x.label, fontsize=11)
     axes[0].set_ylabel(y.label, fontsize=11)
+    shown = dict.fromkeys(line.method for line, _ in itertools.chain(*reported))
+    saved = {line.method for line in lines if line.saved}
+    labels = [plain(f"{method}: saved" if method in saved else method) for method in shown]
+    handles = [Line2D([], [], ls="", ms=10, mec="white", **_marker(style[method])) for method in shown]
     if handles:
-        _legend(figure, handles.values(), handles.keys(), 4 if len(panels) < 3 else 6)
+        _legend(figure, handles, labels, 4 if len(panels) < 3 else 6)
+    # With scales and legend in their places it is known which points fall together.
+    figure.draw_without_rendering()
+    for ax, found in zip(axes, reported, strict=True):
+        places = _places(ax, [point for _, point in found])
+        for number, ((line, point), rank) in enumerate(zip(found, _ranks(places), strict=True)):
+            look, size = style[line.method], (12 + 7 * rank) * (1.5 if line.method == vocabulary.references[1] else 1)
+            if rank == 0:
+                drawn = {"color": look["color"], "edgecolor": "white", "linewidth": 1.2}
+            else:
+                drawn = {"facecolor": "none", "edgecolor": look["color"], "linewidth": 1.8}
+            drawn |= {"marker": look["marker"], "s": size**2, "zorder": 5 - 0.01 * rank, "clip_on": False}
+            ax.scatter(*([value] for value in point), **drawn)
+            note = {"textcoords": "offset points", "fontsize": 8, "color": "0.3"}
+            if several:
+                ax.annotate(f"{line.row[vocabulary.size_key]}", point, xytext=(7, 4), **note)
+            elif line.saved:
+                arrow = {"arrowstyle": "-", "color": "0.3", "linewidth": 0.8}
+                ax.annotate("saved", point, _free_side(places, number), ha="center", arrowprops=arrow, **note)
     return figure
 
 
-def kl_distribution(
-    kl_samples: Mapping[str, Sequence[float]], methods: Sequence[str] = (), references: Sequence[str] = ()
-):
-    """Share of retained tokens whose KL divergence (nats) from the original lies below x, one curve a method.
+def _marker(look: Mapping) -> dict:
+    return {"marker": look["marker"], "color": look["color"]}
+
+
+def _places(ax, points: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Where points (n, 2) lie on paper, in typographic points."""
+    return ax.transData.transform(np.asarray(points, dtype=float).reshape(-1, 2)) * 72 / ax.figure.dpi
+
+
+def _ranks(places: np.ndarray, near: float = 12.0) -> list[int]:
+    """For each place how many of those before it fall together with it: nearer than `near`, or by way of others."""
+    group = list(range(len(places)))
+    for i, j in itertools.combinations(range(len(places)), 2):
+        if np.hypot(*(places[i] - places[j])) < near:
+            group = [group[i] if one == group[j] else one for one in group]
+    return [group[:i].count(one) for i, one in enumerate(group)]
+
+
+def _free_side(places: np.ndarray, number: int) -> tuple[int, int]:
+    """The offset of a note on a place, on the side where others are furthest."""
+    others = np.delete(places, number, axis=0)
+    room = lambda offset: np.hypot(*(others - places[number] - offset).T).min(initial=math.inf)
+    return max([(0, -26), (0, 20), (-36, -3), (36, -3)], key=room)
+
+
+def kl_distribution(kl_samples: Mapping[str, Sequence[float]], methods: Sequence[str], vocabulary: Vocabulary):
+    """Share of tokens whose KL divergence (nats) from the original lies below x, one curve a method.
 
     Values that rounding made zero or negative count as `SMALLEST_KL`. `methods` are all of the report, in its order,
-    so that each has one colour in every picture; `references` are those of the vocabulary, drawn in black.
+    so that each has one colour in every picture; the vocabulary's references are drawn in black.
     """
     figure, (ax,) = _figure(1, 4.6)
-    style = styles([*methods, *kl_samples], references)
+    style = styles([*methods, *kl_samples], vocabulary.references)
     lowest, highest = 1.0, SMALLEST_KL
     for method, sample in kl_samples.items():
         values = np.sort(np.asarray(sample, dtype=float))
@@ -129,16 +144,19 @@ def kl_distribution(
         share = 100 * np.arange(1, len(values) + 1) / len(values)
         mean, look = values.mean(), style[method]
         shown = np.maximum(values, SMALLEST_KL)
-        line = {"color": look["color"], "linestyle": look["linestyle"], "label": f"{method}, mean {mean:.2g}"}
+        line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.6}
         ax.step(shown, share, where="post", **line)
         at_mean = 100 * np.searchsorted(values, mean, side="right") / len(values)
-        ax.plot([max(mean, SMALLEST_KL)], [at_mean], color=look["color"], marker=look["marker"], markersize=9)
+        label = plain(f"{method}: mean {mean:.2g}")
+        marker = {"markersize": 9, "markeredgecolor": "white", "zorder": 4}
+        ax.plot([max(mean, SMALLEST_KL)], [at_mean], **look | marker, label=label)
         lowest, highest = min(lowest, np.quantile(shown, 0.02)), max(highest, shown[-1])
     ax.set_xscale("log")
     ax.set_xlim(lowest / 1.5, highest * 1.5)
     ax.set_ylim(0, 101)
-    ax.set_xlabel("KL divergence from the original model at one retained token, nats (marker: mean)", fontsize=11)
-    ax.set_ylabel("share of retained tokens\nwith less, %", fontsize=11)
+    token = vocabulary.token
+    ax.set_xlabel(f"KL from the original at one {token}, nats\n(log scale; marker: mean)", fontsize=11)
+    ax.set_ylabel(f"share of {token}s\nwith less, %", fontsize=11)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
     return figure
 
@@ -162,7 +180,8 @@ def kl_quantile_plot(results: Mapping[str, object], methods: Sequence[str] = (),
             levels = 1 / (1 + np.exp(-np.linspace(math.log(0.02 / 0.98), math.log(end / (1 - end)), 120)))
             point, low, high = np.maximum(result.quantile_bands(levels, over, resamples=400), SMALLEST_KL)
             look, last = style[method], max(last, end)
-            ax.plot(levels, point, color=look["color"], linestyle=look["linestyle"], linewidth=1.8, label=method)
+            line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.8}
+            ax.plot(levels, point, **line, label=plain(method))
             ax.fill_between(levels, low, high, color=look["color"], alpha=0.2, linewidth=0)
             if point[-1] > SMALLEST_KL:  # a model that changed nothing lies on the lower edge
                 # Tokens on which nothing changed would stretch the axis over powers of ten that say nothing.
@@ -173,25 +192,26 @@ def kl_quantile_plot(results: Mapping[str, object], methods: Sequence[str] = (),
         ax.set_xlim(0.02, last)
         ax.set_xticks(ticks, [f"{level:g}" for level in ticks])
         ax.minorticks_off()
-        ax.set_xlabel(f"quantile of {what}", fontsize=11)
+        ax.set_xlabel(f"quantile of {what} (logit scale)", fontsize=11)
     if highest:
         axes[0].set_yscale("log")
         axes[0].set_ylim(lowest / 1.5, highest * 2)
-    axes[0].set_ylabel("KL(original || unlearned), nats per token\n(lower is better)", fontsize=11)
+    axes[0].set_ylabel("KL(original || unlearned), nats per token\n(log scale; lower is better)", fontsize=11)
     _legend(figure, *axes[0].get_legend_handles_labels(), 4)
     return figure
 
 
-def relearn_plot(curves: Sequence[Mapping], chance: float | None = None):
+def relearn_plot(curves: Sequence[Mapping], chance: float | None = None, methods: Sequence[str] = ()):
     """The first metric during fine-tuning attacks: one panel an attack, one line a method, black the original.
 
     `curves` are those of `AttackTable`, `chance` is the value of guessing, drawn as a line. The open marker at the end
-    of a line is the attacked model with the method's update added once more.
+    of a line is the attacked model with the method's update added once more. `methods` are all of the report, in its
+    order.
     """
     metric = next(iter(curves[0]["scores"][0]))
     titles = list(dict.fromkeys((curve["attack"], curve["learning_rate"]) for curve in curves))
     figure, axes = _figure(len(titles), 4.6)
-    style = styles([curve["method"] for curve in curves], [CONTROL])
+    style = styles([*methods, *(curve["method"] for curve in curves)], [CONTROL])
     for ax, title in zip(axes, titles, strict=True):
         shown = [curve for curve in curves if (curve["attack"], curve["learning_rate"]) == title]
         # Side by side, for several of them may fall on one point.
@@ -199,7 +219,7 @@ def relearn_plot(curves: Sequence[Mapping], chance: float | None = None):
         for place, curve in enumerate(shown):
             look = style[curve["method"]]
             values = [scores[metric] for scores in curve["scores"]]
-            label = f"{CONTROL} (control)" if curve["method"] == CONTROL else curve["method"]
+            label = f"{CONTROL} (control)" if curve["method"] == CONTROL else plain(curve["method"])
             ax.plot(curve["steps"], values, **look, markersize=5, label=label)
             again = curve["with_update"].get(curve["method"])
             if again is not None:
@@ -208,11 +228,11 @@ def relearn_plot(curves: Sequence[Mapping], chance: float | None = None):
                 ax.plot([x], [again[metric]], marker=look["marker"], markersize=9, color=look["color"], mfc="white")
         if chance is not None:
             mark_level(ax, chance, "chance", below=True)
-        ax.set_title(f"{title[0]}, learning rate {title[1]:g}", fontsize=11)
+        ax.set_title(f"{plain(title[0])}, learning rate {title[1]:g}", fontsize=11)
         ax.set_xlabel("steps of fine-tuning (open: update added again)", fontsize=11)
         # Room for the legend's largest marker and for a chance line at the bottom.
         ax.margins(y=0.08)
-    axes[0].set_ylabel(f"{metric}\n(lower: still forgotten)", fontsize=11)
+    axes[0].set_ylabel(f"{plain(metric)}\n(lower: still forgotten)", fontsize=11)
     _legend(figure, *axes[0].get_legend_handles_labels(), 5)
     return figure
 
@@ -254,5 +274,5 @@ def class_bars(
         ax.set_ylim(0, None if metric == "relearning_epochs" else 105)
     if paper:
         handles[f"paper ({paper['name']})"] = Line2D([], [], ls="", marker="D", ms=4, mfc="white", mec="black")
-    _legend(figure, handles.values(), handles.keys(), 6)
+    _legend(figure, handles.values(), list(map(plain, handles)), 6)
     return figure

@@ -3,15 +3,8 @@ import numpy as np
 import pytest
 
 from hf_unlearn.report.class_tables import METRICS
-from hf_unlearn.report.plots import (
-    COLOURS,
-    class_bars,
-    kl_distribution,
-    kl_quantile_plot,
-    pareto,
-    relearn_plot,
-    styles,
-)
+from hf_unlearn.report.plots import class_bars, kl_distribution, kl_quantile_plot, pareto, relearn_plot
+from hf_unlearn.report.styles import styles
 from hf_unlearn.report.vocabulary import ClassVocabulary, TaskVocabulary, TofuVocabulary
 from tests.support.divergence import result_of
 from tests.support.reports import CLASS_ROWS, attacks, task_row, tofu_row
@@ -58,20 +51,81 @@ def test_frontier_of_seeds_and_sizes():
 
 def test_a_method_has_one_colour_in_all_pictures():
     methods = ["original", "ekfac", "npo"]
-    (ax,) = kl_distribution({"npo": [0.1, 0.2]}, methods, ["original", "retrained"]).axes
+    (ax,) = kl_distribution({"npo": [0.1, 0.2]}, methods, TofuVocabulary()).axes
     look = styles(methods, ["original", "retrained"])
     assert ax.lines[0].get_color() == look["npo"]["color"] != styles(["npo"])["npo"]["color"]
     assert look["original"]["color"] == "black" != styles(methods)["original"]["color"]
     assert "mean 0.15" in ax.get_legend().get_texts()[0].get_text()
 
 
-def test_more_lines_than_colours_stay_apart():
-    methods = [f"method {number}" for number in range(4 * len(COLOURS))]
-    assert len({(look["color"], look["linestyle"], look["marker"]) for look in styles(methods).values()}) == len(
-        methods
+def marks(ax):
+    """The reported points of a panel: places on paper in points, diameters, and whether they are filled."""
+    ax.figure.draw_without_rendering()
+    found = []
+    for mark in ax.collections:
+        place = ax.transData.transform(mark.get_offsets()[0]) * 72 / ax.figure.dpi
+        found.append((place, mark.get_sizes()[0] ** 0.5, len(mark.get_facecolor()) > 0, mark.get_zorder()))
+    return found
+
+
+def test_no_mark_hides_another():
+    """Nine lines, three of them on one point and two a little beside it: filled inside, rings outside."""
+    places = [(0.1, 0.05), (0.1, 0.05), (0.1, 0.05), (0.102, 0.05), (0.1, 0.052), (0.5, 0.3), (0.6, 0.1), (0.7, 0.2)]
+    rows = [tofu_row("original", 1e-9, 0.8, 0.0), tofu_row("retrained", 1.0, 0.8, 0.2)]
+    rows += [tofu_row(f"method {number}", p, 0.8 - kl, kl) for number, (kl, p) in enumerate(places)]
+    for ax in pareto(rows, [], TofuVocabulary()).axes[:2]:
+        found = marks(ax)
+        assert len(found) == len(rows)
+        for i, (place, size, filled, order) in enumerate(found):
+            for other, bigger, solid, above in found[i + 1 :]:
+                if np.hypot(*(place - other)) < 10:
+                    assert bigger > size + 4 and not solid and above < order
+            assert filled or size > 15
+        # Nothing is cut at the border of a panel, and the star at p = 1 lies below the upper one.
+        assert not any(mark.get_clip_on() for mark in ax.collections)
+        assert ax.transAxes.inverted().transform(ax.transData.transform(ax.collections[1].get_offsets()[0]))[1] < 0.99
+
+
+def test_the_saved_line_is_named_in_the_picture():
+    rows = [tofu_row("original", 1e-9, 0.8, 0.0), tofu_row("ekfac", 0.1, 0.76, 0.03, saved_as="model")]
+    figure = pareto([*rows, tofu_row("npo", 1e-4, 0.4, 0.3)], [], TofuVocabulary())
+    notes = [[text for text in ax.texts if text.get_text() == "saved"] for ax in figure.axes]
+    assert [len(found) for found in notes] == [1, 1, 1] and notes[0][0].xy == pytest.approx((95, -1))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["original", "ekfac: saved", "npo"]
+
+
+def test_warped_axes_say_so():
+    rows = [tofu_row("original", 1e-9, 0.8, 0.0), tofu_row("ekfac", 0.1, 0.76, 0.03)]
+    tasks = [task_row("original", 0.85, 0.95, 0.0), task_row("kfade", 0.31, 0.93, 0.02)]
+    results = {"kfade": result_of([[0.1, 0.2], [0.3]])}
+    figures = [pareto(rows, [], TofuVocabulary()), pareto(tasks, [], TaskVocabulary()), kl_quantile_plot(results)]
+    figures.append(kl_distribution({"npo": [0.1, 0.2]}, [], TaskVocabulary()))
+    warped = 0
+    for ax in [ax for figure in figures for ax in figure.axes]:
+        for axis in (ax.xaxis, ax.yaxis):
+            if axis.get_scale() != "linear" and axis.get_label_text():
+                assert "scale" in axis.get_label_text()
+                warped += 1
+    assert warped == 8
+    assert (
+        "completion token" in figures[-1].axes[0].get_xlabel() and "retained" not in figures[-1].axes[0].get_ylabel()
     )
-    rows = [tofu_row("original", 1e-9, 0.8, 0.0), *(tofu_row(method, 0.1) for method in methods)]
-    assert len(pareto(rows, [], TofuVocabulary()).axes[0].collections) == len(rows)
+
+
+def test_any_name_can_be_drawn():
+    names = ["$\\frac", "_hidden", "a$b$\nc", "x" * 200, "\u202eturned"]
+    rows = [tofu_row("original", 1e-9, 0.8, 0.0), *(tofu_row(name, 0.1) for name in names)]
+    figure = pareto(rows, [], TofuVocabulary())
+    figure.draw_without_rendering()
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert (
+        len(shown) == 6
+        and shown[1] == r"\$\frac"
+        and shown[4].endswith("x…")
+        and shown[2].endswith("_hidden")
+        and "U+202E" in shown[-1]
+    )
+    kl_distribution({name: [0.1] for name in names}, names, TofuVocabulary()).draw_without_rendering()
 
 
 def test_quantile_plot():

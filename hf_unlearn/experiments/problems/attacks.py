@@ -67,4 +67,5 @@ def relearning(problem, cell, best: str) -> Section:
     key |= {"updates": {label: update.sha256() for label, update in updates.items()}}
     key |= {"rows": {name: fingerprint_rows(sequences) for name, sequences in rows.items()}}
     table = AttackTable(**cached_json(cell.folder / "relearn.json", key, attack))
-    return attack_section(table.rows, table.curves, problem.asked[problem.domains[0]].chance)
+    labels = [line.label for line in cell.lines]
+    return attack_section(table.rows, table.curves, problem.asked[problem.domains[0]].chance, labels)

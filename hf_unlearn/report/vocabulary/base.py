@@ -30,6 +30,11 @@ class Line:
     def method(self) -> str:
         return self.runs[0].row["method"]
 
+    @property
+    def saved(self) -> list[str]:
+        """Folders of the report that hold models of this line."""
+        return [run.row["saved_as"] for run in self.runs if run.row.get("saved_as")]
+
     @functools.cached_property
     def row(self) -> Mapping:
         """The row itself, or with several seeds their `mean_row`."""
@@ -82,6 +87,7 @@ class Vocabulary(abc.ABC):
     size_key: ClassVar[str | None] = None  # what tells sizes of a line apart; None: there is one size
     size_head: ClassVar[str] = ""  # the heading of its column
     metrics: ClassVar[tuple[str, ...]]  # keys that every candidate has; None where one diverged
+    token: ClassVar[str] = "token"  # what a divergence is the mean over
     cost_key: ClassVar[str]  # of the cost elsewhere, by which the best of those that reached the goal is chosen
     card_metrics: ClassVar[tuple[tuple, ...]]  # (key, name, decimals or None for a p-value, goal) of a model card
     # Texts of the report: "table" (below it), "bold" (what bold says), "pareto" and "kl" (what these pictures show).
@@ -173,6 +179,9 @@ def mark_level(ax, y: float, text: str, below: bool = False):
     offset, align = ((0, -3), "top") if below else ((0, 3), "baseline")
     look = {"textcoords": "offset points", "va": align, "fontsize": 9, "color": "0.3"}
     ax.annotate(text, (0.01, y), xycoords=("axes fraction", "data"), xytext=offset, **look)
+
+
+KL_SCALE = "log scale, linear next to 0"  # for the label of an axis with `kl_scale`
 
 
 def kl_scale(ax, values: Sequence[float]):

@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 
 from ..formats import format_number, format_percent
-from .base import Axis, Column, Vocabulary, kl_scale, mark_level, number_column, show_kl
+from .base import KL_SCALE, Axis, Column, Vocabulary, kl_scale, mark_level, number_column, show_kl
 
 
 LOST = 0.8
@@ -20,6 +20,7 @@ class TaskVocabulary(Vocabulary):
 
     key = "accuracy"
     metrics = ("accuracy", "lost", "general_loss", "kl")
+    token = "completion token"
     cost_key = "kl"
     card_metrics = (
         ("kl", "KL from the original on completions of unrelated instructions, nats per token", 4, "lower"),
@@ -64,7 +65,7 @@ class TaskVocabulary(Vocabulary):
 
         lost = "distance to chance lost, % (the domain\nthat lost least; higher is better)"
         kept = "general accuracy, points from the original\n(further right is better)"
-        kl = "KL from the original, nats per unrelated token\n(further left is better)"
+        kl = f"KL from the original, nats per {self.token}\n({KL_SCALE}; further left is better)"
         return Axis(lost, least_lost, lost_scale), [
             Axis(kept, general),
             Axis(kl, lambda row, original: row.get("kl"), kl_scale),

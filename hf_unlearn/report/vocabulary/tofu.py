@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..formats import format_p, format_percent
-from .base import Axis, Column, Vocabulary, kl_scale, mark_level, number_column, show_kl
+from .base import KL_SCALE, Axis, Column, Vocabulary, kl_scale, mark_level, number_column, show_kl
 
 
 REACHED = 0.05
@@ -21,6 +21,7 @@ class TofuVocabulary(Vocabulary):
         *("forget_quality", "log10_forget_quality", "ks_statistic", "n", "model_utility"),
         *("forget_probability", "retain_probability", "retain_kl"),
     )
+    token = "retained token"
     cost_key = "retain_kl"
     card_metrics = (
         ("forget_quality", "forget quality (p-value of the KS test)", None, "0.05 or more"),
@@ -58,9 +59,9 @@ class TofuVocabulary(Vocabulary):
             p = row.get("forget_quality")
             return None if p is None else row.get("log10_forget_quality") or math.log10(max(p, 1e-300))
 
-        quality = "forget quality: p-value against\nthe retrained model (higher is better)"
-        kept = "retained probability kept, % of original\n(further right is better)"
-        kl = "KL from the original, nats per retained token\n(further left is better)"
+        quality = "forget quality: p-value against the retrained\nmodel (scale: root of log p; higher is better)"
+        kept = "retained probability kept, % of original\n(log scale away from 100; further right is better)"
+        kl = f"KL from the original, nats per {self.token}\n({KL_SCALE}; further left is better)"
         # Utility of the reported settings alone: a search does not measure it, for it needs generations.
         return Axis(quality, log_p, forget_quality_scale), [
             Axis(kept, kept_percent, kept_scale),
@@ -107,16 +108,15 @@ def kept_percent(row: Mapping, original: Mapping | None) -> float | None:
 def forget_quality_scale(ax, values: Sequence[float]):
     """For log10 of p-values."""
     # p runs from 1 to 1e-100: the square root of log10 p shows both ends, and keeps room around 0.05.
-    ax.set_yscale("function", functions=(lambda y: -np.sqrt(np.maximum(-y, 0)), lambda y: -np.square(y)))
+    root = lambda y: np.sign(y) * np.sqrt(np.abs(y))
+    ax.set_yscale("function", functions=(root, lambda u: np.sign(u) * np.square(u)))
     lowest = min([*values, -2.5])
     ticks = [y for y in (0, -1, -2, -4, -8, -16, -32, -64, -128, -256) if y >= lowest * 1.15]
-    ax.set_ylim(lowest * 1.15 - 0.2, 0)
+    # The best p is 1: room above it, so that no marker is cut.
+    ax.set_ylim(lowest * 1.15 - 0.2, 0.02)
     ax.set_yticks(ticks, ["1" if y == 0 else "0.1" if y == -1 else "0.01" if y == -2 else f"1e{y}" for y in ticks])
     ax.minorticks_off()
     mark_level(ax, math.log10(REACHED), "0.05: indistinguishable above", below=True)
-    # The best p is 1, at the top edge: markers there must not be cut in half.
-    for artist in [*ax.lines, *ax.collections]:
-        artist.set_clip_on(False)
 
 
 def kept_scale(ax, values: Sequence[float]):
