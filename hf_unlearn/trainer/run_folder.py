@@ -80,11 +80,12 @@ def whole_checkpoint(trainer, folder: Path):
     """
     args, aside = trainer.args, folder.with_name(f".{folder.name}{ASIDE}")
     limit, args.save_total_limit = args.save_total_limit, None
+    with writing(folder):
+        if args.should_save and folder.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
     try:
         with writing(folder):
-            if args.should_save and folder.is_dir():
-                shutil.rmtree(aside, ignore_errors=True)
-                folder.rename(aside)
             trainer.accelerator.wait_for_everyone()
             yield
             trainer.accelerator.wait_for_everyone()  # each process writes its random state
@@ -93,7 +94,8 @@ def whole_checkpoint(trainer, folder: Path):
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         if args.should_save and aside.is_dir():
-            _put_back(aside)
+            with contextlib.suppress(OSError):  # then the next run does it
+                _put_back(aside)
         raise
     finally:
         args.save_total_limit = limit
