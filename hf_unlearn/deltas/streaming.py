@@ -11,15 +11,16 @@ import torch
 from ..errors import InputError
 from ..runtime.checkpoints import CHUNK, Shards, as_bytes, shorten
 from ..runtime.conversions import Conversion, skeleton
-from ..runtime.files import sha256_tensor, write_json
+from ..runtime.files import sha256_tensor, write_json, write_text
 from ..runtime.folders import staged_folder
 from ..runtime.hub import fetch_folder, hide_places, public_name
 from .adding import add, check_scale, check_targets, destinations, warn_of_other_base
+from .card import transfer_card
 from .reader import DeltaReader
 
 
 CHECKPOINT = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*"]
-# Weights in another format and the card describe the model as it was, so `transfer` does not carry them over.
+# Weights in another format are those of the model as it was, so `transfer` does not carry them over.
 NOT_TRANSFERRED = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}
 
 
@@ -30,7 +31,7 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
     tensors, a base model's prefix, experts that are fused in memory. Every stored copy of a tied weight is changed.
 
     Memory: a few MB, and for weights that are fused or split on disk those of one layer. Configuration and tokenizer
-    files are copied; the card and weights in other formats are not, for they describe the model as it was. The result
+    files are copied; weights in other formats are not, and a card of its own takes the place of the card. The result
     is built in a hidden folder beside `output_dir` and renamed at the end, so a kill leaves no half checkpoint. Delta
     and checkpoint (with `model.safetensors`, or shards and their index) are folders or Hub repositories; `output_dir`
     is new or empty.
@@ -46,7 +47,8 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
     reader = DeltaReader(delta_dir)
     reader.check()
     source = fetch_folder(model_dir, None, CHECKPOINT)
-    plan = Plan(reader, Shards(source, "model.safetensors"), skeleton(source))
+    model = skeleton(source)
+    plan = Plan(reader, Shards(source, "model.safetensors"), model)
 
     with staged_folder(output) as building:
         for filename in plan.checkpoint.filenames:
@@ -57,8 +59,10 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
             if file.is_file() and file.suffix not in NOT_TRANSFERRED and file.name != "README.md":
                 shutil.copyfile(file, building / file.name)
         record = {"delta": reader.config, "model": public_name(model_dir), "scale": scale}
-        write_json(building / "unlearning_transfer.json", record | {"other_base": sorted(plan.other_base)})
+        record["other_base"] = sorted(plan.other_base)
+        write_json(building / "unlearning_transfer.json", record)
         hide_places(building)
+        write_text(building / "README.md", transfer_card(record, source, model))
     return output
 
 

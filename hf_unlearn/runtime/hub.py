@@ -74,8 +74,9 @@ def model_license(model: str | None, revision: str | None = None, *, download: b
 
     The card is looked for in the folder, or among the files of the Hub on this machine; on the Hub too if `download`.
     """
-    from huggingface_hub import ModelCard, hf_hub_download
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    import yaml
+    from huggingface_hub import hf_hub_download, metadata_load
+    from huggingface_hub.errors import HTTPError
 
     try:
         if not model or not (Path(model).is_dir() or is_repo_id(model)):
@@ -83,11 +84,12 @@ def model_license(model: str | None, revision: str | None = None, *, download: b
         file = Path(model) / "README.md"
         if not Path(model).is_dir():
             file = hf_hub_download(model, "README.md", revision=revision, local_files_only=not download)
-        told = ModelCard.load(file, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, ValueError, HFValidationError, HTTPError):  # no card, or none that can be read
+        told = metadata_load(file) or {}
+    except (OSError, ValueError, HTTPError, yaml.YAMLError):  # no card, or none that can be read
         return {}
     names = ("license", "license_name", "license_link")
-    return {name: told[name] for name in names if isinstance(told.get(name), str)}
+    found = {name: told[name] for name in names if isinstance(told.get(name), str)}
+    return found if "license" in found else {}
 
 
 def fetch_folder(path_or_repo: str | Path, revision: str | None, patterns: list[str]) -> Path:

@@ -9,18 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
-from .files import open_safetensors
+from .files import open_safetensors, read_json
 
 
 # What a published model is made of: weights, settings, tokenizer, card, evaluation results and the ledger. Whatever
 # else lies in a folder is not published: it may be the rows that were to be forgotten.
 WEIGHTS = ("model", "adapter_model", "delta", "curvature")
-CONFIGS = "generation_ adapter_ delta_ curvature_ tokenizer_ preprocessor_ processor_"
+CONFIGS = "generation_ adapter_ delta_ curvature_ tokenizer_ preprocessor_ video_preprocessor_ processor_"
 PUBLISHED = (
     *(f"{name}{end}" for name in WEIGHTS for end in (".safetensors", "-*.safetensors", ".safetensors.index.json")),
     *("config.json", *(f"{name}config.json" for name in CONFIGS.split()), "tokenizer.json", "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
-    *("sentencepiece.bpe.model", "chat_template.jinja", "additional_chat_templates/*.jinja"),
+    *("sentencepiece.bpe.model", "source.spm", "target.spm", "*.tiktoken", "bpe.codes", "normalizer.json"),
+    *("chat_template.jinja", "additional_chat_templates/*.jinja"),
     *("README.md", "LICENSE*", "NOTICE*", ".eval_results/*.yaml", "unlearning_log.jsonl", "unlearning_transfer.json"),
 )
 # What goes when a model is saved again without it: shards under another number, an adapter that was merged since.
@@ -63,6 +64,9 @@ def published_files(folder: str | Path, token: str | None = None) -> dict[str, P
                 f"{folder} is the output folder of {what} ({name}), which holds more than a model: push the folder "
                 "that the model was saved in, or call trainer.push_to_hub()"
             )
+    # A model of its own architecture brings the code that its configuration names.
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    has_code = isinstance(config, dict) and "auto_map" in config
     found = {}
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)
@@ -70,7 +74,7 @@ def published_files(folder: str | Path, token: str | None = None) -> dict[str, P
             continue
         if path.is_symlink():
             raise InputError(f"{path} is a link: put the file itself there, or take the link out")
-        if not _is_published(place):
+        if not (_is_published(place) or (has_code and place.parts == (path.name,) and path.suffix == ".py")):
             raise InputError(f"{path} is no part of a published model: take it out of the folder, then push again")
         found[place.as_posix()] = path
     if not found:

@@ -92,3 +92,13 @@ def test_places_are_taken_out_of_saved_configurations_and_all_else_stays(tmp_pat
     name = "base (local folder)"
     expected = {"base_model_name_or_path": name, "nested": [{"file": name}], "auto": {"name_or_path": ""}}
     assert json.loads((tmp_path / "adapter_config.json").read_text()) == expected
+
+
+def test_code_is_published_where_the_configuration_names_it(tmp_path):
+    (tmp_path / "modeling_own.py").write_text("class Own: ...\n")
+    for config in ("{}", "null", "[]"):
+        (tmp_path / "config.json").write_text(config)
+        with pytest.raises(InputError, match="modeling_own.py is no part of a published model"):
+            published_files(tmp_path)
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModel": "modeling_own.Own"}}')
+    assert set(published_files(tmp_path)) == {"config.json", "modeling_own.py"}
