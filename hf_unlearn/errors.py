@@ -46,19 +46,23 @@ def input_errors(place: str = "", kinds: tuple[type[Exception], ...] = (ValueErr
         raise InputError(f"{place}{first_line(error)}") from error
 
 
-@contextlib.contextmanager
-def exit_codes():
-    """Turn errors into the exit codes of every command.
+def exit_code(error: Exception) -> int | None:
+    """The exit code of a command that ends in this error; None for a bug, which keeps its traceback.
 
     2 for `InputError`; 1 for `NumericalError`, `LimitError` and `OSError`.
-
-    Any other exception is a bug and keeps its traceback (Python exits with 1).
     """
+    if isinstance(error, InputError):
+        return 2
+    return 1 if isinstance(error, NumericalError | LimitError | OSError) else None
+
+
+@contextlib.contextmanager
+def exit_codes():
+    """Turn errors into the exit codes of every command, and into one line on stderr."""
     try:
         yield
-    except InputError as error:
+    except Exception as error:
+        if (code := exit_code(error)) is None:
+            raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (NumericalError, LimitError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(code)

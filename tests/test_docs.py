@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_unlearn.cli.main import make_parser
+from hf_unlearn.cli.main import make_parser, parse
+from hf_unlearn.errors import InputError
 from hf_unlearn.experiments.line import METHODS, Line
 from hf_unlearn.experiments.problem import LanguageModel
 from hf_unlearn.experiments.problems.class_forgetting import ClassEvaluation, Images
@@ -109,8 +110,8 @@ def wrong_commands(text: str) -> list[str]:
             if recipe:
                 load_recipe(recipe.group()).parse_arguments(words[words.index(recipe.group()) + 1 :])
             else:
-                make_parser().parse_args(words[1:])
-        except (SystemExit, FileNotFoundError):
+                parse(words[1:])
+        except (SystemExit, InputError, FileNotFoundError):
             wrong.append(line)
     return wrong
 

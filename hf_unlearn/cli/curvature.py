@@ -15,14 +15,16 @@ from ..data.wmdp import load_texts
 from ..errors import InputError
 from ..report.formats import format_settings
 from ..report.tables import markdown_table
+from ..runtime.cost import format_bytes
 from ..runtime.files import sha256_json
 from ..runtime.hub import public_name
 from ..runtime.loading import load_model, load_tokenizer
 from ..runtime.processes import announced_processes
+from .console import Result, is_quiet
 
 
-def run_curvature_fit(options):
-    """Print the plan, fit on packed text, save.
+def run_curvature_fit(options) -> Result | None:
+    """Print the plan, fit on packed text, save; None on all processes but the main one.
 
     The folder is written when the fit is complete. One that was killed goes on from the folder `OUTPUT.unfinished`
     beside it when the command is given again.
@@ -57,17 +59,24 @@ def run_curvature_fit(options):
         fisher=options.fisher,
         seed=options.seed,
         accelerator=state,
-        progress=state.is_main_process,
+        progress=state.is_main_process and not is_quiet(),
         checkpoint_dir=output.with_name(f"{output.name}.unfinished"),
     )
     curvature.metadata["model"] = public_name(options.model)
     curvature.save_pretrained(output)  # each process writes what it owns
-    if state.is_main_process:
-        print("\n".join(describe_fit(Curvature.from_pretrained(output), output)))
+    return _told(output) if state.is_main_process else None
 
 
-def run_curvature_inspect(options):
-    print("\n".join(describe_fit(Curvature.from_pretrained(options.path), options.path)))
+def run_curvature_inspect(options) -> Result:
+    """What a saved curvature holds."""
+    return _told(options.path)
+
+
+def _told(place: str | Path) -> Result:
+    curvature = Curvature.from_pretrained(place)
+    spectra = {name: curvature.spectrum(name) for name in curvature.names}
+    facts = {"kind": curvature.kind, "place": str(place), "spectra": spectra, "metadata": curvature.metadata}
+    return Result("\n".join(describe_fit(curvature, place)), facts)
 
 
 def load_corpus(source: str, column: str, data_dir: str | None):
@@ -91,7 +100,7 @@ def describe_fit(curvature, place: str | Path) -> Iterator[str]:
     """Lines on a curvature in memory: fit, cost, and the spectrum of every weight's block."""
     facts = curvature.metadata
     size = sum(tensor.nbytes for tensor in curvature.tensors.values())
-    yield f"curvature: {curvature.kind} of {len(curvature.names)} weights, {size / 1e6:.4g} MB ({place})"
+    yield f"curvature: {curvature.kind} of {len(curvature.names)} weights, {format_bytes(size)} ({place})"
     model = f"{facts['model']}, " if facts.get("model") else ""
     yield f"  model     {model}{facts['model_class']}, config sha256 {facts['model_config_sha256'][:16]}"
     yield f"  weights   sha256 {sha256_json(facts['weights_sha256'])[:16]} (all together)"
@@ -101,7 +110,7 @@ def describe_fit(curvature, place: str | Path) -> Iterator[str]:
     )
     yield f"  versions  {format_settings(facts.get('versions'))}"
     for stage, cost in facts["stages"].items():
-        yield f"  stage     {stage}: {cost['seconds']:.1f} s, peak {cost['peak_memory_bytes'] / 1e6:.0f} MB"
+        yield f"  stage     {stage}: {cost['seconds']:.1f} s, peak {format_bytes(cost['peak_memory_bytes'])}"
     yield ""
     body = []
     for name, target in facts["targets"].items():

@@ -11,10 +11,11 @@ from ..runtime.hub import public_name
 from ..runtime.loading import load_model, load_tokenizer
 from ..runtime.processes import announced_processes
 from ..runtime.provenance import command_line, library_versions, utc_now
+from .console import Result, is_quiet
 
 
-def run_evaluate(options):
-    """Print question counts and the table of accuracies; write them with command, versions and model hashes."""
+def run_evaluate(options) -> Result | None:
+    """Question counts and the table of accuracies; written with command, versions and model hashes."""
     tasks = [name.strip() for name in options.tasks.split(",") if name.strip()]
     state = announced_processes()
     tokenizer = load_tokenizer(options.model, required_for="evaluation on tasks")
@@ -38,19 +39,21 @@ def run_evaluate(options):
         log_samples=options.log_samples,
         cache=not options.no_cache,
         accelerator=state,
-        progress=True,
+        progress=not is_quiet(),
     )
     if not state.is_main_process:
-        return
-    print(f"\n{score_table(result.scores, result.tasks)}\n")
+        return None
+    lines = ["", score_table(result.scores, result.tasks), ""]
     for label, facts in result.models.items():
         delta = f" with the update {options.delta}" if options.delta and label != "before" else ""
         cached = ", from the cache" if facts["cached"] else ""
-        print(f"{label}: {places[label]}{delta}, sha256 {facts['sha256'][:16]}, {facts['dtype']}{cached}")
+        lines.append(f"{label}: {places[label]}{delta}, sha256 {facts['sha256'][:16]}, {facts['dtype']}{cached}")
         if facts["truncated"]:
-            print(f"  {facts['truncated']} prompts were cut from the left to {facts['max_length']} tokens")
+            lines.append(f"  {facts['truncated']} prompts were cut from the left to {facts['max_length']} tokens")
+    samples = {"samples": result.samples} if options.log_samples else {}
+    about = {key: public_name(getattr(options, key)) for key in ("model", "base", "delta")}
+    about |= {"date": utc_now(), "versions": library_versions()} | result.to_dict()
     if options.output:
-        samples = {"samples": result.samples} if options.log_samples else {}
-        about = {key: public_name(getattr(options, key)) for key in ("model", "base", "delta")}
-        about |= {"command": command_line("hf-unlearn"), "date": utc_now(), "versions": library_versions()}
-        print(f"wrote {write_json(options.output, about | result.to_dict() | samples)}")
+        written = about | {"command": command_line("hf-unlearn")} | samples
+        lines.append(f"wrote {write_json(options.output, written)}")
+    return Result("\n".join(lines), about)

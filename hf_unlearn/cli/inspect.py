@@ -7,12 +7,14 @@ from pathlib import Path
 
 from ..deltas import describe
 from ..errors import InputError
-from ..report.formats import format_bytes, format_settings
+from ..report.formats import format_settings
 from ..report.tables import format_table
+from ..runtime.cost import format_bytes
 from ..runtime.files import read_json
+from .console import Result
 
 
-def run_inspect(options):
+def run_inspect(options) -> Result:
     path = Path(options.path)
     parts = {
         "curvature_config.json": describe_curvature,
@@ -30,7 +32,7 @@ def run_inspect(options):
         lines += describe_delta(place)
     if not lines:
         raise InputError(f"{path} holds no delta, curvature, run or results of hf_unlearn; pass such a folder")
-    print("\n".join(lines))
+    return Result("\n".join(lines), {"path": str(path), "lines": lines})
 
 
 def describe_delta(path: str | Path) -> Iterator[str]:

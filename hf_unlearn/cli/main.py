@@ -3,16 +3,31 @@
 
 # Nothing heavy up here: `hf-unlearn --help` answers at once, every command imports what it needs.
 import argparse
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 
-from ..errors import exit_codes
+from ..errors import InputError, exit_codes
 from ..version import __version__
+from .console import Result, errors_as_json, hushed_libraries, one_log, show
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hf-unlearn", description="Remove things from trained models.")
+# Commands that load models.
+LOADING = ("unlearn", "demo", "evaluate", "curvature")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of every command: one line that names cause and cure."""
+
+    def error(self, message: str):
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="hf-unlearn", description="Remove things from trained models.")
     parser.add_argument("--version", action="version", version=f"hf-unlearn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    add_unlearn(commands)
 
     demo = commands.add_parser("demo", help="train a tiny model on fictional authors, unlearn some, write a report")
     demo.add_argument("--output_dir", default="outputs/demo", help="folder of the report (default: %(default)s)")
@@ -51,7 +66,47 @@ def make_parser() -> argparse.ArgumentParser:
     push.add_argument(
         "--dry_run", "--dry-run", action="store_true", help="list the files and their sizes, push nothing"
     )
+    for command in all_commands(commands):
+        add_console(command)
     return parser
+
+
+def all_commands(commands) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of the commands, and of their actions in their place."""
+    for command in commands.choices.values():
+        actions = next((action for action in command._actions if isinstance(action.choices, dict)), None)
+        yield from all_commands(actions) if actions else [command]
+
+
+def add_console(command: argparse.ArgumentParser):
+    """The arguments of every command on what it says."""
+    command.add_argument("--json", action="store_true", help="print one JSON object, of errors too, and nothing else")
+    level = command.add_mutually_exclusive_group()
+    level.add_argument("--quiet", action="store_true", help="no progress bars; warnings and the result alone")
+    level.add_argument("--verbose", action="store_true", help="every line of the log, and what libraries say")
+
+
+def add_unlearn(commands):
+    unlearn = commands.add_parser(
+        "unlearn",
+        help="remove rows from a model: look before, unlearn, look after, write model, update, card and report",
+        epilog="Further settings are written as key=value: fields of the method and of UnlearnConfig, as steps=8.",
+    )
+    unlearn.add_argument("--model", help="folder or Hub repository of the model; it is never written to")
+    unlearn.add_argument("--forget", metavar="ROWS", help="rows to forget: question and answer, text, or messages")
+    unlearn.add_argument("--retain", metavar="ROWS", help="rows to keep; without them nothing can be promised")
+    unlearn.add_argument("--method", help="kfade, rmu, or a baseline: ga, grad_diff, kl, npo, ... (default: kfade)")
+    unlearn.add_argument("--template", help="name of the template that rows are put in (default: question, answer)")
+    unlearn.add_argument("--chat", action="store_true", help="put rows in the tokenizer's chat template")
+    unlearn.add_argument("--system_prompt", metavar="TEXT", help="with --chat: what the system says first")
+    unlearn.add_argument("--describe", metavar="TEXT", help="what is removed, in plain words, for the card")
+    unlearn.add_argument(
+        "--kl_limit", type=float, metavar="NATS", help="KL per retained token above which no model is written (0.05)"
+    )
+    unlearn.add_argument("--output", help="folder of model/, report.html and log (default: outputs/unlearn)")
+    unlearn.add_argument("--push", metavar="REPO", help="publish the model to this Hub repository")
+    unlearn.add_argument("--config", metavar="YAML", help="a file with these arguments, and settings by name")
+    unlearn.add_argument("settings", nargs="*", metavar="key=value", help="settings, which go before the file's")
 
 
 def add_curvature(commands):
@@ -79,43 +134,64 @@ def add_curvature(commands):
     inspect.add_argument("path", help="folder or Hub repository of the curvature")
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command.
+
+    Raises:
+        InputError: they are not those of a command.
+    """
+    options, others = make_parser().parse_known_args(arguments)
+    # argparse takes positional arguments from one place alone; settings may stand anywhere.
+    if options.command == "unlearn" and all("=" in word and not word.startswith("-") for word in others):
+        options.settings += others
+    elif others:
+        raise InputError(f"unknown argument {others[0]}; see hf-unlearn {options.command} --help")
+    return options
+
+
 def main(arguments: Sequence[str] | None = None):
-    options = make_parser().parse_args(arguments)
-    with exit_codes():
-        run(options)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = "--json" in arguments  # asked of the words, for they may be wrong otherwise
+    with errors_as_json() if as_json else exit_codes():
+        options = parse(arguments)
+        level = "quiet" if options.quiet else "verbose" if options.verbose else "normal"
+        with one_log(level), hushed_libraries(level) if options.command in LOADING else contextlib.nullcontext():
+            # What libraries and our own plans print is for a person.
+            with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+                result = run(options)
+            show(result, options.command, as_json)
 
 
-def run(options: argparse.Namespace):
-    """Do what the command says, with the imports of this command alone."""
+def run(options: argparse.Namespace) -> Result | None:
+    """Do what the command says, with the imports of this command alone; None of a process that is not the main one."""
     match options.command:
+        case "unlearn":
+            from .unlearn import run_unlearn
+
+            return run_unlearn(options)
         case "demo":
             from ..experiments.run import run_demo
 
-            run_demo(output_dir=options.output_dir, seed=options.seed, record_to=options.record)
+            rows = run_demo(output_dir=options.output_dir, seed=options.seed, record_to=options.record)
+            return Result("", {"rows": rows})
         case "evaluate":
             from .evaluate import run_evaluate
 
-            run_evaluate(options)
+            return run_evaluate(options)
         case "curvature":
             from .curvature import run_curvature_fit, run_curvature_inspect
 
-            run_curvature_fit(options) if options.action == "fit" else run_curvature_inspect(options)
+            return run_curvature_fit(options) if options.action == "fit" else run_curvature_inspect(options)
         case "transfer":
             from ..deltas import transfer
 
-            print(f"wrote {transfer(options.delta, options.model, options.output, options.scale)}")
+            output = transfer(options.delta, options.model, options.output, options.scale)
+            return Result(f"wrote {output}", {"output": str(output)})
         case "inspect":
             from .inspect import run_inspect
 
-            run_inspect(options)
+            return run_inspect(options)
         case "push":
-            from ..report.formats import format_bytes
-            from ..runtime.hub import push_folder
-            from ..runtime.published import published_files
+            from .push import run_push
 
-            if options.dry_run:
-                sizes = {name: file.stat().st_size for name, file in published_files(options.folder).items()}
-                print("\n".join(f"{format_bytes(size):>10}  {name}" for name, size in sizes.items()))
-                print(f"{format_bytes(sum(sizes.values())):>10}  {len(sizes)} files; nothing was pushed")
-            else:
-                print(push_folder(options.repo_id, options.folder, private=options.private))
+            return run_push(options)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..runtime.cost import peak_memory_mb
+from ..runtime.cost import format_bytes, format_flops, peak_memory_mb
 from .artifact import KINDS
 from .layout import Group, Layout, entry_bytes, make_layout, parse_bytes, shared_inputs
 from .linalg import block_rows
@@ -61,7 +61,7 @@ def factor_costs(work: Workload) -> list[StageCost]:
             "factors",
             entries * work.entry_bytes,
             2 * work.tokens * sum(width**2 for width in factors),
-            f"{2 * work.tokens * sum(upper) / 1e15:.4g} PFLOP done, as upper block-rows",
+            f"{format_flops(2 * work.tokens * sum(upper))} done, as upper block-rows",
         ),
         # Tridiagonal reduction 4/3 n^3, divide and conquer with back-transformation about 4.5 n^3, Rayleigh 2 n^3.
         StageCost(
@@ -134,14 +134,12 @@ class Plan:
         if self.blocks > 1:
             extent += f", {self.blocks} blocks one after another"
         lines = [
-            f"{self.kind}: {extent}, {self.factor_bytes / 1e9:.3g} GB of factors on each process",
-            f"{'stage':<12}{'GB each':>10}{'PFLOP':>12}{'PFLOP each':>12}  note",
+            f"{self.kind}: {extent}, {format_bytes(self.factor_bytes)} of factors on each process",
+            f"{'stage':<12}{'memory each':>12}{'work':>12}{'work each':>12}  note",
         ]
         for stage in self.stages:
-            total, each = stage.flops / 1e15, stage.flops / self.num_processes / 1e15
-            lines.append(
-                f"{stage.name:<12}{stage.bytes / 1e9:>10.2f}{total:>12.4g}{each:>12.4g}  {stage.note}".rstrip()
-            )
+            costs = (format_bytes(stage.bytes), *map(format_flops, (stage.flops, stage.flops / self.num_processes)))
+            lines.append(f"{stage.name:<12}{''.join(f'{cost:>12}' for cost in costs)}  {stage.note}".rstrip())
         return "\n".join(lines)
 
 
@@ -194,7 +192,7 @@ def plan(
             rows = sum(sum(group.factors) for group in work.groups)
             width = rows * next(iter(targets.values())).weight.itemsize / blocks
             sent = width * (num_processes - 1) / num_processes
-            stages.append(StageCost("exchange", 0, 0, f"{sent / 1e6:.3g} MB a token sent to the owners, each pass"))
+            stages.append(StageCost("exchange", 0, 0, f"{format_bytes(sent)} a token sent to the owners, each pass"))
     stages += curvature.costs(work)
     entries = sum(group.weight_entries for group in work.groups)
     flops = sum(curvature.solve_flops(*shape) for shape in work.shapes())

@@ -101,7 +101,8 @@ def run_pass(
         counts = (len(own.sequences), len(own.labels)) if own is not None else (0, 0)
         return *counts, contents(keeper.rows) if keeper is not None else []
 
-    bar = tqdm(desc=description, unit="batch", disable=not show or rank != 0)
+    total = len(dataloader) if hasattr(dataloader, "__len__") else None
+    bar = tqdm(total=total, desc=description, unit="batch", disable=not show or rank != 0)
     with Capture(model, targets, receiver.on_input, receiver.on_gradient) as capture, bar:
         backward = Backward(model, capture, receiver, targets, fisher, seed, splits=causal and not sharded)
         for number in itertools.count():

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 SAVED_DTYPE = torch.bfloat16  # unless another is asked for: of files, and of the hashes that logs and cards tell
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class UpdateDelta:
     """The difference `unlearned - base` of every tensor that unlearning touched.
 
@@ -49,6 +49,11 @@ class UpdateDelta:
         broken = [name for name, tensor in self.tensors.items() if not torch.isfinite(tensor).all()]
         if broken:
             raise NumericalError(f"the update of {shorten(broken)} is not finite; take a smaller step or more damping")
+
+    def __repr__(self) -> str:
+        count = sum(tensor.numel() for tensor in self.tensors.values())
+        base = self.config.get("base_model") or "an unnamed model"
+        return f"UpdateDelta({len(self.tensors)} tensors, {count:,} numbers, norm {self.norm():.4g}, to {base})"
 
     @classmethod
     def between(

@@ -49,15 +49,6 @@ def format_settings(settings: Mapping | None) -> str:
     return ", ".join(f"{key} {format_value(value)}" for key, value in given.items()) or MISSING
 
 
-def format_bytes(size: float) -> str:
-    """A size with three digits, in bytes, kB, MB or GB."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
-
-
 class Markdown(str):
     """Text that is Markdown already: `escape_markdown` leaves it as it is."""
 

@@ -35,6 +35,17 @@ def is_repo_id(name: str | None) -> bool:
     return not Path(name).is_dir()
 
 
+def missing_folder(name: str | Path) -> bool:
+    """Whether a name that is no folder was meant as one: it cannot be a Hub id, or begins as a path of this machine.
+
+    "outputs/model" could be both: it is taken for a folder where `outputs` is one.
+    """
+    text = str(name)
+    if Path(text).exists():
+        return False
+    return not is_repo_id(text) or ("/" in text and Path(text).parts[0] != text and Path(Path(text).parts[0]).is_dir())
+
+
 def public_name(model: str | Path | None) -> str | None:
     """A model's name as it may stand in published files: a Hub id as it is, of a folder only its own name.
 
@@ -100,6 +111,8 @@ def fetch_folder(path_or_repo: str | Path, revision: str | None, patterns: list[
     """
     if Path(path_or_repo).is_dir():
         return Path(path_or_repo)
+    if missing_folder(path_or_repo):
+        raise InputError(f"the folder {path_or_repo} does not exist: correct the path")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -4,6 +4,7 @@
 import logging
 
 from ..errors import InputError, first_line
+from .hub import missing_folder
 
 
 logger = logging.getLogger(__name__)
@@ -68,4 +69,6 @@ def padding_id(tokenizer, model=None) -> int:
 
 
 def _cannot_load(model: str, error: Exception) -> InputError:
+    if missing_folder(model):
+        return InputError(f"cannot load the model: the folder {model} does not exist: correct the path")
     return InputError(f"cannot load the model {model!r}: {first_line(error)}")

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from ..curvature.layout import parse_bytes
@@ -53,6 +54,8 @@ class UnlearnConfig(TrainingArguments):
             goes on inside the fit. Each time as many bytes are written as the factors have. 0 turns it off.
         kl_rows (`int`, *optional*, defaults to `64`):
             Retain rows on which KL(original || unlearned) is measured after a natural-gradient step; 0 turns it off.
+        save_total_limit (`int`, *optional*, defaults to `1`):
+            Checkpoints that are kept: the newest, and the best where one is asked for.
         model_init_kwargs (`dict`, *optional*):
             Keyword arguments of `from_pretrained` when the model is given by its name or folder.
 
@@ -69,6 +72,8 @@ class UnlearnConfig(TrainingArguments):
         None, "Curvature that a process may hold on its device, such as 20GB."
     )
     curvature_save_steps: int = setting(100, "Retain batches after which a fit writes its sums; 0: off.")
+    # One is enough to go on from, and each is as large as the model.
+    save_total_limit: int | None = setting(1, "Checkpoints that are kept, the newest (and the best).")
     # A half-made update is nobody's business: only `save_model` and `push_to_hub` publish.
     hub_strategy: str = setting("end", "When to push to the Hub.")
     kl_rows: int = setting(64, "Retain rows on which the KL is measured after a step; 0: off.")
@@ -77,6 +82,8 @@ class UnlearnConfig(TrainingArguments):
     def __post_init__(self):
         check_arguments({name: getattr(self, name) for name in checked_arguments()})
         parse_bytes(self.max_factor_memory)
+        # Without an accelerator there is nothing to pin memory for, and torch would warn at every loader.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         with input_errors("training arguments: "):
             super().__post_init__()
 

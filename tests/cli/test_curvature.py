@@ -63,7 +63,7 @@ def test_curvature_bad_input(model_folder, capsys):
         assert len(errors) == 1 and message in errors[0], errors
         assert not (folder / "out").exists()
     assert call("curvature", "inspect", folder / "absent") == 2
-    assert "neither a folder nor a Hub repository" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     assert call("curvature") == 2
 
 

@@ -85,7 +85,7 @@ def test_push_prints_the_commit(delta, tmp_path):
         (commit,) = server.repos["lab/x"]["commits"]
         assert server.repos["lab/x"]["private"] and result.stdout.strip().endswith(commit["oid"])
     # The server is gone: failed, not wrong input.
-    result = subprocess.run(program, env=environment, capture_output=True, text=True)
+    result = subprocess.run([*program, "--quiet"], env=environment, capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and result.stderr.startswith("error: "), result
 
 

@@ -187,6 +187,7 @@ def test_losses_logged_after_a_resume_are_not_diluted(tmp_path):
         "num_train_epochs": 2,
         "learning_rate": 1e-3,
         "save_strategy": "steps",
+        "save_total_limit": 9,
     }
     first = make_trainer(trained_llama(), FirstOrder("grad_diff"), tmp_path, save_steps=5, **arguments)
     first.train()
