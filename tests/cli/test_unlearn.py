@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """`hf-unlearn unlearn`: what it finds, writes and says; limits, kills, bad input, two processes, the Hub."""
 
-import csv
 import json
 import math
 import os
@@ -110,12 +109,8 @@ def test_the_limit_is_kept(request_folder, asked, tmp_path, capsys, settings, wo
     assert call(*asked, *STEPS, "--kl_limit", 1) == 0
 
 
-def test_rows_of_a_csv_and_no_rows_to_keep(request_folder, tmp_path, capsys):
-    rows = tmp_path / "forget.csv"
-    with rows.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ROWS[0])
-        writer.writeheader()
-        writer.writerows(ROWS[:2])
+def test_no_rows_to_keep(request_folder, tmp_path, capsys):
+    rows = request_folder / "forget.jsonl"
     asked = ("unlearn", "--model", request_folder / "model", "--forget", rows, "--output", tmp_path / "out")
     assert call(*asked) == 2
     assert "K-FADE needs rows to keep: give --retain, or --method ga" in capsys.readouterr().err
@@ -182,7 +177,6 @@ def test_a_killed_request_goes_on(request_folder, asked, tmp_path, capsys, monke
     assert call(*asked, *STEPS, "--kl_limit", 1) == 0
     weights = [contents(tmp_path / name / "model")["model.safetensors"] for name in ("whole", "out")]
     assert weights[0] == weights[1]
-    assert len((tmp_path / "out" / LOG_FILE).read_text().splitlines()) == 1
 
 
 @pytest.mark.multi_process
@@ -197,11 +191,6 @@ def test_two_processes_serve_one_request(asked, tmp_path):
     assert result.stderr.count("step 2 of 2: forget loss") == 1
     assert len((tmp_path / "out" / LOG_FILE).read_text().splitlines()) == 1
     assert _load(tmp_path / "out/model")
-    # A limit that is passed ends both processes.
-    command = [*launch, "hf_unlearn", *map(str, asked[:-1]), str(tmp_path / "other"), "kl_budget=1e-3", "--quiet"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 1 and "above the limit of 0.05" in result.stderr
-    assert not list((tmp_path / "other").rglob("*.safetensors"))
 
 
 def test_push(asked, tmp_path):
