@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Natural-gradient ascent: objective gradient -> curvature solve -> step of constant norm."""
+"""Steps of weights: natural-gradient ascent of constant norm, and fp32 beside weights of half precision."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -150,3 +150,61 @@ class NaturalGradientAscent(torch.optim.Optimizer):
         """
         updates = {name: self._update(name) for name in self.named}
         return {name: whole(update).cpu() if is_dtensor(update) else update for name, update in updates.items()}
+
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def step_in_fp32(optimizer: torch.optim.Optimizer):
+    """Let an optimiser step weights of half precision as fp32 ones: its state holds these, and they are rounded.
+
+    A step of AdamW is as long as its learning rate, whatever the weight: 1e-5 is a tenth of the spacing of bf16
+    numbers at 0.02, and would be lost, step after step. Moments are fp32 too: 12 bytes a weight beside its own 2.
+    Weights spread over processes (FSDP2) stay as they are.
+    """
+    held: dict[torch.nn.Parameter, tuple[torch.Tensor, torch.Tensor | None]] = {}
+
+    def enter(optimizer, *args):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.dtype in HALF and not is_dtensor(parameter):
+                    held[parameter] = parameter.data, parameter.grad
+                    # Taken out: optimisers begin their own state where there is none.
+                    state = optimizer.state.get(parameter, {})
+                    kept = state.pop("fp32", None)
+                    # Adagrad begins its own when it is made, in the type that the weights had then.
+                    state |= {key: value.float() for key, value in state.items() if getattr(value, "dtype", 0) in HALF}
+                    parameter.data = parameter.data.float() if kept is None else kept
+                    parameter.grad = None if parameter.grad is None else parameter.grad.float()
+
+    def leave(parameter: torch.nn.Parameter, values: torch.Tensor | None):
+        half, gradient = held[parameter]
+        if values is not None:
+            optimizer.state[parameter]["fp32"] = values
+            half.copy_(values)
+        parameter.grad, parameter.data = None, half
+        parameter.grad = gradient
+
+    def stepped(optimizer, *args):
+        for parameter, (_, gradient) in held.items():
+            # What has never been stepped has no state, and AdamW would miss its own in one that is begun for it.
+            known = gradient is not None or optimizer.state.get(parameter) is not None
+            leave(parameter, parameter.data if known else None)
+        held.clear()
+
+    def loaded(optimizer):
+        # torch has cast what it read to the type that the weights have meanwhile.
+        for parameter in held:
+            leave(parameter, optimizer.state.get(parameter, {}).get("fp32"))
+        held.clear()
+
+    optimizer.register_step_pre_hook(enter)
+    optimizer.register_step_post_hook(stepped)
+    optimizer.register_load_state_dict_pre_hook(enter)
+    optimizer.register_load_state_dict_post_hook(loaded)
+
+
+def fp32_weights(optimizer: torch.optim.Optimizer | None) -> dict[torch.nn.Parameter, torch.Tensor]:
+    """Parameter -> the fp32 value that it is rounded from, of an optimiser after `step_in_fp32`."""
+    state = {} if optimizer is None else optimizer.state
+    return {parameter: values["fp32"] for parameter, values in state.items() if "fp32" in values}

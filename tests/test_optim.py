@@ -8,7 +8,7 @@ import torch
 
 from hf_unlearn.curvature import EKFAC, KFAC, Diagonal, Identity
 from hf_unlearn.errors import NumericalError
-from hf_unlearn.optim import NaturalGradientAscent
+from hf_unlearn.optim import NaturalGradientAscent, fp32_weights, step_in_fp32
 from tests.support.trainers import COLLATE, FORGET, RETAIN, trained_llama
 
 
@@ -193,3 +193,46 @@ def test_zero_gradient_is_an_error():
         parameter.grad.zero_()
     with pytest.raises(NumericalError, match="gradient is zero"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_weights_are_stepped_as_their_fp32_twins(make, dtype):
+    """Steps far below the spacing of the weights add up; a reloaded state goes on to the same bits."""
+    torch.manual_seed(0)
+    half = [torch.nn.Parameter((0.02 * torch.randn(40)).to(dtype)) for _ in range(3)]
+    whole = [torch.nn.Parameter(parameter.detach().float()) for parameter in half]
+    base = [parameter.detach().clone() for parameter in half]
+    other = torch.nn.Parameter(torch.randn(3))  # of full precision, beside them
+
+    def optimizer_of(weights):
+        return make([{"params": weights[:1], "lr": 1e-6}, {"params": [*weights[1:], other]}], lr=2e-6)
+
+    first, oracle = optimizer_of(half), optimizer_of(whole)
+    step_in_fp32(first)
+
+    def step(optimizer, weights, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for weight in weights[:2]:  # the third never gets a gradient
+            weight.grad = torch.randn(40, generator=generator).to(dtype).to(weight.dtype)
+        optimizer.step()
+
+    for seed in range(5):
+        step(first, half, seed)
+        step(oracle, whole, seed)
+    assert [parameter.dtype for parameter in half] == [dtype] * 3 and half[0].grad.dtype == dtype
+    kept = fp32_weights(first)
+    for parameter, twin, before in zip(half[:2], whole, base):
+        assert torch.equal(kept[parameter], twin) and torch.equal(parameter, twin.to(dtype))
+        assert (twin != before.float()).any()
+    saved = first.state_dict()
+    again = [torch.nn.Parameter(before.clone()) for before in base]
+    second = optimizer_of(again)
+    step_in_fp32(second)
+    second.load_state_dict(saved)
+    assert all(torch.equal(parameter, now) for parameter, now in zip(again, half))
+    step(second, again, 7)
+    step(oracle, whole, 7)
+    kept = fp32_weights(second)
+    assert all(torch.equal(kept[parameter], twin) for parameter, twin in zip(again[:2], whole))
+    assert torch.equal(again[2], base[2])

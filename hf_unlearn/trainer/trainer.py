@@ -18,6 +18,7 @@ from ..data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_row
 from ..deltas import SAVED_DTYPE, UpdateDelta, delta_config
 from ..errors import InputError, NumericalError, input_errors
 from ..methods.base import Counts, Method
+from ..optim import fp32_weights, step_in_fp32
 from ..requests.ledger import append_log
 from ..runtime.checkpoints import base_tensors, can_merge, merged_weights, tied_names
 from ..runtime.cost import peak_memory_mb, reset_peak_memory
@@ -232,10 +233,11 @@ class UnlearnTrainer(Trainer):
             self.accelerator.even_batches = even
 
     def create_optimizer(self, model=None):
+        self.optimizer = self.optimizer or self.method.create_optimizer(self)
         if self.optimizer is None:
-            self.optimizer = self.method.create_optimizer(self)
-        with input_errors(f"optim={self.args.optim.value!r}: "):
-            return super().create_optimizer(model)
+            with input_errors(f"optim={self.args.optim.value!r}: "):
+                step_in_fp32(super().create_optimizer(model))
+        return self.optimizer
 
     def _save_optimizer_and_scheduler(self, output_dir: str):
         if self.optimizer is not None:  # a method that runs itself has none
@@ -248,7 +250,7 @@ class UnlearnTrainer(Trainer):
 
     def _load_best_model(self):
         super()._load_best_model()
-        if self.method.own_update and self.optimizer is not None:
+        if (self.method.own_update and self.optimizer is not None) or fp32_weights(self.optimizer):
             # The update that is reported must be the one of the weights that were kept.
             self._load_optimizer_and_scheduler(self.state.best_model_checkpoint)
 
@@ -343,7 +345,8 @@ class UnlearnTrainer(Trainer):
             return UpdateDelta(update, delta_config(base_tensors(self.base_weights), **about))
         if self._merged_before:
             return UpdateDelta.between(self._merged_before, self._merged(), **about)
-        now = {name: weight for name, weight in self.model.named_parameters() if name in self.base_weights}
+        fp32, named = fp32_weights(self.optimizer), self.model.named_parameters()
+        now = {name: fp32.get(weight, weight) for name, weight in named if name in self.base_weights}
         return UpdateDelta.between(self.base_weights, whole_on_cpu(now) if self.is_sharded else now, **about)
 
     def _merged(self) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 
 import copy
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -114,3 +115,29 @@ def test_random_label_never_draws_the_right_one():
     counts = Counts(len(labels), len(labels))
     loss, _ = FirstOrder("random_label").loss(Sure(), inputs, counts)
     assert float(loss) == pytest.approx(30.0)  # each drawn label has a logit 30 below the right one's
+
+
+def test_steps_below_the_spacing_of_bf16_weights_are_not_lost(tmp_path):
+    """The update is that of an fp32 run up to the rounding of gradients, and resumes to the same bits."""
+    arguments = {"max_steps": 4, "learning_rate": 1e-6, "lr_scheduler_type": "constant", "report_to": "none"}
+    arguments |= {"per_device_train_batch_size": 4}
+    norms, moved = {}, {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = trained_llama(dtype)
+        trainer, update = run(
+            FirstOrder("grad_diff"), tmp_path / str(dtype), model, save_strategy="steps", save_steps=2, **arguments
+        )
+        norms[dtype] = trainer.update_delta().norm()
+        moved[dtype] = sum(int(tensor.count_nonzero()) for tensor in update.values())
+    assert norms[torch.bfloat16] == pytest.approx(norms[torch.float32], rel=0.02)
+    assert moved[torch.bfloat16] > 0.95 * moved[torch.float32]
+    after, base = dict(model.named_parameters()), trained_llama(torch.bfloat16)
+    for name, parameter in base.named_parameters():
+        assert torch.equal((parameter.float() + update.get(name, 0.0)).bfloat16(), after[name]), name
+    shutil.rmtree(tmp_path / str(dtype) / "checkpoint-4")
+    again = make_trainer(
+        trained_llama(torch.bfloat16), FirstOrder("grad_diff"), tmp_path / str(dtype), save_strategy="no", **arguments
+    )
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4 and again.update_delta().sha256() == trainer.update_delta().sha256()
+    assert all(torch.equal(parameter, after[name]) for name, parameter in again.model.named_parameters())
