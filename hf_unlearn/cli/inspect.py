@@ -1,14 +1,14 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """`hf-unlearn inspect`: what a folder holds, read from its files."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..deltas import describe
-from ..errors import InputError
+from ..errors import InputError, NumericalError, first_line
 from ..report.formats import format_settings
 from ..report.tables import format_table
+from ..requests.ledger import read_log
 from ..runtime.cost import format_bytes
 from ..runtime.files import read_json
 from .console import Result
@@ -23,16 +23,32 @@ def run_inspect(options) -> Result:
         "report.json": describe_report,
         "results.json": describe_results,
     }
-    lines = [line for name, describe in parts.items() if (path / name).is_file() for line in describe(path / name)]
+    lines = []
+    for name, told in parts.items():
+        if (path / name).is_file():
+            lines += _described(told, path / name)
     # Of a delta itself, of a model with its delta, and of a comparison with its best model.
     folders = (path, path / "delta", path / "model/delta")
     places = [folder for folder in folders if (folder / "delta_config.json").is_file()]
     # What does not exist here can only be a delta on the Hub; the error says so when it is not.
     for place in places or ([] if path.exists() else [options.path]):
-        lines += describe_delta(place)
+        lines += _described(describe_delta, place)
     if not lines:
         raise InputError(f"{path} holds no delta, curvature, run or results of hf_unlearn; pass such a folder")
+    # Names in a file may hold what speaks to the terminal, or half a character.
+    lines = ["".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line) for line in lines]
     return Result("\n".join(lines), {"path": str(path), "lines": lines})
+
+
+def _described(told: Callable, path: Path) -> list[str]:
+    try:
+        return [part for line in told(path) for part in line.splitlines()]
+    except (InputError, NumericalError, OSError):
+        raise
+    except Exception as error:  # whatever a file of another program holds under the name of ours
+        raise InputError(
+            f"{path} is not what hf_unlearn writes ({type(error).__name__}: {first_line(error)}); look at it yourself"
+        ) from error
 
 
 def describe_delta(path: str | Path) -> Iterator[str]:
@@ -51,7 +67,7 @@ def describe_delta(path: str | Path) -> Iterator[str]:
 
 
 def describe_curvature(file: Path) -> Iterator[str]:
-    config = read_json(file)
+    config = read_json(file, {"kind": str, "targets": {}})
     size = sum(path.stat().st_size for path in file.parent.glob("*.safetensors"))
     targets = list(config["targets"])
     yield f"curvature: {config['kind']} of {len(targets)} weights, {format_bytes(size)}"
@@ -63,15 +79,18 @@ def describe_curvature(file: Path) -> Iterator[str]:
 
 def describe_run(file: Path) -> Iterator[str]:
     checkpoints = sorted(path.name for path in file.parent.glob("checkpoint-*"))
-    yield f"run: {format_settings(read_json(file))}"
+    yield f"run: {format_settings(read_json(file, {}))}"
     yield f"  checkpoints  {', '.join(checkpoints) or 'none'}"
 
 
 def describe_log(file: Path) -> Iterator[str]:
-    try:
-        requests = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise InputError(f"{file} is damaged ({error}); remove the broken line") from error
+    requests, damaged = read_log(file)
+    if damaged:
+        raise InputError(
+            f"{damaged[0]}: remove the broken line"
+            if len(damaged) == 1
+            else f"{len(damaged)} lines of {file} cannot be read, the first is: {damaged[0]}"
+        )
     yield f"log: {len(requests)} requests"
     for request in requests:
         rows, settings = request.get("forget_rows"), format_settings(request.get("settings"))
@@ -79,7 +98,7 @@ def describe_log(file: Path) -> Iterator[str]:
 
 
 def describe_report(file: Path) -> Iterator[str]:
-    report = read_json(file)
+    report = read_json(file, {"candidates?": [{}]})
     yield f"report: {report.get('title')} ({len(report.get('candidates', []))} candidates tried)"
     yield f"  {report.get('summary')}"
 

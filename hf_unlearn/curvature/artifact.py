@@ -14,10 +14,10 @@ from ..runtime.files import (
     check_names,
     read_json,
     read_tensors,
-    sha256_json,
     sha256_tensor,
-    write_json,
+    unsealed,
     write_safetensors,
+    write_sealed,
 )
 from ..runtime.folders import staged_folder
 from ..runtime.hub import fetch_folder, push_folder
@@ -85,7 +85,7 @@ class CurvatureFiles:
 
         def place():
             config = {**self.metadata, "format": FORMAT, "files": written}
-            write_json(staging / CONFIG_FILE, config | {"sha256": sha256_json(config)})
+            write_sealed(staging / CONFIG_FILE, config)
             stack.close()  # here the folder is put in its place
 
         with contextlib.ExitStack() as stack:
@@ -131,8 +131,7 @@ class CurvatureFiles:
                 raise InputError(f"{folder_or_repo} was written by another version of hf_unlearn: fit it again")
             check_shape(metadata, SHAPE, folder / CONFIG_FILE)
             check_names(metadata["files"], folder / CONFIG_FILE)
-            if metadata.pop("sha256") != sha256_json(metadata):
-                raise InputError(f"{folder / CONFIG_FILE} is not as it was saved; save or download it again")
+            metadata = unsealed(metadata, folder / CONFIG_FILE)
             del metadata["format"]
             if metadata["kind"] not in KINDS:
                 raise InputError(

@@ -205,6 +205,29 @@ def write_json(path: str | Path, value) -> Path:
     return write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def write_sealed(path: str | Path, value: Mapping) -> Path:
+    """Write an object as JSON with its own hash, for `read_sealed`."""
+    value = json.loads(json.dumps(value, allow_nan=False))
+    return write_json(path, value | {"sha256": sha256_json(value)})
+
+
+def read_sealed(path: str | Path, shape: Mapping | None = None) -> dict:
+    """What `write_sealed` wrote.
+
+    Raises:
+        InputError: as `read_json`, or a bit of it is another.
+    """
+    return unsealed(read_json(path, {"sha256": str, **(shape or {})}), path)
+
+
+def unsealed(value: dict, path: str | Path) -> dict:
+    """An object without the hash that it has as "sha256", once that is true."""
+    rest = {key: part for key, part in value.items() if key != "sha256"}
+    if value.get("sha256") != sha256_json(rest):
+        raise InputError(f"{path} is not as it was saved; {AGAIN}")
+    return rest
+
+
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ):

@@ -22,7 +22,7 @@ from ..optim import fp32_weights, step_in_fp32
 from ..requests.ledger import append_log
 from ..runtime.checkpoints import base_tensors, can_merge, merged_weights, tied_names
 from ..runtime.cost import peak_memory_mb, reset_peak_memory
-from ..runtime.files import sha256_tensors
+from ..runtime.files import read_json, sha256_json, sha256_tensors
 from ..runtime.hub import public_name
 from ..runtime.loading import load_model
 from ..runtime.modules import is_peft
@@ -34,7 +34,7 @@ from .launch import pad_rows
 from .parts import run_parts
 from .publishing import push, save_whole, save_with_update
 from .records import check_description, request_record
-from .run_folder import IDENTITY_ARGUMENTS, whole_checkpoint
+from .run_folder import IDENTITY_ARGUMENTS, RUN_FILE, whole_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -192,7 +192,8 @@ class UnlearnTrainer(Trainer):
         main = self.is_world_process_zero()
         delta = self.update_delta() if main or self.is_sharded else None
         if main:
-            append_log(folder, request_record(self) | {"delta_sha256": delta.sha256(SAVED_DTYPE)})
+            told = {"request": sha256_json(read_json(folder / RUN_FILE)), **request_record(self)}
+            append_log(folder, told | {"delta_sha256": delta.sha256(SAVED_DTYPE)})
         return output
 
     def run_identity(self) -> dict:

@@ -79,3 +79,27 @@ def test_what_takes_long_is_kept_for_the_same_key(tmp_path):
     assert cached_json(tmp_path / "kept.json", {"seed": 0}, build) == 1
     assert cached_json(tmp_path / "kept.json", {"seed": 0}, build) == 1
     assert cached_json(tmp_path / "kept.json", {"seed": 1}, build) == 2
+
+
+def test_what_is_damaged_is_made_again(cache, tmp_path, caplog):
+    build = lambda folder: (folder / "result").write_text("made")
+    folder = cached_folder({"a": 1}, build)
+    (folder / "result").write_text("mode")
+    assert (cached_folder({"a": 1}, build) / "result").read_text() == "made"
+    file = tmp_path / "kept.json"
+    assert cached_json(file, {}, lambda: {"score": 0.25}) == {"score": 0.25}
+    file.write_text(file.read_text().replace("0.25", "0.75"))
+    assert cached_json(file, {}, lambda: {"score": 0.25}) == {"score": 0.25}
+    file.write_text("{")
+    assert cached_json(file, {}, lambda: {"score": 0.25}) == {"score": 0.25}
+    assert len([line for line in caplog.messages if "made again" in line]) == 3
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_a_warning(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HF_UNLEARN_CACHE", str(tmp_path / "file" / "cache"))
+    folder = cached_folder({"a": 1}, lambda folder: (folder / "result").write_text("x"))
+    assert (folder / "result").read_text() == "x" and "the cache cannot be written" in caplog.text
+    assert cached_json(tmp_path / "file" / "kept.json", {}, lambda: 3) == 3
+    assert cached_json(tmp_path / "kept.json", {}, lambda: float("inf")) == float("inf")
+    assert len([line for line in caplog.messages if "could not be kept" in line]) == 2
