@@ -4,6 +4,7 @@
 import functools
 
 from ..deltas import UpdateDelta
+from ..errors import InputError
 from ..evaluation.harness import evaluate_tasks
 from ..report.tables import score_table
 from ..runtime.files import write_json
@@ -16,6 +17,10 @@ from .console import Result, is_quiet
 
 def run_evaluate(options) -> Result | None:
     """Question counts and the table of accuracies; written with command, versions and model hashes."""
+    if options.model is None or options.tasks is None:
+        raise InputError("evaluate needs --model with --tasks, as --tasks wmdp,mmlu, or --suite tofu")
+    if options.log is not None or options.retain_log is not None:
+        raise InputError("--log and --retain_log belong to --suite tofu: leave them out, or add it")
     tasks = [name.strip() for name in options.tasks.split(",") if name.strip()]
     state = announced_processes()
     tokenizer = load_tokenizer(options.model, required_for="evaluation on tasks")

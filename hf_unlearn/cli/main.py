@@ -34,10 +34,15 @@ def make_parser() -> Parser:
     demo.add_argument("--seed", type=int, default=0, help="seed of data, models and methods (default: %(default)s)")
     demo.add_argument("--record", metavar="FILE", help="also write the rows with command, versions and machine")
 
-    evaluate = commands.add_parser("evaluate", help="accuracy on WMDP, MMLU or any task of lm-eval")
-    evaluate.add_argument("--model", required=True, help="folder or Hub repository of the model")
-    evaluate.add_argument("--tasks", required=True, help="names with commas, as wmdp,mmlu or wmdp_bio,hellaswag")
-    evaluate.add_argument("--data_dir", help="folder with local copies of WMDP and MMLU, instead of the Hub")
+    evaluate = commands.add_parser("evaluate", help="accuracy on WMDP, MMLU or any task of lm-eval; TOFU's numbers")
+    evaluate.add_argument("--model", help="folder or Hub repository of the model")
+    evaluate.add_argument("--tasks", help="names with commas, as wmdp,mmlu or wmdp_bio,hellaswag")
+    evaluate.add_argument("--suite", choices=("tofu",), help="a published suite, in place of --tasks")
+    evaluate.add_argument("--log", metavar="FILE", help="tofu: score this log, also one of open-unlearning, no model")
+    evaluate.add_argument("--retain_log", metavar="FILE", help="tofu: log of a model that was retrained")
+    evaluate.add_argument("--forget", default="forget10", help="tofu: forget01, forget05 or forget10 (%(default)s)")
+    evaluate.add_argument("--chat", action="store_true", help="tofu: put questions in the chat template")
+    evaluate.add_argument("--data_dir", help="folder with local copies of the data, instead of the Hub")
     evaluate.add_argument("--base", help="also evaluate this model, and show before, after and change")
     evaluate.add_argument("--delta", help="folder or Hub repository of an update to add to --model first")
     evaluate.add_argument("--limit", type=int, help="take the first so many questions of each task only")
@@ -175,6 +180,10 @@ def run(options: argparse.Namespace) -> Result | None:
             rows = run_demo(output_dir=options.output_dir, seed=options.seed, record_to=options.record)
             return Result("", {"rows": rows})
         case "evaluate":
+            if options.suite == "tofu":
+                from .tofu import run_tofu
+
+                return run_tofu(options)
             from .evaluate import run_evaluate
 
             return run_evaluate(options)
