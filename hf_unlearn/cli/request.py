@@ -105,7 +105,7 @@ class Request:
     @property
     def of_prompts(self) -> dict:
         """Fields of `UnlearnConfig`: how rows become prompts, where it was said."""
-        return {name: value for name in PROMPTS if (value := getattr(self, name)) not in (None, False)}
+        return {name: value for name in PROMPTS if (value := getattr(self, name)) is not None and value is not False}
 
     def rows(self, side: str):
         """The rows of a side, "forget" or "retain"; None where none were given."""
@@ -159,7 +159,7 @@ def read_request(options) -> Request:
         if key not in names:
             raise InputError(f"{options.config}: no key {key}: {suggestion(str(key), names)}")
     given = {name: getattr(options, name) for name in names if name != "settings"}
-    request = written | {name: value for name, value in given.items() if value not in (None, False)}
+    request = written | {name: value for name, value in given.items() if value is not None and value is not False}
     settings = written.get("settings") or {}
     if not isinstance(settings, Mapping):
         raise InputError(f"{options.config}: settings: give them by name, not {settings!r}")
