@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ..curvature import Curvature, make_curvature, plan
+from ..curvature import Curvature, make_curvature, plan, select_targets
+from ..curvature.targets import tell_covered_share
 from ..data.collators import default_collator
 from ..data.packing import check_tokenizer, pack
 from ..data.rows import sample_rows
@@ -38,6 +39,7 @@ def run_curvature_fit(options) -> Result | None:
     tokenizer = load_tokenizer(options.model, required_for="reading the text")
     model, _ = load_model(options.model, tokenizer)
     check_tokenizer(tokenizer, model)
+    tell_covered_share(model, select_targets(model, options.target_modules))
     rows = sample_rows(pack(texts, tokenizer, options.length), options.sequences, options.seed)
     if options.sequences and len(rows) < options.sequences:
         state.print(f"the data gives {len(rows)} sequences, fewer than --sequences {options.sequences}")

@@ -1,7 +1,9 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Targets: the weights of a model that carry curvature."""
 
+import logging
 import re
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -10,12 +12,17 @@ from ..errors import InputError
 from ..runtime.modules import is_peft
 
 
+logger = logging.getLogger(__name__)
+
 # The linear layers of the MLP blocks of the usual architectures, by the end of their module name. BERT's
 # `attention.output.dense` is a projection of the attention, not of the MLP.
 MLP_LINEARS = re.compile(
     r"(?:^|.*\.)(?:gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|fc_in|fc_out|c_fc|mlp\.c_proj|dense_h_to_4h"
     r"|dense_4h_to_h|wi|wi_0|wi_1|wo|ffn\.lin1|ffn\.lin2|intermediate\.dense|(?<!attention\.)output\.dense)"
 )
+
+# Where experts are: position embeddings and convolutions have three dimensions too.
+MLP_PLACES = re.compile(r"expert|moe|mlp|ffn|feed_forward", re.IGNORECASE)
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -61,17 +68,26 @@ def select_targets(model: nn.Module, target_modules: str | list[str] | None = No
             their ends (`"down_proj"`). What PEFT adds to the base model's names may be left out.
 
     Raises:
-        InputError: nothing matches (the message lists the linear modules), a matched weight is tied to another
-            module's, or is not of a floating type (quantised).
+        InputError: nothing matches (the message lists the linear modules), not a regular expression, a matched weight
+            is tied to another module's, or is not of a floating type (quantised).
     """
     linears = linear_modules(model)
     if not isinstance(target_modules, str | None):
         ends = tuple(target_modules)
         matches = lambda name: any(name == end or name.endswith(f".{end}") for end in ends)
     else:
-        pattern = MLP_LINEARS if target_modules is None else re.compile(target_modules)
+        try:
+            pattern = MLP_LINEARS if target_modules is None else re.compile(target_modules)
+        except re.error as error:
+            raise InputError(f"target_modules: {target_modules!r} is not a regular expression: {error}") from error
         matches = lambda name: pattern.fullmatch(name) is not None
     chosen = {name: module for name, module in linears.items() if any(map(matches, _aliases(name)))}
+    if not chosen and (experts := expert_weights(model)):
+        raise InputError(
+            f"target_modules: no linear module matches: the MLPs of {type(unwrap(model)).__name__} are routed experts "
+            f"fused into {', '.join(_grouped(experts))}, which have no curvature here; name linear layers in "
+            f"target_modules ({', '.join(_grouped(linears)) or 'there are none'}), or use a first-order method"
+        )
     if not chosen:
         wanted = "the linear layers of an MLP block" if target_modules is None else repr(target_modules)
         raise InputError(
@@ -91,6 +107,42 @@ def select_targets(model: nn.Module, target_modules: str | list[str] | None = No
         if not module.weight.is_floating_point():
             raise InputError(f"target_modules: {name}.weight is {module.weight.dtype}; load the model unquantised")
     return {f"{name}.weight": module for name, module in chosen.items()}
+
+
+def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of the routed experts that transformers fuses: one tensor (experts, out, in) for all."""
+    return {
+        f"{place}.{name}": parameter
+        for place, module in model.named_modules()
+        if MLP_PLACES.search(place)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3 and len(parameter) > 1 and parameter.is_floating_point()
+    }
+
+
+def covered_share(model: nn.Module, targets: Iterable[str]) -> float | None:
+    """Which part of the MLPs' parameters the targets are; None for a model without routed experts, who are never."""
+    experts = sum(parameter.numel() for parameter in expert_weights(model).values())
+    if not experts:
+        return None
+    mlp = {
+        f"{name}.weight": module.weight.numel()
+        for name, module in linear_modules(model).items()
+        if any(map(MLP_LINEARS.fullmatch, _aliases(name)))
+    }
+    return sum(mlp.get(name, 0) for name in targets) / (sum(mlp.values()) + experts)
+
+
+def tell_covered_share(model: nn.Module, targets: Iterable[str]) -> float | None:
+    """`covered_share`, after a warning with the number where there is one."""
+    share = covered_share(model, targets)
+    if share is not None:
+        logger.warning(
+            f"{', '.join(_grouped(expert_weights(model)))} are routed experts, which no curvature covers and no step "
+            f"changes: {share:.0%} of the MLP parameters are covered; what the experts know stays, unless a "
+            "first-order method is used"
+        )
+    return share
 
 
 def factor_dtype(weight: torch.Tensor) -> torch.dtype:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..curvature import Curvature, plan, select_targets
+from ..curvature.targets import covered_share, tell_covered_share
 from ..data.rows import sample_rows
 from ..errors import InputError, LimitError, NumericalError
 from ..evaluation.specificity import TokenKL
@@ -58,6 +59,7 @@ class NaturalGradient(Method):
     def __post_init__(self):
         super().__post_init__()
         self._chosen: dict[str, float | None] = {}
+        self._covered: dict[str, float] = {}
         self._before_step: Callable[[NaturalGradientAscent], None] | None = None
         self._frozen = contextlib.ExitStack()
         self._meter: TokenKL | None = None
@@ -118,6 +120,11 @@ class NaturalGradient(Method):
 
     def prepare(self, run):
         self._fitted_for, self._meter, self._chosen = None, None, {}
+        rows = len(run.retain_dataset)
+        if self.retain_samples is not None and self.retain_samples > rows:
+            logger.warning(f"retain_samples is {self.retain_samples} but there are {rows} retain rows: all are taken")
+        share = tell_covered_share(run.model, self.targets(run.model))
+        self._covered = {} if share is None else {"mlp_parameters_covered": share}
         self._curvature, self._given = self.make_curvature(run)
         self._frozen = contextlib.ExitStack()
         self._frozen.enter_context(trainable(run.model, self.targets(run.model).values()))
@@ -157,7 +164,10 @@ class NaturalGradient(Method):
             )
 
     def on_log(self, run):
-        return dict(self._optimizer.diagnostics)
+        return self._optimizer.diagnostics | self._covered
+
+    def account(self):
+        return super().account() | self._covered
 
     def _measure(self, run: Run):
         """The KL after a step, into the optimiser's diagnostics; one above the limit takes all steps back.
@@ -232,10 +242,12 @@ class NaturalGradient(Method):
     def plan(self, model, stage: StageSize):
         weights = self.targets(model).values()
         rows = min(self.retain_samples or stage.retain_rows, stage.retain_rows)
+        share = covered_share(model, self.targets(model))
+        covered = "" if share is None else f"; {share:.0%} of the MLP parameters: experts are not covered"
         fit = {"kind": self.curvature, "target_modules": self.target_modules}
         return [
             f"{self.steps} step{'s' * (self.steps > 1)} of {self.forget_batch_size or stage.forget_rows} rows",
-            f"targets: {len(weights)} weights, {sum(p.numel() for p in weights) / 1e6:,.1f} M parameters",
+            f"targets: {len(weights)} weights, {sum(p.numel() for p in weights) / 1e6:,.1f} M parameters{covered}",
             str(plan(model, **fit, sequences=rows, sequence_length=stage.length)),
         ]
 

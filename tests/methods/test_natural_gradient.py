@@ -13,7 +13,7 @@ from tests.support.methods import (
     run,
     same,
 )
-from tests.support.models import make_llama
+from tests.support.models import make_experts, make_llama
 from tests.support.trainers import COLLATE, RETAIN, logged, make_rows, make_trainer, trained_llama, weights
 
 
@@ -215,3 +215,13 @@ def test_sweep_refuses_what_it_cannot_do(tmp_path):
         method.sweep(make_trainer(trained_llama(), kfade(), tmp_path), [0.1], **keywords)
     with pytest.raises(InputError, match="at least one step_norm"):
         method.sweep(make_trainer(trained_llama(), method, tmp_path), [], **keywords)
+
+
+def test_what_a_step_on_experts_covers_stands_in_log_and_ledger(tmp_path, caplog):
+    trainer, _ = run(kfade(retain_samples=30), tmp_path, make_experts())
+    assert logged(trainer, "mlp_parameters_covered") == [pytest.approx(0.25)]
+    assert trainer.method.account() == {"mlp_parameters_covered": pytest.approx(0.25)}
+    assert "25% of the MLP parameters are covered" in caplog.text
+    assert "retain_samples is 30 but there are 24 retain rows: all are taken" in caplog.text
+    trainer, _ = run(kfade(retain_samples=24), tmp_path / "dense")
+    assert trainer.method.account() == {} and not logged(trainer, "mlp_parameters_covered")

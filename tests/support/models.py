@@ -27,6 +27,20 @@ def make_llama(
     return LlamaForCausalLM(config).eval()
 
 
+def make_experts(kind="qwen2", seed=0):
+    """A random tiny mixture of experts, which transformers fuses: "mixtral" has no other MLP, "qwen2" a shared one."""
+    from transformers import MixtralConfig, MixtralForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    sizes |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "mixtral":
+        return MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=4)).eval()
+    config = Qwen2MoeConfig(**sizes, num_experts=4, moe_intermediate_size=24, shared_expert_intermediate_size=32)
+    return Qwen2MoeForCausalLM(config).eval()
+
+
 def answer_loss(model, rows) -> float:
     """Oracle: transformers' own loss, one row at a time."""
     with torch.no_grad():
