@@ -9,7 +9,7 @@ import torch
 from ..curvature import Curvature, make_curvature, plan, select_targets
 from ..curvature.targets import tell_covered_share
 from ..data.collators import default_collator
-from ..data.packing import check_tokenizer, pack
+from ..data.packing import pack
 from ..data.rows import sample_rows
 from ..data.sources import read_rows
 from ..data.wmdp import load_texts
@@ -19,6 +19,7 @@ from ..report.tables import markdown_table
 from ..runtime.cost import format_bytes
 from ..runtime.files import sha256_json
 from ..runtime.hub import public_name
+from ..runtime.limits import check_tokenizer
 from ..runtime.loading import load_model, load_tokenizer
 from ..runtime.processes import announced_processes
 from .console import Result, is_quiet

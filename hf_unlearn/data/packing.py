@@ -1,11 +1,12 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Sequences of tokens that long texts are cut into: packed, counted, and checked against the model."""
+"""Sequences of tokens that long texts are cut into: packed and counted."""
 
 import logging
 
 from datasets import Dataset, concatenate_datasets
 
 from ..errors import InputError
+from .prompts import one_bos
 
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ def pack(texts, tokenizer, length: int = 512, *, min_tokens: int | None = None):
         sequences = []
         # Not `verbose`: documents longer than the model's context are the rule here, and are cut.
         for ids in tokenizer(list(texts[start : start + TOKENISED_TOGETHER]), verbose=False)["input_ids"]:
+            ids = one_bos(ids, tokenizer)
             least = min_tokens or (2 if len(ids) < length else length // 2)
             for piece in (ids[at : at + length] for at in range(0, len(ids), length)):
                 if len(piece) >= max(least, 2):  # a lone token predicts nothing
@@ -66,24 +68,3 @@ def pack(texts, tokenizer, length: int = 512, *, min_tokens: int | None = None):
     )
     logger.info(packed.info.description)
     return packed
-
-
-def check_tokenizer(tokenizer, model) -> None:
-    """Refuse a tokenizer with ids that the model's embedding does not have.
-
-    Raises:
-        InputError: the largest id of the tokenizer is not a row of the embedding.
-    """
-    rows = model.get_input_embeddings().num_embeddings
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= rows:
-        raise InputError(
-            f"the tokenizer has ids up to {largest} but the model's embedding has {rows} rows: use the model's own "
-            "tokenizer"
-        )
-    ours, theirs = tokenizer.bos_token_id, model.config.bos_token_id
-    if ours is not None and isinstance(theirs, int) and ours != theirs:
-        logger.warning(
-            f"the tokenizer begins texts with id {ours} and the model's config says {theirs}: is it the model's own "
-            "tokenizer?"
-        )

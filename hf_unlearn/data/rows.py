@@ -1,77 +1,13 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Rows of forget and retain sets: checked, tokenised, paired and fingerprinted."""
+"""Rows of forget and retain sets: chosen, paired and fingerprinted."""
 
 import hashlib
-import logging
+from collections.abc import Iterable
 
 import torch
 from datasets import Dataset, Image
 
 from ..errors import InputError
-from .prompts import tokenize_qa
-
-
-logger = logging.getLogger(__name__)
-
-MODEL_COLUMNS = ("input_ids", "attention_mask", "labels", "pixel_values", "image")
-
-
-def prepare_rows(rows: Dataset | None, what: str, tokenizer, max_length: int) -> Dataset:
-    """Rows as a model takes them: `labels` with `input_ids` and `attention_mask`, with `pixel_values` or with `image`.
-
-    Args:
-        rows (`Dataset` or `None`): with these columns, or with `question` and `answer` (labels on the answer and its
-            EOS), or with `text` (labels on every token).
-        what (`str`): the set's name for messages: "forget", "retain" ...
-        tokenizer: needed for rows of text; may be None for others.
-        max_length (`int`): rows of text are cut to this many tokens.
-
-    Raises:
-        InputError: no dataset, no rows, no usable columns, text without a tokenizer, no label that a model predicts.
-    """
-    if rows is None:
-        raise InputError(f"no {what} dataset was given: pass {what}_dataset")
-    if len(rows) == 0:
-        raise InputError(f"the {what} set is empty: give it at least one row")
-    # Plain lists, whatever format (torch, numpy) the caller reads them in.
-    rows = rows.with_format(None)
-    columns = set(rows.column_names)
-    if {"pixel_values", "labels"} <= columns or {"image", "labels"} <= columns:
-        return rows.select_columns([name for name in MODEL_COLUMNS if name in columns])
-    if "input_ids" not in columns:
-        if not ({"question", "answer"} <= columns or "text" in columns):
-            raise InputError(
-                f"the {what} set has the columns {', '.join(sorted(columns))}: it needs input_ids and labels, "
-                "or question and answer, or text"
-            )
-        if tokenizer is None:
-            raise InputError(f"the {what} set holds text: pass processing_class, the model's tokenizer")
-        if {"question", "answer"} <= columns:
-            rows = tokenize_qa(rows, tokenizer, max_length=max_length)
-        else:
-            rows = rows.map(
-                lambda batch: tokenizer(batch["text"], truncation=True, max_length=max_length),
-                batched=True,
-                remove_columns=rows.column_names,
-                desc=f"tokenise {what}",
-            )
-        columns = set(rows.column_names)
-    if "attention_mask" not in columns:
-        rows = rows.add_column("attention_mask", [[1] * len(ids) for ids in rows["input_ids"]])
-    if "labels" not in columns:
-        pairs = zip(rows["input_ids"], rows["attention_mask"])
-        rows = rows.add_column(
-            "labels", [[token if real else -100 for token, real in zip(ids, mask)] for ids, mask in pairs]
-        )
-    unlabelled = sum(
-        all(label == -100 for label in (labels[1:] if isinstance(labels, list) else [labels]))
-        for labels in rows["labels"]
-    )
-    if unlabelled == len(rows):
-        raise InputError(f"every label of the {what} set is ignored (-100): give rows whose answer carries labels")
-    if unlabelled:
-        logger.warning(f"{unlabelled} of {len(rows)} rows of the {what} set have no label: they teach nothing")
-    return rows.select_columns(["input_ids", "attention_mask", "labels"])
 
 
 def sample_rows(rows: Dataset, count: int | None, seed: int = 0) -> Dataset:
@@ -109,7 +45,12 @@ def row_hashes(rows: Dataset) -> list[str]:
 
 def fingerprint_rows(rows: Dataset) -> str:
     """SHA-256 of all rows, in order."""
-    return hashlib.sha256("".join(row_hashes(rows)).encode()).hexdigest()
+    return hash_of_rows(row_hashes(rows))
+
+
+def hash_of_rows(hashes: Iterable[str]) -> str:
+    """SHA-256 of rows whose own hashes are given."""
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def count_overlap(forget: Dataset, retain: Dataset) -> int:

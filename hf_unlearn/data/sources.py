@@ -2,19 +2,17 @@
 """Rows of a dataset by name: a local file or folder, a file found in a data folder, or a dataset on the Hub."""
 
 import difflib
-import gzip
-import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError, first_line
+from .formats import SUFFIXES, numbered, read_file, suffix
 
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", ".tokens", ".raw")
 SPLITS = {"train", "test", "valid", "validation", "dev"}
 # How deep below data_dir files are looked for.
 DEPTH = 3
@@ -41,12 +39,12 @@ GATED = "cais/wmdp-bio-forget-corpus"
 def read_rows(source: str | Path, data_dir: str | Path | None = None, split: str = "train") -> Iterator[tuple]:
     """Yields `(where, row)`: `where` names the file and line, or row counted from 1; `row` is what stands there.
 
-    Rows of JSON files are any JSON value, those of parquet files and of the Hub are dicts of columns, and a text file
-    is one row, its whole text.
+    Rows of JSON files are any JSON value, those of tables (CSV, TSV, parquet) and of the Hub are dicts of columns, and
+    a text file is one row, its whole text.
 
     Args:
-        source (`str` or `Path`): a file (`.jsonl`, `.json`, `.txt`, `.raw`, `.tokens`, each also with `.gz`, or
-            `.parquet`), a folder of files of one kind, a name found in `data_dir`, or a dataset on the Hub:
+        source (`str` or `Path`): a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.txt`, `.raw`, `.tokens`, each also with
+            `.gz`, or `.parquet`), a folder of files of one kind, a name found in `data_dir`, or a dataset on the Hub:
             `user/name`, `user/name:config` or `user/name:config:split`.
         data_dir (`str` or `Path`, *optional*): searched before the Hub, `DEPTH` levels deep, for a file of that name
             (or for the shards of a split in a folder of that name). Case, suffixes, and `-` against `_` do not matter.
@@ -67,14 +65,10 @@ def read_rows(source: str | Path, data_dir: str | Path | None = None, split: str
         return
     logger.info(f"{source}: read from {', '.join(map(str, files))}")
     for file in files:
-        yield from _read_file(file)
+        yield from read_file(file)
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
-def _suffix(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix
-
-
 def _stem(name: str) -> str:
     """`Bio_Forget.jsonl.gz` -> `bio-forget`. Wikitext's `.raw` stays: without <unk> it is another text."""
     path = Path(name.lower().removesuffix(".gz"))
@@ -83,12 +77,12 @@ def _stem(name: str) -> str:
 
 
 def _is_data(path: Path) -> bool:
-    return path.is_file() and _suffix(path) in SUFFIXES and not path.name.startswith(".")
+    return path.is_file() and suffix(path) in SUFFIXES and not path.name.startswith(".")
 
 
 def _files_of_folder(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if _is_data(path))
-    kinds = sorted({_suffix(path) for path in files})
+    kinds = sorted({suffix(path) for path in files})
     if len(kinds) != 1:
         found = f"files of several kinds ({', '.join(kinds)})"
         found = found if kinds else f"no file that ends in {', '.join(SUFFIXES)}"
@@ -139,44 +133,6 @@ def _parts(source: str) -> tuple[str, str, str]:
     return name, config, split
 
 
-def _read_file(path: Path) -> Iterator[tuple]:
-    try:
-        if _suffix(path) == ".parquet":
-            import pyarrow.parquet
-
-            batches = pyarrow.parquet.ParquetFile(path).iter_batches()
-            yield from _numbered(path, (row for batch in batches for row in batch.to_pylist()))
-            return
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8") as file:
-            if _suffix(path) == ".jsonl":
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        yield f"{path}, line {number}", _json_line(line, f"{path}, line {number}")
-            elif _suffix(path) == ".json":
-                rows = json.load(file)
-                if not isinstance(rows, list):
-                    raise InputError(f"{path} does not hold a list of rows; write one row a line and name it .jsonl")
-                yield from _numbered(path, rows)
-            else:
-                yield str(path), file.read()
-    except InputError:
-        raise
-    except (ValueError, EOFError, OSError) as error:  # not JSON or UTF-8, cut short, not gzip or parquet
-        raise InputError(f"{path} cannot be read ({first_line(error)}); save or download it again") from error
-
-
-def _numbered(where: str | Path, rows: Iterable) -> Iterator[tuple]:
-    return ((f"{where}, row {number}", row) for number, row in enumerate(rows, 1))
-
-
-def _json_line(line: str, where: str):
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON ({error}); correct it, or remove it") from error
-
-
 # ---- the Hub ------------------------------------------------------------------------------------------------------
 def _read_hub(source: str, data_dir: str | Path | None, split: str) -> Iterator[tuple]:
     name, config, wanted = _parts(source)
@@ -206,7 +162,7 @@ def _read_hub(source: str, data_dir: str | Path | None, split: str) -> Iterator[
             f"cannot load {source} from the Hub ({reason}); {cure}, or give data_dir or a path with a local copy"
             f"{_near(source, data_dir)}"
         ) from error
-    yield from _numbered(source, rows)
+    yield from numbered(source, rows)
 
 
 def _near(source: str, data_dir: str | Path | None) -> str:

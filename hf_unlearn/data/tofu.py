@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..errors import InputError
-from .prompts import check_columns
+from .prompts import QATemplate, check_columns, encode_qa  # noqa: F401 (who scores TOFU looks for them here)
 from .sources import read_rows
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from ..data.packing import check_tokenizer
 from ..errors import InputError
 from ..runtime.cache import cache_folder, cached_json
 from ..runtime.files import sha256_json, sha256_tensor
+from ..runtime.limits import check_tokenizer
 from ..runtime.modules import evaluation_mode
 from ..runtime.processes import Processes
 from .harness_scores import HarnessResult, Score, make_score, plain_sample

@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.collators import default_collator
-from ..data.rows import prepare_rows
+from ..data.preparing import prepare_rows
 from ..deltas import UpdateDelta
 from ..errors import InputError, NumericalError
 from ..runtime.modules import evaluation_mode, model_device, trainable

@@ -2,7 +2,6 @@
 """Comparison of methods with equal search budgets: lines x sizes x seeds, one table."""
 
 import dataclasses
-import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from ..data.rows import fingerprint_rows, row_hashes
+from ..data.rows import fingerprint_rows, hash_of_rows, row_hashes
 from ..deltas import UpdateDelta
 from ..evaluation.specificity import Approximation, KLResult
 from ..report.card import render_card
@@ -239,7 +238,7 @@ class Cell:
                 delta,
                 problem.tokenizer,
                 forget_rows=len(forget),
-                forget_sha256=hashlib.sha256("".join(forget).encode()).hexdigest(),
+                forget_sha256=hash_of_rows(forget),
             )
             context |= {
                 "model_name": f"{problem.name} unlearned with {best['method']}",

@@ -1,14 +1,13 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Grams kept on disk: a later request on the same model measures only its own rows."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from datasets import Dataset
 
-from ..data.rows import row_hashes
+from ..data.rows import hash_of_rows, row_hashes
 from ..runtime.files import open_safetensors, sha256_json, sha256_tensors, write_safetensors
 from ..runtime.processes import Processes, own
 from .grams import TENSORS, Gram
@@ -71,5 +70,5 @@ class GramCache:
         # Size and normalisation of images are the collator's: what it makes of one row, the same in any order, tells.
         _, part, place = places[0]
         example = next(iter(self.loader(parts[part].select([place]))))
-        rows = hashlib.sha256("".join(row for row, *_ in places).encode()).hexdigest()
+        rows = hash_of_rows(row for row, *_ in places)
         return sha256_json(self.weights | {"rows": rows, "example": sha256_tensors(example)})

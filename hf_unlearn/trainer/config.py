@@ -12,6 +12,8 @@ import torch
 from transformers import TrainingArguments
 
 from ..curvature.layout import parse_bytes
+from ..data.preparing import LONG_TEXT
+from ..data.prompts import QATemplate, make_template
 from ..errors import InputError, input_errors
 from ..runtime.fields import Range, check_fields
 
@@ -26,6 +28,7 @@ ALLOWED = {
     **dict.fromkeys(("max_grad_norm", "warmup_steps", "adam_epsilon"), Range(least=0)),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), Range(least=0, below=1)),
     "num_train_epochs": Range(above=0),
+    "long_text": LONG_TEXT,
     "max_steps": Range(least=-1),
     **dict.fromkeys(("seed", "data_seed"), Range(least=0, below=2**32)),
 }
@@ -43,7 +46,16 @@ class UnlearnConfig(TrainingArguments):
 
     Args:
         max_length (`int`, *optional*, defaults to `512`):
-            Rows are cut to this many tokens when the trainer tokenises them.
+            Most tokens of a row that the trainer tokenises: longer texts are packed into several rows, other rows cut.
+        long_text (`str`, *optional*, defaults to `"pack"`):
+            What becomes of a `text` that is longer than `max_length`: `"pack"` makes several rows of it, `"cut"` keeps
+            its beginning. What is cut off is not forgotten: its tokens are counted in the log and on the card.
+        template (`str` or `dict`, *optional*):
+            How question and answer become one text: a name of [`~data.prompts.PRESETS`] or fields of
+            [`~data.prompts.QATemplate`].
+        chat (`bool`, *optional*, defaults to `False`): Put questions in the tokenizer's chat template.
+        system_prompt (`str`, *optional*): With `chat`, what the system says first.
+        date_string (`str`, *optional*): With `chat`, the date in templates that have one; by default always the same.
         curvature_batch_size (`int`, *optional*, defaults to `8`):
             Retain sequences per forward pass while a curvature is fitted. Changes memory and speed, not the result.
         max_factor_memory (`int` or `str`, *optional*):
@@ -66,7 +78,12 @@ class UnlearnConfig(TrainingArguments):
     # A row of an unlearning batch is a pair of rows, which no signature of a model lists.
     remove_unused_columns: bool | None = setting(False, "Drop columns the model does not take.")
     logging_steps: float = setting(1, "Log every X updates steps.")
-    max_length: int = setting(512, "Rows are cut to this many tokens.")
+    max_length: int = setting(512, "Most tokens of a row.")
+    long_text: str = setting("pack", "A text beyond max_length: pack it into several rows, or cut it.")
+    template: str | dict | None = setting(None, "Name of a template, or its fields.")
+    chat: bool = setting(False, "Put questions in the tokenizer's chat template.")
+    system_prompt: str | None = setting(None, "With chat: what the system says first.")
+    date_string: str | None = setting(None, "With chat: the date in templates that have one.")
     curvature_batch_size: int = setting(8, "Retain sequences per pass of a curvature fit.")
     max_factor_memory: int | str | None = setting(
         None, "Curvature that a process may hold on its device, such as 20GB."
@@ -84,8 +101,20 @@ class UnlearnConfig(TrainingArguments):
         parse_bytes(self.max_factor_memory)
         # Without an accelerator there is nothing to pin memory for, and torch would warn at every loader.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        self.prompt_template()
         with input_errors("training arguments: "):
             super().__post_init__()
+
+    def prompt_template(self) -> QATemplate | None:
+        """The template that was asked for; None where nothing was said.
+
+        Raises:
+            InputError: an unknown name or field, or settings of a chat without one.
+        """
+        chat = {"chat": self.chat, "system_prompt": self.system_prompt, "date_string": self.date_string}
+        if self.template is None and not any(value not in (None, False) for value in chat.values()):
+            return None
+        return make_template(self.template, **chat)
 
 
 @functools.cache

@@ -99,9 +99,9 @@ def answers(trainer, prompts: Mapping[str, list[str]]) -> dict[str, list[tuple[s
     tokenizer = trainer.processing_class
     if prompts and tokenizer is None:
         raise InputError("describe has prompts: pass processing_class, the model's tokenizer, to answer them")
-    found = {}
+    found, template = {}, trainer.template or QATemplate()
     for kind, texts in prompts.items():
-        encoded = [prompt_ids(encode_qa(tokenizer, text, "answer", QATemplate())) for text in texts]
+        encoded = [prompt_ids(encode_qa(tokenizer, text, "answer", template)) for text in texts]
         ids = generate_ids(trainer.model, tokenizer, encoded, max_new_tokens=MOST_ANSWER_TOKENS)
         said = [tokenizer.decode(new, skip_special_tokens=True).strip() for new in ids]
         found[kind] = list(zip(texts, said, strict=True))

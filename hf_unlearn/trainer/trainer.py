@@ -14,7 +14,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import objectives
 from ..data.collators import UnlearnCollator, default_collator, real_tokens
-from ..data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows
+from ..data.preparing import Preparation
+from ..data.rows import PairedRows, fingerprint_rows
 from ..deltas import SAVED_DTYPE, UpdateDelta, delta_config
 from ..errors import InputError, NumericalError, input_errors
 from ..methods.base import Counts, Method
@@ -35,6 +36,7 @@ from .parts import run_parts
 from .publishing import push, save_whole, save_with_update
 from .records import check_description, request_record
 from .run_folder import IDENTITY_ARGUMENTS, RUN_FILE, whole_checkpoint
+from .sets import prepare_sets
 
 
 logger = logging.getLogger(__name__)
@@ -50,8 +52,9 @@ class UnlearnTrainer(Trainer):
         method ([`~methods.base.Method`]): For example `KFade(step_norm=0.006)` or `FirstOrder("npo")`.
         args ([`UnlearnConfig`], *optional*):
             Settings of the run; a method may replace some (K-FADE: batch, steps, no clipping).
-        forget_dataset, retain_dataset (`datasets.Dataset`):
-            Rows to forget and to keep: `input_ids` and `labels`, or `question` and `answer`, or `text`.
+        forget_dataset, retain_dataset (`datasets.Dataset` or `list[dict]` or `str`):
+            Rows to forget and to keep, or a file of them: `input_ids` and `labels`, or `messages`, or `question` and
+            `answer`, or `text`.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
             Evaluated while it runs; by default the forget and the retain rows, when `eval_strategy` is set.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
@@ -103,24 +106,17 @@ class UnlearnTrainer(Trainer):
         # For the card: what the user says, what was measured once asked for, and further keys of `render_card`.
         self.describe, self.measured, self.card_extras = check_description(describe), None, {}
 
-        prepare = lambda rows, what: prepare_rows(rows, what, processing_class, args.max_length)
-        self.forget_dataset = prepare(forget_dataset, "forget")
-        self.retain_dataset = None
-        if retain_dataset is not None or method.needs_retain:
-            self.retain_dataset = prepare(retain_dataset, "retain")
-            if shared := count_overlap(self.forget_dataset, self.retain_dataset):
-                logger.warning(
-                    f"{shared} of {len(self.forget_dataset)} forget rows are also retain rows: the retain set will "
-                    "hold the model to what it should forget; remove them from the retain set"
-                )
-        if eval_dataset is None and args.eval_strategy != "no":
-            eval_dataset = {"forget": self.forget_dataset}
-            if self.retain_dataset is not None:
-                eval_dataset["retain"] = self.retain_dataset
-        elif isinstance(eval_dataset, dict):
-            eval_dataset = {name: prepare(rows, f"{name} evaluation") for name, rows in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = prepare(eval_dataset, "evaluation")
+        self.template = args.prompt_template()
+        prepare = Preparation(processing_class, args.max_length, self.template, args.long_text, model)
+        self.forget_dataset, self.retain_dataset, eval_dataset = prepare_sets(
+            prepare,
+            forget_dataset,
+            retain_dataset,
+            eval_dataset,
+            needs_retain=method.needs_retain,
+            evaluated=args.eval_strategy != "no",
+        )
+        self.row_counts = {name: count for name, count in prepare.counts.items() if name in ("forget", "retain")}
         if data_collator is None and "input_ids" not in self.forget_dataset.column_names:
             raise InputError("rows without input_ids have no default padding: pass data_collator")
         self.single_collator = real_tokens(data_collator or default_collator(model, processing_class), model)

@@ -4,10 +4,11 @@
 import pytest
 from datasets import Dataset
 
-from hf_unlearn.data.packing import check_tokenizer, pack
+from hf_unlearn.data.packing import pack
 from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.data.wmdp import load_texts
 from hf_unlearn.errors import InputError
+from hf_unlearn.runtime.limits import check_tokenizer
 from tests.support.models import make_llama
 from tests.support.rows import TEXTS
 

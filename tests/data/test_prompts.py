@@ -103,8 +103,8 @@ def test_chat_template(tokenizer):
     tokenizer.chat_template = CHAT
     template = QATemplate(chat=True)
     row = encode_qa(tokenizer, "Who is Ann?", "Ann", template)
-    assert tokenizer.decode(row["input_ids"]) == "<s>10 Apr 2025[INST] Who is Ann? [/INST] Ann</s>"
-    assert tokenizer.decode([id for id in row["labels"] if id != -100]) == " Ann</s>"
+    assert tokenizer.decode(row["input_ids"]) == "<s>10 Apr 2025[INST] Who is Ann? [/INST] Ann </s>"
+    assert tokenizer.decode([id for id in row["labels"] if id != -100]) == " Ann </s>"
     assert row["input_ids"].count(tokenizer.bos_token_id) == 1
     before = template.fingerprint(tokenizer)
     tokenizer.chat_template += " "

@@ -7,7 +7,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_unlearn.data.rows import PairedRows, count_overlap, fingerprint_rows, prepare_rows, sample_rows
+from hf_unlearn.data.preparing import prepare_rows
+from hf_unlearn.data.rows import PairedRows, count_overlap, fingerprint_rows, sample_rows
 from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
 from tests.support.trainers import FORGET, RETAIN, make_rows
@@ -51,8 +52,9 @@ def test_question_and_answer_rows_carry_labels_on_the_answer_and_its_end(tokeniz
     assert labelled[-1] == tokenizer.eos_token_id and tokenizer.decode(labelled[:-1]).strip() == "a cat"
 
 
-def test_text_rows_are_labelled_everywhere_and_cut(tokenizer):
-    rows = prepare_rows(Dataset.from_dict({"text": ["the cat sat on the mat", "a cat"]}), "forget", tokenizer, 5)
+def test_text_rows_are_labelled_everywhere(tokenizer):
+    texts = Dataset.from_dict({"text": ["the cat sat on the mat", "a cat"]})
+    rows = prepare_rows(texts, "forget", tokenizer, 5, long_text="cut")
     assert rows[0]["input_ids"] == tokenizer("the cat sat on the mat")["input_ids"][:5] == rows[0]["labels"]
 
 

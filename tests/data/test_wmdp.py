@@ -86,7 +86,7 @@ def test_wikitext_2_has_its_published_number_of_articles(shared_data, no_hub):
         ("a.jsonl", [], "holds no text"),
         ("a.jsonl", ['{"text": " \\n"}\n'], "holds no text"),
         ("a.txt", [" \n"], "holds no text"),
-        ("a.json", ['{"text": "x"}'], "does not hold a list"),
+        ("a.json", ['{"text":\n', '"x"}'], "does not hold a list"),
         ("a.json", ["[1, "], "a.json cannot be read"),
         ("a.parquet", ["no parquet"], "a.parquet cannot be read"),
     ],

@@ -10,7 +10,6 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 
-from ...data.packing import check_tokenizer
 from ...errors import InputError
 from ...evaluation.completions import generate_completions, worst_completions
 from ...evaluation.harness import Score, evaluate_tasks, hash_tasks
@@ -21,6 +20,7 @@ from ...report.plots import kl_quantile_plot
 from ...report.vocabulary.tasks import LOST, POINTS, TaskVocabulary
 from ...runtime.cache import cached_json
 from ...runtime.files import sha256_json
+from ...runtime.limits import check_tokenizer
 from ...runtime.loading import load_model, load_tokenizer
 from ..problem import LanguageModel, Problem, Stage, divergence_from, typed
 from ..settings import configured

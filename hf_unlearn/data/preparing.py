@@ -1,0 +1,162 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Rows as a model takes them: read, checked, tokenised, packed or cut, with what became of them in numbers."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from datasets import Dataset
+
+from ..errors import InputError
+from ..runtime.limits import check_tokenizer, check_tokens
+from .inputs import IMAGES, drop_empty, read_dataset
+from .prompts import QATemplate, encode_rows, one_bos, with_masks
+
+
+logger = logging.getLogger(__name__)
+
+LONG_TEXT = ("pack", "cut")
+TOKENISED_TOGETHER = 256  # texts
+
+
+@dataclass
+class RowCounts:
+    """What became of the rows of one set."""
+
+    rows: int = 0  # that the model is given
+    dropped_empty: int = 0
+    packed_rows: int = 0  # long texts that were packed into several rows
+    cut_rows: int = 0
+    cut_tokens: int = 0  # cut off: they are not part of the request
+    tokens: int = 0  # that carry a label
+
+
+@dataclass
+class Preparation:
+    """How the rows of all sets of a run are made ready.
+
+    Args:
+        tokenizer: needed for rows of text; may be None for others.
+        max_length (`int`): most tokens of a row that is tokenised here.
+        template ([`~data.prompts.QATemplate`], *optional*): of prompts; by default question and answer, with a warning
+            where the tokenizer has a chat template.
+        long_text (`str`, *optional*, defaults to `"pack"`): a longer text becomes several rows, or is `"cut"`.
+        model (*optional*): what it cannot read is refused.
+    """
+
+    tokenizer: object
+    max_length: int
+    template: QATemplate | None = None
+    long_text: str = "pack"
+    model: object = None
+    counts: dict[str, RowCounts] = field(default_factory=dict, init=False)  # of every set that was made ready
+    _warned: bool = field(default=False, init=False)
+
+    def __call__(self, rows, what: str) -> Dataset:
+        """Rows with `labels` and `input_ids` and `attention_mask`, or `pixel_values`, or `image`.
+
+        Args:
+            rows: what `inputs.read_dataset` takes. Labels of `question` and `answer` stand on the answer and its end,
+                those of `messages` on the last turn, those of `text` on every token.
+            what (`str`): the set's name for messages and counts.
+
+        Raises:
+            InputError: as `read_dataset`; text without a tokenizer; a tokenizer, an id or a length that the model does
+                not have; no label that a model predicts.
+        """
+        rows, kind = read_dataset(rows, what)
+        rows, dropped = drop_empty(rows, kind, what)
+        counts = RowCounts(dropped_empty=dropped)
+        if kind not in IMAGES:
+            rows = _with_columns(rows) if kind == "input_ids" else self._tokenised(rows, kind, what, counts)
+            if self.model is not None:
+                ids = rows["input_ids"]
+                largest = max((max(row, default=0) for row in ids), default=0)
+                check_tokens(self.model, max(map(len, ids)), largest, f"the {what} set")
+        counts.rows, counts.tokens = len(rows), _labelled(rows, what)
+        self.counts[what] = counts
+        return rows
+
+    def _tokenised(self, rows: Dataset, kind: str, what: str, counts: RowCounts) -> Dataset:
+        if self.tokenizer is None:
+            raise InputError(f"the {what} set holds text: pass processing_class, the model's tokenizer")
+        if self.model is not None:
+            check_tokenizer(self.tokenizer, self.model)
+        if kind == "text":
+            encoded = self._texts(rows["text"], counts)
+        else:
+            if kind == "question" and self.template is None and self.tokenizer.chat_template and not self._warned:
+                self._warned = True
+                logger.warning(
+                    "the tokenizer has a chat template and the rows are put as plain question and answer: set "
+                    "chat=True if the model answers chats, or template to say that this is meant"
+                )
+            template = self.template or QATemplate()
+            encoded, counts.cut_rows, counts.cut_tokens = encode_rows(rows, self.tokenizer, template, self.max_length)
+        if counts.cut_rows:
+            logger.warning(
+                f"{counts.cut_rows} of {len(encoded)} rows of the {what} set are cut to max_length={self.max_length}: "
+                f"{counts.cut_tokens} tokens of them have no part in the request"
+            )
+        if counts.packed_rows:
+            logger.info(
+                f"{counts.packed_rows} of {len(rows)} texts of the {what} set are longer than "
+                f"max_length={self.max_length} and packed into {len(encoded) - len(rows) + counts.packed_rows} rows"
+            )
+        return with_masks(encoded)
+
+    def _texts(self, texts, counts: RowCounts) -> list[Mapping]:
+        encoded = []
+        for start in range(0, len(texts), TOKENISED_TOGETHER):
+            # Not `verbose`: texts longer than the model's context are packed or cut, and counted.
+            batch = self.tokenizer(list(texts[start : start + TOKENISED_TOGETHER]), verbose=False)["input_ids"]
+            for ids in (one_bos(ids, self.tokenizer) for ids in batch):
+                pieces = self._pieces(ids)
+                counts.packed_rows += len(pieces) > 1
+                if (more := len(ids) - sum(map(len, pieces))) > 0:
+                    counts.cut_rows, counts.cut_tokens = counts.cut_rows + 1, counts.cut_tokens + more
+                encoded += [{"input_ids": piece, "labels": piece} for piece in pieces]
+        return encoded
+
+    def _pieces(self, ids: list[int]) -> list[list[int]]:
+        if self.long_text == "cut":
+            return [ids[: self.max_length]]
+        # As many rows as needed, of like lengths: a short last one would hardly see what stands before it.
+        number = max(1, -(-len(ids) // self.max_length))
+        ends = [len(ids) * place // number for place in range(number + 1)]
+        return [ids[begin:end] for begin, end in zip(ends, ends[1:])]
+
+
+def prepare_rows(rows, what: str, tokenizer, max_length: int, **settings) -> Dataset:
+    """One set of rows as a model takes them, with the settings of `Preparation`."""
+    return Preparation(tokenizer, max_length, **settings)(rows, what)
+
+
+def _with_columns(rows: Dataset) -> Dataset:
+    """Rows of token ids with the columns that they came without; padding has no label."""
+    columns = set(rows.column_names)
+    if "attention_mask" not in columns:
+        rows = rows.add_column("attention_mask", [[1] * len(ids) for ids in rows["input_ids"]])
+    if "labels" not in columns:
+        pairs = zip(rows["input_ids"], rows["attention_mask"])
+        labels = [[token if real else -100 for token, real in zip(ids, mask)] for ids, mask in pairs]
+        rows = rows.add_column("labels", labels)
+    return rows.select_columns(["input_ids", "attention_mask", "labels"])
+
+
+def _labelled(rows: Dataset, what: str) -> int:
+    """The number of labels that a model predicts; rows that have none are counted in the log.
+
+    Raises:
+        InputError: there is none at all.
+    """
+    # The first token's label is predicted by nothing.
+    numbers = [
+        sum(label != -100 for label in (labels[1:] if isinstance(labels, list) else [labels]))
+        for labels in rows["labels"]
+    ]
+    if not any(numbers):
+        raise InputError(f"every label of the {what} set is ignored (-100): give rows whose answer carries labels")
+    if unlabelled := numbers.count(0):
+        logger.warning(f"{unlabelled} of {len(rows)} rows of the {what} set have no label: they teach nothing")
+    return sum(numbers)
