@@ -1,27 +1,27 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Measured tables and pictures of README.md: `python benchmarks/update_readme.py` after what makes them.
 
-Reads the files in benchmarks/results and writes between the markers of README.md; the picture of a recorded run is
-copied to docs/images/ while its output folder is there. With `--check` nothing is written: exit code 1 when a section
+Reads the files in benchmarks/results, writes between the markers of README.md, and draws the pictures of docs/images/
+from the same rows. With `--check` nothing is written: exit code 1 when a section
 is not what its file says. Nothing in those places is typed by hand.
 """
 
 import argparse
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from hf_unlearn.report.plots import pareto
 from hf_unlearn.report.tables import format_table, markdown_table, table_cells
 from hf_unlearn.report.vocabulary import vocabulary_of
 
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-# Record: the output folder of its run, and what its frontier is called in docs/images.
-PICTURES = {"demo": ("demo", "demo_pareto.png"), "wmdp_miniature": ("kfade_wmdp", "wmdp_pareto.png")}
+# Record: what its frontier is called in docs/images.
+PICTURES = {"demo": "demo_pareto.png", "wmdp_miniature": "wmdp_pareto.png"}
 
 
 def fill(text: str, name: str, content: str) -> str:
@@ -171,13 +171,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name in stale:
         text = fill(text, name, SECTIONS[name]())
     readme.write_text(text, encoding="utf-8")
-    for record, (folder, picture) in PICTURES.items():
-        output = ROOT / "outputs" / folder
-        # The folder may hold a later run: a picture belongs to the numbers beside it.
-        if (output / "results.json").is_file() and json.loads((output / "results.json").read_text()) == read(record)[
-            "rows"
-        ]:
-            shutil.copy(output / "pareto.png", ROOT / "docs/images" / picture)
+    for record, picture in PICTURES.items():
+        rows = read(record)["rows"]
+        pareto(rows, [], vocabulary_of(rows)).savefig(ROOT / "docs/images" / picture)
     return 0
 
 

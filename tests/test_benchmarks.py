@@ -172,34 +172,37 @@ def test_sharding_benchmark_compares_minima_of_runs_that_take_turns(sharding, tm
     assert "| kfac | 2.00 | 1.20 | 0.60 | 0.62 |" in capsys.readouterr().out
 
 
-def test_readme_says_what_was_measured(tmp_path, monkeypatch, capsys):
-    with program("benchmarks", "update_readme") as update_readme:
-        # A checkout without outputs/, as a fresh clone.
-        monkeypatch.setattr(update_readme, "ROOT", tmp_path)
-        readme, text = tmp_path / "README.md", (ROOT / "README.md").read_text()
-        readme.write_text(text)
-        assert update_readme.main(["--check"]) == 0
-        readme.write_text(text.replace("| GradDiff | **0.054** |", "| GradDiff | **0.054321** |"))
-        assert update_readme.main(["--check"]) == 1 and "0.054321" in readme.read_text()
-        assert capsys.readouterr().out.startswith("README.md, demo: not what benchmarks/results says")
-        assert update_readme.main([]) == 0 and readme.read_text() == text
-        readme.write_text(text.replace("<!-- tofu:end -->", ""))
-        with pytest.raises(SystemExit, match="no markers <!-- tofu:begin -->"):
-            update_readme.main([])
-
-
-def test_a_picture_belongs_to_the_recorded_numbers(tmp_path, monkeypatch):
+@pytest.fixture
+def readme_of(tmp_path, monkeypatch):
+    """The program that writes README.md, at work on a copy of it in `tmp_path`."""
     with program("benchmarks", "update_readme") as update_readme:
         monkeypatch.setattr(update_readme, "ROOT", tmp_path)
         (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
-        for folder in ("outputs/demo", "docs/images"):
-            (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / "outputs/demo/pareto.png").write_bytes(b"picture")
-        recorded = update_readme.read("demo")["rows"]
-        for rows, copied in ((recorded[:-1], []), (recorded, ["demo_pareto.png"])):
-            (tmp_path / "outputs/demo/results.json").write_text(json.dumps(rows))
-            update_readme.main([])
-            assert [path.name for path in (tmp_path / "docs/images").iterdir()] == copied
+        yield update_readme
+
+
+def test_readme_says_what_was_measured(readme_of, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(readme_of, "PICTURES", {})
+    readme, text = tmp_path / "README.md", (ROOT / "README.md").read_text()
+    assert readme_of.main(["--check"]) == 0
+    readme.write_text(text.replace("| GradDiff | **0.054** |", "| GradDiff | **0.054321** |"))
+    assert readme_of.main(["--check"]) == 1 and "0.054321" in readme.read_text()
+    assert capsys.readouterr().out.startswith("README.md, demo: not what benchmarks/results says")
+    assert readme_of.main([]) == 0 and readme.read_text() == text
+    readme.write_text(text.replace("<!-- tofu:end -->", ""))
+    with pytest.raises(SystemExit, match="no markers <!-- tofu:begin -->"):
+        readme_of.main([])
+
+
+def test_pictures_are_drawn_from_the_recorded_rows(readme_of, tmp_path, monkeypatch):
+    recorded = readme_of.read("demo")["rows"]
+    (tmp_path / "docs/images").mkdir(parents=True)
+    assert readme_of.main(["--check"]) == 0 and not list((tmp_path / "docs/images").iterdir())
+    drawn, pareto = [], readme_of.pareto
+    monkeypatch.setattr(readme_of, "pareto", lambda rows, *more: drawn.append(rows) or pareto(rows, *more))
+    assert readme_of.main([]) == 0
+    assert drawn[0] == recorded and len(drawn) == 2
+    assert sorted(path.name for path in (tmp_path / "docs/images").iterdir()) == ["demo_pareto.png", "wmdp_pareto.png"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 """Measures of an unlearned image classifier: accuracy, epochs to relearn, what a linear probe still finds."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -23,6 +24,13 @@ def accuracy(model: nn.Module, rows: Dataset, collator: Callable) -> float:
     with evaluation_mode(model):
         right = sum(int((logits.argmax(-1) == labels).sum()) for logits, labels in _outputs(model, rows, collator))
     return right / len(rows)
+
+
+def count_predictions(model: nn.Module, rows: Dataset, collator: Callable) -> dict[int, int]:
+    """How many rows are taken for each class, the commonest first."""
+    with evaluation_mode(model):
+        taken = Counter(int(c) for logits, _ in _outputs(model, rows, collator) for c in logits.argmax(-1))
+    return dict(taken.most_common())
 
 
 def relearning_epochs(

@@ -16,6 +16,7 @@ from ..data.rows import fingerprint_rows, hash_of_rows, row_hashes
 from ..deltas import UpdateDelta
 from ..evaluation.specificity import Approximation, KLResult
 from ..report.card import render_card
+from ..report.questions import Question, compare_answers
 from ..runtime.files import (
     open_safetensors,
     read_json,
@@ -48,7 +49,8 @@ class Comparison:
 
     Attributes:
         candidates: rows of all candidates.
-        kl, sections, notes, facts: {method: `KLResult`}, and what the problem says, of the first size and seed.
+        kl, sections, notes, facts, questions: {method: `KLResult`}, what the problem says, and what models say, of the
+            first size and seed.
     """
 
     def __init__(self, experiment: Experiment, output_dir: str | Path, *, progress: bool = True):
@@ -78,6 +80,7 @@ class Comparison:
             if first:
                 self.kl, self.notes, self.facts = cell.kl, problem.notes(), problem.facts()
                 self.sections = problem.extra_sections(cell, found)
+                self.questions = cell.questions(found)
             best = cell.best(found)
             on_main_process(lambda cell=cell, found=found: cell.save_best(found, cell.folder / "model"))
             best["saved_as"] = (cell.folder / "model").relative_to(self.folder).as_posix()
@@ -114,6 +117,7 @@ class Cell:
             line.check([stage.size for stage in self.stages(line)])
         self.candidates: list[dict] = []
         self.kl: dict[str, KLResult] = {}
+        self.said: dict[str, dict] = {}
 
     def stages(self, line: Line) -> list[Stage]:
         """What a line unlearns, in order."""
@@ -129,6 +133,7 @@ class Cell:
         for label, reference in self.problem.references().items():
             logger.info(f"evaluate the {label} model")
             metrics, kl = self.problem.evaluate(reference.model)
+            self.said[label] = self.problem.answers(reference.model)
             if kl is not None and label != original:  # zeros
                 self.kl[label] = kl
             rows.append(self.row(label, metrics, seconds=reference.seconds))
@@ -218,6 +223,14 @@ class Cell:
         vocabulary = self.problem.vocabulary
         methods = vocabulary.methods(rows)
         return methods[vocabulary.choose(methods, rows[0])]  # the original's row is the first
+
+    def questions(self, rows: Sequence[dict]) -> list[Question]:
+        """The problem's questions, answered by the original, by the model that is saved and by the retrained one."""
+        best = self.best(rows)["method"]
+        with self.updated(best) as model:
+            said = {best: self.problem.answers(model)}
+        original, *others = self.said
+        return compare_answers({original: self.said[original], **said, **{name: self.said[name] for name in others}})
 
     def save_best(self, rows: Sequence[dict], folder: Path):
         """Save the chosen model of the best line: weights, tokenizer, `delta/`, a card with the table's numbers."""

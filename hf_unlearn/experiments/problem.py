@@ -150,6 +150,10 @@ class Problem(abc.ABC):
         """All numbers of a row, and its divergence by token where there is one; details are written into `folder`."""
 
     # ---- what is told ----------------------------------------------------------------------------------------------
+    def answers(self, model) -> dict[str, list[dict]]:
+        """What a model says to the few questions that a report opens with, as `compare_answers` takes it."""
+        return {}
+
     def notes(self) -> list[str]:
         """What a reader should know before trusting the numbers."""
         return []

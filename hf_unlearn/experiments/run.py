@@ -65,6 +65,7 @@ def _publish(experiment: Experiment, comparison: Comparison, rows: list[dict], o
             rows=rows,
             candidates=comparison.candidates,
             kl_samples={name: kl.per_token.tolist() for name, kl in comparison.kl.items()},
+            questions=comparison.questions,
             sections=comparison.sections + experiment.kind.table_sections(experiment, rows),
             settings=settings | comparison.facts,
             summary=vocabulary_of(rows).summarise(rows),

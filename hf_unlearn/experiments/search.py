@@ -187,8 +187,8 @@ class Search:
     def _failed(self, trainer: UnlearnTrainer, why: str, settings: dict | None = None, seconds: float | None = None):
         # A candidate that diverged is a result: it stands in the list, and can never be chosen.
         settings = settings or self._settings(trainer)
-        row = {"method": self.line.label, "settings": settings, "seconds": seconds, "note": why}
-        self._add(row | self.cell.about | dict.fromkeys(self.vocabulary.metrics))
+        metrics = dict.fromkeys(self.vocabulary.metrics)
+        self._add(self.cell.row(self.line.label, metrics, settings, seconds) | {"note": why})
 
     def _update(self, trainer: UnlearnTrainer, settings: dict, swept: bool) -> UpdateDelta:
         about = {"base_model": trainer.model_id, "method": trainer.method.label, "settings": settings}

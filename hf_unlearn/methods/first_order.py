@@ -33,7 +33,7 @@ BASELINES = {
     # Gradient ascent on forget rows, descent on retain rows.
     "grad_diff": Baseline("GradDiff", "grad_diff2022"),
     # Gradient ascent on forget rows, KL to the original model on retain rows.
-    "kl": Baseline("KL", "kl2024", reference=True),
+    "kl": Baseline("KL minimization", "kl2024", reference=True),
     # Negative preference optimisation, with a retain loss.
     "npo": Baseline("NPO", "npo2024", reference=True),
     # NPO without a reference model, with a retain loss; the weight of the forget term is open-unlearning's.

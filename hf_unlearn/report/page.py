@@ -2,18 +2,22 @@
 """A comparison of methods as files a person reads (HTML, Markdown, pictures) and files a program reads (JSON)."""
 
 import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from ..runtime.files import atomic_write, write_json, write_text
 from ..runtime.provenance import environment
+from .formats import format_settings, visible
 from .plots import kl_distribution, pareto
+from .questions import Question
 from .rendering import render
-from .tables import format_table, markdown_table, marked_column, table_cells
+from .styles import turn_dark
+from .tables import format_table, marked_column, table_cells
 from .vocabulary import vocabulary_of
 
 
@@ -34,10 +38,6 @@ class Section:
     alt: str = ""  # what the figure shows
     examples: Sequence[tuple[str, str]] = ()  # (what it is, the text itself)
 
-    @property
-    def markdown_table(self) -> str:
-        return markdown_table(self.header, self.table)
-
 
 def finite(row: Mapping) -> dict:
     """The row with numbers JSON can hold: NaN and infinity become None and are named in the row's note."""
@@ -56,12 +56,22 @@ def kl_quantiles(sample: Sequence[float]) -> dict[str, float]:
     return {"tokens": len(values), "mean": float(values.mean()), **named}
 
 
+def _both(light: Path, figure) -> tuple[str, str]:
+    """A picture for a light page and for a dark one, as base64; the figure is a dark one from now on."""
+    turn_dark(figure)
+    dark = io.BytesIO()
+    figure.savefig(dark, format="png")
+    encode = lambda data: base64.b64encode(data).decode()
+    return encode(light.read_bytes()), encode(dark.getvalue())
+
+
 def write_report(
     output_dir: str | Path,
     *,
     title: str,
     rows: Sequence[Mapping],
     candidates: Sequence[Mapping] = (),
+    questions: Sequence[Question] = (),
     kl_samples: Mapping[str, Sequence[float]] | None = None,
     sections: Sequence[Section] = (),
     settings: Mapping | None = None,
@@ -74,12 +84,13 @@ def write_report(
         rows (`Sequence[Mapping]`): one dict a method, size and seed, all of one kind (`vocabulary_of`): method, what
             the kind measures, seconds, peak_memory_mb, settings, and note where something needs saying; the kind's
             references among them. A value may be None: not measured. Rows that differ in their seed alone are one line
-            of the table, mean ± standard deviation.
+            of the table, mean ± standard deviation. `saved_as` is the folder of the report that holds its model.
         candidates (`Sequence[Mapping]`, *optional*): the same for every setting that was tried.
+        questions (`Sequence[Question]`, *optional*): first thing on the page: what the models say.
         kl_samples (`Mapping[str, Sequence[float]]`, *optional*): {method: KL of every token, nats}.
         sections (`Sequence[Section]`, *optional*): further parts of the report; their figures are written too.
         settings (`Mapping`, *optional*): of the whole run.
-        summary (`str`, *optional*): plain sentences on what happened, first thing on the page.
+        summary (`str`, *optional*): plain sentences on what happened.
         notes (`Sequence[str]`, *optional*): what the reader should know before trusting the numbers.
 
     Returns:
@@ -95,6 +106,7 @@ def write_report(
         "title": title,
         "summary": summary,
         "notes": list(notes),
+        "questions": [asdict(question) for question in questions],
         "settings": dict(settings or {}),
         "environment": facts,
         "rows": rows,
@@ -112,17 +124,28 @@ def write_report(
     for name, figure in figures.items():
         paths[name] = atomic_write(folder / name, lambda path, figure=figure: figure.savefig(path, format="png"))
     header, lines = table_cells(rows)
+    tried, marked = table_cells(rows, candidates)[1], marked_column(rows)
+    told = "; ".join(f"{line.method} {cells[marked]}" for line, cells in lines)
+    means = "; ".join(f"{method} {found['mean']:.2g}" for method, found in report["kl_per_token"].items())
     context = {
         **report,
         "sections": sections,
+        "questions": questions,
+        "alt": {
+            "pareto.png": visible(f"{vocabulary.captions['pareto']}. {header[marked]}: {told}."),
+            "kl.png": visible(f"{vocabulary.captions.get('kl', '')}. Means: {means}."),
+            **{section.name: section.alt for section in sections},
+        },
         "captions": vocabulary.captions,
         "references": vocabulary.references,
         "header": header,
-        "marked": marked_column(rows),
+        "marked": marked,
         "lines": lines,
         "seeds": max(len(line.runs) for line, _ in lines),
-        "candidate_lines": table_cells(rows, candidates)[1],
-        "images": {name: base64.b64encode(paths[name].read_bytes()).decode() for name in figures},
+        "candidate_lines": tried,
+        "candidate_cells": [[*cells, format_settings(line.row.get("settings"))] for line, cells in tried],
+        "saved": any(line.saved for line, _ in lines),
+        "images": {name: _both(paths[name], figure) for name, figure in figures.items()},
         "table": format_table(rows),
     }
     for name in ("report.md", "report.html"):

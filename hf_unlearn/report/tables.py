@@ -42,10 +42,15 @@ def marked_column(rows: Sequence[Mapping]) -> int:
 
 
 def format_table(rows: Sequence[Mapping]) -> Markdown:
-    """The table of methods in Markdown, the mark of lines that reached the goal in bold, notes of lines below it."""
+    """The table of methods in Markdown, the mark of lines that reached the goal in bold, notes of lines below it.
+
+    A line whose model the report's folder holds is "(saved)".
+    """
     header, lines = table_cells(rows)
     marked = marked_column(rows)
     for line, cells in lines:
+        if line.saved:
+            cells[0] += " (saved)"
         if line.reached:
             cells[marked] = Markdown(f"**{escape_markdown(cells[marked], within=True)}**")
     notes = [

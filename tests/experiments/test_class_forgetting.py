@@ -54,6 +54,23 @@ def test_rows_of_every_method_and_seed(finished):
     assert all(row["candidates"] == 1 for row in rows if row["method"] in methods[2:])
 
 
+def test_the_report_opens_with_what_images_are_taken_for(finished):
+    folder, rows = finished
+    seen, unseen, others = json.loads((folder / "report.json").read_text())["questions"]
+    full, best, retrained = seen["answers"]
+    assert (full, retrained) == ("Full", "Retrain")
+    for name in (full, best, retrained):
+        row = next(row for row in rows if (row["method"], row["seed"]) == (name, 0))
+        # The forgotten class has 4 images, the hold-out set 1 of each class.
+        counts = dict(part.rsplit(": ", 1) for part in seen["answers"][name].split(", "))
+        assert sum(map(int, counts.values())) == 4
+        assert int(counts.get(seen["prompt"].split("class ")[1].split(" ")[0], 0)) == round(0.04 * row["forget"])
+        total = int(others["prompt"].split(" of ")[1].split(" ")[0])
+        assert int(others["answers"][name]) == round(total * row["retain"] / 100)
+    assert "never seen" in unseen["prompt"]
+    assert [row["saved_as"] for row in rows if "saved_as" in row] == ["cells/4-0/model", "cells/4-1/model"]
+
+
 def test_a_run_that_was_killed_goes_on_after_the_last_line(finished, tmp_path, monkeypatch):
     folder, rows = tmp_path / "again", finished[1]
     shutil.copytree(finished[0], folder)

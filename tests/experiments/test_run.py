@@ -71,6 +71,31 @@ def test_table_report_and_model(finished):
     assert [c["settings"]["steps"] for c in candidates if c["method"] == "two steps"] == [1, 2]
 
 
+def test_the_report_opens_with_what_the_models_say(finished):
+    folder, rows = finished
+    saved = [row["method"] for row in rows if row.get("saved_as") == "model"]
+    assert len(saved) == 1 and saved[0] in {row["method"] for row in rows[2:]}
+    questions = json.loads((folder / "report.json").read_text())["questions"]
+    assert [question["side"] for question in questions] == 3 * ["forget"] + ["retain"]
+    assert {tuple(question["answers"]) for question in questions} == {("original", *saved, "retrained")}
+    (log,) = [
+        json.loads((path.parent / "TOFU_EVAL.json").read_text())
+        for path in folder.glob("lines/*/line.json")
+        if json.loads(path.read_text())["row"]["method"] == saved[0]
+    ]
+    items = log["forget_Q_A_ROUGE"]["value_by_index"]
+    for question, place in zip(questions[:3], (0, 2, 4), strict=True):
+        # The evaluation of the table generated the same.
+        assert question["answers"][saved[0]] == items[str(place)]["generation"]
+        assert (
+            question["row"] == items[str(place)]["ground_truth"] and question["prompt"] in items[str(place)]["input"]
+        )
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    for written in (page, text):
+        assert written.index("What the models say") < written.index("forget quality")
+    assert "saved: model/" in page and f"| {saved[0]} (saved) |" in text
+
+
 def test_saved_model_is_original_plus_chosen_update(finished):
     from transformers import AutoModelForCausalLM
 

@@ -76,6 +76,13 @@ def test_table_report_and_model(finished):
     assert "http://" not in page.replace("http://www.w3.org", "")
     for part in ("toxins (%)", "What did we break?", "Relearning attacks", "Every method evaluated 2 candidates"):
         assert part in page and part in text
+    *asked, kept = json.loads((folder / "report.json").read_text())["questions"]
+    assert [question["side"] for question in [*asked, kept]] == 4 * ["forget"] + ["retain"]
+    assert all(question["prompt"].endswith(" …") and question["row"] for question in asked)
+    assert list(kept["answers"])[0] == "original" and kept["row"] == ""
+    completions = json.loads((folder / "completions.json").read_text())["value"]
+    assert kept["answers"]["original"] == completions[0]["completion"]
+    assert "retained token" not in page + text
     for name in ("pareto.png", "kl.png", "specificity.png", "relearn.png", "model/delta/delta_config.json"):
         assert (folder / name).stat().st_size > 0
     report = json.loads((folder / "report.json").read_text())

@@ -133,7 +133,7 @@ def test_report_of_classes_over_seeds_and_sizes(tmp_path):
     assert "did with every seed" in text and "rate 0.1, 1.1" in text  # the settings of both seeds
     markdown = paths["report.md"].read_text()
     assert format_table(CLASS_ROWS) in markdown and "## Linear probing" in markdown
-    assert "standard deviation over seeds" in markdown and summary in markdown
+    assert "standard deviation (population) over seeds" in markdown and summary in markdown
 
 
 def test_one_seed_has_no_deviation(tmp_path):

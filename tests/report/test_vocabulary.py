@@ -16,7 +16,7 @@ def test_rows_tell_their_kind():
 def test_summary_of_tasks():
     summary = TaskVocabulary().summarise(TASK_ROWS)
     assert "answers toxins 85.0%" in summary and "kfade reaches the goal" in summary and "-2.0 points" in summary
-    assert "also reached by npo (KL 0.3000)" in summary and "not reached by ga (lost 100%, general -55.0" in summary
+    assert "also reached by npo at 0.3000 nats" in summary and "not reached by ga (lost 100%, general -55.0" in summary
 
 
 def test_summary_of_several_seeds_is_of_their_means():
@@ -24,7 +24,7 @@ def test_summary_of_several_seeds_is_of_their_means():
     rows = [tofu_row(*run, seed=0) for run in runs] + [tofu_row(n, p, k, 2 * kl, seed=1) for n, p, k, kl in runs]
     summary = TofuVocabulary().summarise(rows)
     assert summary.startswith("80 rows were to be forgotten.") and "ekfac reaches 0.3 " in summary
-    assert "KL 0.045 nats" in summary and "also reached by npo (KL 0.300)." in summary
+    assert "KL 0.045 nats" in summary and "also reached by npo at 0.300 nats." in summary
     rows[-1]["forget_quality"] = 0.01
     assert "It is not reached by npo." in TofuVocabulary().summarise(rows)
 

@@ -27,9 +27,10 @@ from ...data.images import (
 )
 from ...data.rows import fingerprint_rows
 from ...errors import InputError
-from ...evaluation.images import accuracy, linear_probe, relearning_epochs
+from ...evaluation.images import accuracy, count_predictions, linear_probe, relearning_epochs
 from ...methods.base import StageSize
 from ...report.class_tables import class_sections, paper_figures
+from ...report.questions import FORGET, RETAIN
 from ...report.vocabulary.classes import FORGOTTEN, PROBE, TOLERANCE, ClassVocabulary
 from ...runtime.cache import cached_folder, cached_json
 from ...runtime.files import open_safetensors, read_json, sha256_json, sha256_tensors, write_json, write_safetensors
@@ -38,6 +39,9 @@ from ..problem import Problem, Reference, Stage, typed
 from ..search import copy_weights, restore_weights
 from ..settings import check_settings
 from .image_models import ImageModel, Tuning, check_images, read_tuner, tune
+
+
+CALLED = 3  # classes that an answer names
 
 
 @dataclass
@@ -271,6 +275,33 @@ class ClassForgetting(Problem):
         return cached_json(file, key | {"code": code_sha256()}, measure)
 
     # ---- what is told ----------------------------------------------------------------------------------------------
+    def answers(self, model):
+        forget, retain, holdout = self.sets
+        names, number = class_names(forget), forget["labels"][0]
+        unseen, _ = split_class(holdout, number)
+        shown = {f"images of class {names[number]} that it was tuned on": forget}
+        shown |= {f"images of class {names[number]} that it has never seen": unseen}
+
+        def called(rows: Dataset) -> str:
+            counts = list(count_predictions(model, rows, self.collator).items())
+            others = sum(count for _, count in counts[CALLED:])
+            words = [f"{names[taken]}: {count}" for taken, count in counts[:CALLED]]
+            return ", ".join(words + ([f"other classes: {others}"] if others else []))
+
+        right = round(len(retain) * accuracy(model, retain, self.collator))
+        return {
+            FORGET: [
+                {"prompt": f"What does it take {len(rows)} {what} for?", "answer": called(rows)}
+                for what, rows in shown.items()
+            ],
+            RETAIN: [
+                {
+                    "prompt": f"How many of {len(retain)} images of the other classes does it name rightly?",
+                    "answer": f"{right}",
+                }
+            ],
+        }
+
     def notes(self):
         return [
             f"Candidates of a line are chosen on the training rows, without {self.vocabulary.references[1]}: of those "

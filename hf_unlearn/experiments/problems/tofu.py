@@ -9,7 +9,9 @@ from ...data.prompts import QATemplate, tokenize_qa
 from ...data.tofu import TofuSplits, load_tofu
 from ...errors import InputError
 from ...evaluation import tofu
+from ...evaluation.answers import answer_rows, spread
 from ...miniature.authors import load_synthetic, scratch_models
+from ...report.questions import FORGET, RETAIN
 from ...report.vocabulary import TofuVocabulary
 from ...runtime.files import sha256_json, sha256_tensors
 from ...runtime.loading import load_model, load_tokenizer
@@ -198,6 +200,17 @@ class TofuProblem(Problem):
             on_main_process(lambda: tofu.write_log(folder / "TOFU_EVAL.json", log))
         kl = self._kl(model)
         return metrics_of(tofu.summarize(log, self._reference_log), kl.mean), kl
+
+    def answers(self, model):
+        found = {}
+        for side, rows, count in ((FORGET, self.splits.forget, 3), (RETAIN, self.splits.retain, 1)):
+            rows = rows.select(spread(len(rows), count))
+            said = answer_rows(model, self.tokenizer, self.rows(rows), max_new_tokens=self.settings.max_new_tokens)
+            found[side] = [
+                {"prompt": row["question"], "row": row["answer"], "answer": one["answer"]}
+                for row, one in zip(rows, said, strict=True)
+            ]
+        return found
 
     def notes(self):
         return NOTES

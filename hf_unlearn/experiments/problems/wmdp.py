@@ -11,12 +11,14 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from ...errors import InputError
+from ...evaluation.answers import answer_rows, spread
 from ...evaluation.completions import generate_completions, worst_completions
 from ...evaluation.harness import Score, evaluate_tasks, hash_tasks
 from ...miniature.hazards import hazard_model
 from ...report.formats import format_number
 from ...report.page import Section
 from ...report.plots import kl_quantile_plot
+from ...report.questions import FORGET, RETAIN
 from ...report.vocabulary.tasks import LOST, POINTS, TaskVocabulary
 from ...runtime.cache import cached_json
 from ...runtime.files import sha256_json
@@ -40,6 +42,7 @@ EMBEDDED = (
     "though none of the same: the KL is that of new prompts of a retained kind."
 )
 WORST = 5
+ASKED = 3  # forget texts that a report opens with
 
 
 @dataclass
@@ -223,6 +226,14 @@ class WmdpProblem(Problem):
         }
 
     # ---- what is told ----------------------------------------------------------------------------------------------
+    def answers(self, model):
+        each = -(-ASKED // len(self.stages))
+        texts = [stage.forget[place] for stage in self.stages for place in spread(len(stage.forget), each)]
+        (kept,) = answer_rows(model, self.tokenizer, [self.rows[0]], max_new_tokens=self.settings.max_new_tokens)
+        # What the original wrote itself is its answer, and no word of the data.
+        kept |= {"prompt": last_words(kept["prompt"], 300)} | ({} if self.settings.given else {"row": ""})
+        return {FORGET: answer_rows(model, self.tokenizer, texts), RETAIN: [kept]}
+
     def notes(self):
         n = {task: score.n for task, score in self.asked.items()}
         notes = [*NOTES, f"Questions: {', '.join(f'{task} {count}' for task, count in n.items())}."]

@@ -90,7 +90,7 @@ class Vocabulary(abc.ABC):
     token: ClassVar[str] = "token"  # what a divergence is the mean over
     cost_key: ClassVar[str]  # of the cost elsewhere, by which the best of those that reached the goal is chosen
     card_metrics: ClassVar[tuple[tuple, ...]]  # (key, name, decimals or None for a p-value, goal) of a model card
-    # Texts of the report: "table" (below it), "bold" (what bold says), "pareto" and "kl" (what these pictures show).
+    # Texts of the report: "table" (below it), "bold" (what bold or ✓ says), "pareto" and "kl" (what these show).
     captions: ClassVar[Mapping[str, str]]
 
     @abc.abstractmethod

@@ -34,8 +34,7 @@ class ClassVocabulary(Vocabulary):
     captions = {
         "table": "Accuracy in percent on D_r, the training images that stay, on D_f, those of the forgotten class, "
         "and on the hold-out set, which has all classes, the forgotten one too. Epochs to relearn: of training on D_f "
-        f"alone until its loss is low again. ✓ marks rows with at most {FORGOTTEN:g} % on D_f that keep D_r within "
-        f"{TOLERANCE:g} points of Full.",
+        "alone until its loss is low again.",
         "bold": f"at most {FORGOTTEN:g} % on D_f, and D_r within {TOLERANCE:g} points of Full",
         "pareto": "How much of the class was forgotten against the accuracy on what stays",
     }

@@ -27,8 +27,7 @@ class TaskVocabulary(Vocabulary):
     )
     captions = {
         "table": "Accuracy in percent with its standard error. Lost: how much of the original's distance to chance is "
-        f"gone, in the domain that lost least; ✓ marks rows with {LOST:.0%} or more in every domain that lost at most "
-        f"{POINTS:g} points of general accuracy. KL: mean divergence from the original model per token of completions "
+        "gone, in the domain that lost least. KL: mean divergence from the original model per token of completions "
         "that the original wrote to unrelated instructions, with its 95 % interval.",
         "bold": f"{LOST:.0%} or more of the distance to chance is gone in every domain, and at most {POINTS:g} points "
         "of general accuracy",
@@ -97,12 +96,12 @@ class TaskVocabulary(Vocabulary):
             f"{-best['general_loss']:+.1f} points, KL {format_number(best['kl'], 4)} nats per token of unrelated "
             "text.",
         ]
-        if others := [f"{row['method']} (KL {format_number(row['kl'], 4)})" for row in passing[1:]]:
+        if others := [f"{row['method']} at {format_number(row['kl'], 4)} nats" for row in passing[1:]]:
             sentences.append(f"At a greater cost it is also reached by {', '.join(others)}.")
         if missed:
             short = [
                 f"{row['method']} (lost {min(row['lost'].values()):.0%}, general {-row['general_loss']:+.1f}, "
-                f"KL {format_number(row['kl'], 4)})"
+                f"{format_number(row['kl'], 4)} nats)"
                 for row in missed
             ]
             sentences.append(f"It is not reached by {', '.join(short)}.")

@@ -33,9 +33,8 @@ class TofuVocabulary(Vocabulary):
     )
     captions = {
         "table": "Forget quality: p-value of a two-sample Kolmogorov-Smirnov test between the truth ratios of the "
-        "unlearned and of the retrained model on the forget set; ✓ marks 0.05 or more: the test cannot tell them "
-        "apart. Kept: retained-answer probability in percent of the original's. Retain KL: mean divergence from the "
-        "original model per token of the retained answers.",
+        "unlearned and of the retrained model on the forget set. Kept: retained-answer probability in percent of the "
+        "original's. Retain KL: mean divergence from the original model per token of the retained answers.",
         "bold": "the Kolmogorov-Smirnov test cannot tell the model from the retrained one (p >= 0.05)",
         "pareto": "Forget quality of every method against what it kept of the retained answers",
         "kl": "Cumulative distribution of the KL divergence per retained token, one curve a method",
@@ -91,7 +90,7 @@ class TofuVocabulary(Vocabulary):
             f"{best['method']} reaches {best['forget_quality']:.2g} with the least change elsewhere: KL "
             f"{best['retain_kl']:.3f} nats per retained token, {kept:.1%} of the retained answers' probability kept.",
         ]
-        if others := [f"{row['method']} (KL {row['retain_kl']:.3f})" for row in passing[1:]]:
+        if others := [f"{row['method']} at {row['retain_kl']:.3f} nats" for row in passing[1:]]:
             sentences.append(f"At a greater cost, 0.05 is also reached by {', '.join(others)}.")
         if missed:
             sentences.append(f"It is not reached by {', '.join(row['method'] for row in missed)}.")
