@@ -4,7 +4,7 @@
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ..errors import InputError, first_line
@@ -150,15 +150,36 @@ def push_folder(
         OSError: the Hub refused or could not be reached (`ConnectionError`); nothing was published.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 
     files, api = published_files(folder, token), HfApi(token=token)
+
+    def push():
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        return _commit(api, name, files, revision, commit_message)
+
+    return _insist(push, repo_id)
+
+
+def make_repository(repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+    """The whole name of a model repository, which is made when absent: whoever cannot push hears of it early.
+
+    Raises:
+        InputError, OSError: as `push_folder`.
+    """
+    from huggingface_hub import HfApi
+
+    return _insist(lambda: HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id, repo_id)
+
+
+def _insist(do: Callable[[], str], repo_id: str) -> str:
+    """What `do()` returns, which is tried again after failures that pass; the Hub's refusals in one line."""
+    from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
+
     for tries_left in reversed(range(TRIES)):
         try:
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            if revision is not None:
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            return _commit(api, repo_id, files, revision, commit_message)
+            return do()
         except HFValidationError as error:
             raise InputError(f"{repo_id!r} is no repository name ({error}); use namespace/name") from error
         except OfflineModeIsEnabled as error:
@@ -174,7 +195,7 @@ def push_folder(
         except RuntimeError as error:  # of an upload of weights, which the client has tried again already
             raise ConnectionError(f"{repo_id} was not pushed: {_reason(error.__cause__ or error)}") from error
         except ValueError as error:
-            raise InputError(f"the Hub does not take the card {folder}/README.md: {first_line(error)}") from error
+            raise InputError(f"the Hub does not take the card of {repo_id}: {first_line(error)}") from error
 
 
 def _commit(api, repo_id: str, files: Mapping[str, Path], revision: str | None, message: str) -> str:

@@ -35,6 +35,10 @@ REFUSED: dict[str, tuple[Callable[[object], bool], str]] = {
     "dataloader_drop_last": (bool, "it would leave rows out that are to be forgotten: leave it out"),
     "deepspeed": (bool, "it keeps weights where no update can be read: spread the model by FSDP2 (--fsdp_version 2)"),
     "optim": (lambda value: value in ("lomo", "adalomo"), "it steps within the backward: choose another optim"),
+    "hub_strategy": (
+        lambda value: value != "end",
+        "it would publish the output folder with updates that are half made: leave it at 'end'",
+    ),
 }
 # Arguments that processes may have each for itself.
 OWN_ARGUMENTS = {"local_rank", "output_dir", "run_name", "hub_token", "disable_tqdm", "log_level", "report_to"}

@@ -9,7 +9,7 @@ import torch
 
 from ..data.prompts import QATemplate, encode_qa
 from ..data.rows import sample_rows
-from ..errors import InputError, NumericalError, first_line
+from ..errors import NumericalError, first_line
 from ..evaluation.scoring import generate_ids, prompt_ids
 from ..evaluation.specificity import TokenKL
 from ..objectives import predictions
@@ -90,19 +90,18 @@ def _class_log_probs(model, batches: Iterable[Mapping]) -> tuple[torch.Tensor, t
     return log_probs, labels
 
 
-def answers(trainer, prompts: Mapping[str, list[str]]) -> dict[str, list[tuple[str, str]]]:
-    """The model's own greedy answers to prompts, by kind: {kind: [(prompt, answer)]}.
-
-    Raises:
-        InputError: prompts, but no tokenizer.
-    """
-    tokenizer = trainer.processing_class
-    if prompts and tokenizer is None:
-        raise InputError("describe has prompts: pass processing_class, the model's tokenizer, to answer them")
-    found, template = {}, trainer.template or QATemplate()
-    for kind, texts in prompts.items():
-        encoded = [prompt_ids(encode_qa(tokenizer, text, "answer", template)) for text in texts]
-        ids = generate_ids(trainer.model, tokenizer, encoded, max_new_tokens=MOST_ANSWER_TOKENS)
-        said = [tokenizer.decode(new, skip_special_tokens=True).strip() for new in ids]
-        found[kind] = list(zip(texts, said, strict=True))
-    return found
+def answers(trainer, prompts: Mapping[str, list[str]]) -> dict:
+    """The model's own greedy answers to prompts: `answers` {kind: [(prompt, answer)]}, and `limits`."""
+    if trainer.is_sharded:
+        return {"answers": {}, "limits": ["Prompts were not answered (its weights are spread over processes)."]}
+    tokenizer, template, found = trainer.processing_class, trainer.template or QATemplate(), {}
+    try:
+        for kind, texts in prompts.items():
+            encoded = [prompt_ids(encode_qa(tokenizer, text, "answer", template)) for text in texts]
+            ids = generate_ids(trainer.model, tokenizer, encoded, max_new_tokens=MOST_ANSWER_TOKENS)
+            said = [tokenizer.decode(new, skip_special_tokens=True).strip() for new in ids]
+            found[kind] = list(zip(texts, said, strict=True))
+    except Exception as error:  # as above
+        logger.warning(f"prompts could not be answered ({first_line(error)}): the card says so")
+        return {"answers": {}, "limits": ["Prompts could not be answered."]}
+    return {"answers": found, "limits": []}

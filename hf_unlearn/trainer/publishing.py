@@ -10,7 +10,7 @@ from ..report.card import render_card
 from ..requests.ledger import LOG_FILE
 from ..runtime.files import write_text
 from ..runtime.folders import staged_folder
-from ..runtime.hub import hide_places, model_license, push_folder
+from ..runtime.hub import hide_places, make_repository, model_license, push_folder
 from ..runtime.modules import is_peft
 from ..runtime.published import MODEL_FILES
 from ..runtime.sharded import whole_on_cpu
@@ -39,11 +39,17 @@ def save_with_update(trainer, output_dir: str):
         return save_whole(trainer, output_dir)
     if is_peft(trainer.model) and trainer.method.own_update:
         logger.warning("the base weights have changed and a PEFT model saves none: apply delta/ to the base first")
-    card = render_card(card_context(trainer, delta) | trainer.card_extras)
+    card = render_card(card_context(trainer, delta))
     with staged_folder(output_dir, MODEL_FILES) as folder:
         save_whole(trainer, str(folder))
         delta.save_pretrained(folder / "delta")
         write_text(folder / "README.md", card)
+
+
+def find_repository(args, token: str | None, private: bool | None) -> str:
+    """The repository that a run is to be pushed to, made before the run when it is absent."""
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    return make_repository(name, args.hub_private_repo if private is None else private, token or args.hub_token)
 
 
 def push(trainer, commit_message: str, token: str | None, revision: str | None) -> str | None:
@@ -61,7 +67,7 @@ def push(trainer, commit_message: str, token: str | None, revision: str | None) 
         if log.is_file():
             shutil.copy(log, folder)
         return push_folder(
-            trainer.args.hub_model_id or Path(trainer.args.output_dir).name,
+            trainer.args.hub_model_id or Path(trainer.args.output_dir).absolute().name,
             folder,
             private=trainer.args.hub_private_repo,
             revision=revision or trainer.args.hub_revision,

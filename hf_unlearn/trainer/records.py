@@ -21,11 +21,11 @@ DESCRIBED = {"forget": str, "retain": str, "license": str, "language": str, "dat
 PROMPTS = ("forgotten", "kept")
 
 
-def check_description(describe: str | Mapping | None) -> dict:
+def check_description(describe: str | Mapping | None, tokenizer=None) -> dict:
     """What a user says of a request, as a dict: plain words are those on what is removed.
 
     Raises:
-        InputError: an unknown key, or a value of another type.
+        InputError: an unknown key, a value of another type, or prompts without a tokenizer.
     """
     described = {"forget": describe} if isinstance(describe, str) else describe or {}
     if not isinstance(described, Mapping):
@@ -41,6 +41,8 @@ def check_description(describe: str | Mapping | None) -> dict:
     prompts = described.get("prompts", {})
     if not (isinstance(prompts, Mapping) and set(prompts) <= set(PROMPTS) and all(map(_are_texts, prompts.values()))):
         raise InputError(f"describe has prompts={prompts!r}: give lists of texts under {' and '.join(PROMPTS)}")
+    if prompts and tokenizer is None:
+        raise InputError("describe has prompts: pass processing_class, the model's tokenizer, to answer them")
     return described
 
 
@@ -78,6 +80,8 @@ def card_context(trainer, delta: UpdateDelta) -> dict:
     prompts = described.pop("prompts", {})
     if trainer.measured is None:
         trainer.measured = before_and_after(trainer)
+        said = answers(trainer, prompts) if prompts else {"answers": {}, "limits": []}
+        trainer.measured |= {"answers": said["answers"], "limits": trainer.measured["limits"] + said["limits"]}
     measured, facts = trainer.measured, environment()
     cost = {"seconds": trainer.cost.get("seconds"), "peak_memory_mb": trainer.cost.get("peak_memory_mb")}
     accelerators = facts["accelerators"]
@@ -99,7 +103,7 @@ def card_context(trainer, delta: UpdateDelta) -> dict:
         "facts": {**_further_costs(trainer), **trainer.method.account()},
         "retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
         "row_notes": row_notes(getattr(trainer, "row_counts", {})),
-        "answers": answers(trainer, prompts),
+        "answers": measured["answers"],
         **described,
     }
     extras = dict(trainer.card_extras)

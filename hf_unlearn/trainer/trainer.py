@@ -33,7 +33,7 @@ from .config import UnlearnConfig
 from .door import at_work, check_model, check_request, check_start, wear_adapter
 from .launch import pad_rows
 from .parts import run_parts
-from .publishing import push, save_whole, save_with_update
+from .publishing import find_repository, push, save_whole, save_with_update
 from .records import check_description, request_record
 from .run_folder import IDENTITY_ARGUMENTS, RUN_FILE, whole_checkpoint
 from .sets import prepare_sets
@@ -104,7 +104,8 @@ class UnlearnTrainer(Trainer):
         self.evaluator = evaluator
         self.cost: dict[str, float] = {}
         # For the card: what the user says, what was measured once asked for, and further keys of `render_card`.
-        self.describe, self.measured, self.card_extras = check_description(describe), None, {}
+        self.describe = check_description(describe, processing_class)
+        self.measured, self.card_extras = None, {}
 
         self.template = args.prompt_template()
         prepare = Preparation(processing_class, args.max_length, self.template, args.long_text, model)
@@ -365,6 +366,10 @@ class UnlearnTrainer(Trainer):
         save_with_update(self, output_dir)
         if self.args.push_to_hub and self.args.should_save:
             self.push_to_hub()
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None):
+        if self.is_world_process_zero():
+            self.hub_model_id = find_repository(self.args, token, private)
 
     def save_plain(self, output_dir: str):
         """Trainer's own saving of the model and its tokenizer, without update and card."""

@@ -336,7 +336,7 @@ def test_a_header_of_a_card_that_the_hub_does_not_know_is_said(hub, output, caps
     hub.faults.append(Fault("POST /api/validate-yaml", 400))
     assert call("push", "--folder", output, "--repo_id", "lab/gone") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "README.md: Invalid metadata" in error and hub.repos["lab/gone"]["commits"] == []
+    assert "take the card of lab/gone: Invalid metadata" in error and hub.repos["lab/gone"]["commits"] == []
 
 
 def test_offline_is_said(output, capsys):

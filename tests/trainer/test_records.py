@@ -8,6 +8,7 @@ from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
 from hf_unlearn.runtime.hub import PLACE
 from hf_unlearn.trainer.records import check_description, row_notes
+from tests.support.hub_server import Fault, hub_server, known_here
 from tests.support.models import make_llama
 from tests.support.trainers import make_trainer, trained_llama
 
@@ -73,9 +74,41 @@ def test_answers_are_given_to_the_users_own_prompts_alone(tmp_path):
     assert "On what was forgotten:" in told and "On what was kept:" in told
     assert "| Who was it \\| then? |" in told and "| And who? |" in told and "| Which way? |" in told
     assert "Umbrellaville" not in card and "Kettlemoor" not in card
-    trainer.processing_class = None
-    with pytest.raises(InputError, match="pass processing_class"):
-        trainer.save_model(str(tmp_path / "again"))
+
+
+def test_a_run_is_not_lost_for_a_prompt(tmp_path, monkeypatch, caplog):
+    tokenizer = train_tokenizer(["A text."], 290)
+    model = make_llama(vocab_size=300)
+    arguments = {"max_steps": 1, "describe": {"prompts": {"kept": ["Who?"]}}, "processing_class": tokenizer}
+    trainer = make_trainer(model, FirstOrder("ga"), tmp_path / "run", **arguments)
+    trainer.train()
+    monkeypatch.setattr(model, "generate", lambda **inputs: 1 / 0)
+    trainer.save_model(str(tmp_path / "model"))
+    assert "Prompts could not be answered." in (tmp_path / "model/README.md").read_text()
+    assert "prompts could not be answered (division by zero)" in caplog.text
+
+
+def test_what_was_measured_elsewhere_joins_the_card(tmp_path):
+    trainer = make_trainer(trained_llama(), FirstOrder("ga"), tmp_path / "run", max_steps=1, kl_rows=4)
+    trainer.train()
+    trainer.card_extras = {"unlearned": {"model_utility": 0.5}, "forget": "noise", "limits": ["One more limit."]}
+    trainer.save_model(str(tmp_path / "model"))
+    card = (tmp_path / "model/README.md").read_text()
+    assert "| model utility | – | 0.500 |" in card and "| loss on the removed rows, nats per label |" in card
+    assert "One more limit." in card and "| removed | noise (8 rows) |" in card
+
+
+def test_who_cannot_push_hears_of_it_before_the_run(tmp_path, monkeypatch):
+    with hub_server() as server:
+        known_here(server, monkeypatch)
+        server.faults.append(Fault("POST /api/repos/create", 401, 99))
+        arguments = {"push_to_hub": True, "hub_model_id": "lab/gone"}
+        with pytest.raises(ConnectionError, match="^lab/gone was not pushed: the Hub does not know you.*log in"):
+            make_trainer(trained_llama(), FirstOrder("ga"), tmp_path, **arguments)
+        server.faults.clear()
+        assert make_trainer(trained_llama(), FirstOrder("ga"), tmp_path, **arguments).hub_model_id == "lab/gone"
+        with pytest.raises(InputError, match="hub_strategy='every_save'.* half made: leave it at 'end'"):
+            make_trainer(trained_llama(), FirstOrder("ga"), tmp_path, hub_strategy="every_save", **arguments)
 
 
 WRONG = {
@@ -85,6 +118,7 @@ WRONG = {
     "one dataset as a text": ({"datasets": "lab/x"}, "datasets='lab/x': give a list of texts"),
     "prompts without a kind": ({"prompts": ["Who?"]}, "give lists of texts under forgotten and kept"),
     "prompts of another kind": ({"prompts": {"forget": ["Who?"]}}, "give lists of texts under forgotten and kept"),
+    "prompts without a tokenizer": ({"prompts": {"kept": ["Who?"]}}, "pass processing_class"),
     "an empty prompt": ({"prompts": {"kept": [" "]}}, "give lists of texts under forgotten and kept"),
 }
 

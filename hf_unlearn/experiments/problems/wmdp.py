@@ -24,6 +24,7 @@ from ...runtime.cache import cached_json
 from ...runtime.files import sha256_json
 from ...runtime.limits import check_tokenizer
 from ...runtime.loading import load_model, load_tokenizer
+from ...runtime.provenance import without_places
 from ..problem import LanguageModel, Problem, Stage, divergence_from, typed
 from ..settings import configured
 from .attacks import Attacks, relearning
@@ -279,7 +280,7 @@ class WmdpProblem(Problem):
             for task in best["accuracy"]
         ]
         corpora = lambda side: ", ".join(
-            dict.fromkeys(name for stage in self.corpora.stages for name in getattr(stage, side))
+            dict.fromkeys(without_places(name) for stage in self.corpora.stages for name in getattr(stage, side))
         )
         return {
             "forget": f"what these corpora teach: {corpora('forget')}",
