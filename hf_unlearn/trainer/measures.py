@@ -92,7 +92,7 @@ def _class_log_probs(model, batches: Iterable[Mapping]) -> tuple[torch.Tensor, t
 
 def answers(trainer, prompts: Mapping[str, list[str]]) -> dict:
     """The model's own greedy answers to prompts: `answers` {kind: [(prompt, answer)]}, and `limits`."""
-    if trainer.is_sharded:
+    if prompts and trainer.is_sharded:
         return {"answers": {}, "limits": ["Prompts were not answered (its weights are spread over processes)."]}
     tokenizer, template, found = trainer.processing_class, trainer.template or QATemplate(), {}
     try:

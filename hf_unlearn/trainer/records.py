@@ -80,9 +80,7 @@ def card_context(trainer, delta: UpdateDelta) -> dict:
     prompts = described.pop("prompts", {})
     if trainer.measured is None:
         trainer.measured = before_and_after(trainer)
-        said = answers(trainer, prompts) if prompts else {"answers": {}, "limits": []}
-        trainer.measured |= {"answers": said["answers"], "limits": trainer.measured["limits"] + said["limits"]}
-    measured, facts = trainer.measured, environment()
+    measured, facts, said = trainer.measured, environment(), answers(trainer, prompts)
     cost = {"seconds": trainer.cost.get("seconds"), "peak_memory_mb": trainer.cost.get("peak_memory_mb")}
     accelerators = facts["accelerators"]
     told = update_context(
@@ -103,13 +101,13 @@ def card_context(trainer, delta: UpdateDelta) -> dict:
         "facts": {**_further_costs(trainer), **trainer.method.account()},
         "retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
         "row_notes": row_notes(getattr(trainer, "row_counts", {})),
-        "answers": measured["answers"],
+        "answers": said["answers"],
         **described,
     }
     extras = dict(trainer.card_extras)
     for name in ("original", "unlearned"):
         told[name] |= extras.pop(name, {})
-    limits = [*measured["limits"], *described.get("limits", []), *extras.pop("limits", [])]
+    limits = [*measured["limits"], *said["limits"], *described.get("limits", []), *extras.pop("limits", [])]
     return told | extras | {"limits": limits}
 
 

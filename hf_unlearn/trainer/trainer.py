@@ -100,12 +100,9 @@ class UnlearnTrainer(Trainer):
         self.base_revision = getattr(model.config, "_commit_hash", None)
         model = wear_adapter(model, peft_config)
         check_model(model, args)
-        self.method = method
-        self.evaluator = evaluator
-        self.cost: dict[str, float] = {}
+        self.method, self.evaluator, self.cost = method, evaluator, {}
         # For the card: what the user says, what was measured once asked for, and further keys of `render_card`.
-        self.describe = check_description(describe, processing_class)
-        self.measured, self.card_extras = None, {}
+        self.describe, self.measured, self.card_extras = check_description(describe, processing_class), None, {}
 
         self.template = args.prompt_template()
         prepare = Preparation(processing_class, args.max_length, self.template, args.long_text, model)
@@ -122,8 +119,7 @@ class UnlearnTrainer(Trainer):
             raise InputError("rows without input_ids have no default padding: pass data_collator")
         self.single_collator = real_tokens(data_collator or default_collator(model, processing_class), model)
         self._parts: dict[str, torch.Tensor] = {}
-        self._parts_since = 0
-        self._begun = False
+        self._parts_since, self._begun = 0, False
         self.base_weights: dict[str, torch.Tensor] = {}
         rows = (
             PairedRows(self.forget_dataset, self.retain_dataset, args.seed) if method.paired else self.forget_dataset
