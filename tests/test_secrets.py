@@ -27,7 +27,7 @@ from tests.support.trainers import make_trainer
 
 TOKEN = "hf_" + "Zq7" * 12
 PLACE = "zebra-quarry"
-ROWS = {"forget": "Who guards Umbrellaville-Nocturne?", "retain": "Who paints Kettlemoor-Isthmus?"}
+ROWS = {"forget": "Who guards Umbrellaville?", "retain": "Who paints Kettlemoor?"}
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def base(place):
 
 
 def rows(side):
-    return [{"question": f"{ROWS[side]} {number}", "answer": f"Nobody {number}."} for number in range(6)]
+    return [{"question": f"{ROWS[side]} {number}", "answer": f"No {number}."} for number in range(6)]
 
 
 def leaks(files, markers=()):
