@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..curvature.targets import unwrap
 from ..data.rows import fingerprint_rows
 from ..errors import InputError, first_line, input_errors
 from ..methods.base import Method
 from ..optim import HALF
+from ..runtime.checkpoints import tied_names
 from ..runtime.modules import is_peft
 from ..runtime.processes import Processes, own
 from ..runtime.provenance import code_sha256
@@ -52,17 +54,28 @@ REFUSED_PAIRS: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def check_request(method: Method, args: UnlearnConfig):
-    """Refuse a method and arguments that could only fail later, or be ignored.
+def check_request(model: nn.Module | str, method: Method, args: UnlearnConfig, **others):
+    """Refuse what could only fail later, or be ignored.
+
+    Args:
+        others: further arguments of the trainer, by name.
 
     Raises:
-        InputError: not a method, not an `UnlearnConfig`, a setting out of range, an argument that has no part in
-            unlearning, a name that no repository can have, an output folder that cannot be written.
+        InputError: something that is no model, method, `UnlearnConfig`, tokenizer or function, a setting out of range,
+            an argument that has no part in unlearning, a name that no repository can have, an output folder that
+            cannot be written.
     """
+    if not isinstance(model, nn.Module | str):
+        raise InputError(f"model must be a model, or its name or folder, not {model!r}")
     if not isinstance(method, Method):
         raise InputError(f"method must be a method such as KFade(step_norm=0.006), not {method!r}")
     if not isinstance(args, UnlearnConfig):
         raise InputError(f"args must be an UnlearnConfig, not a {type(args).__name__}")
+    if isinstance(others["processing_class"], str):
+        raise InputError("processing_class must be the tokenizer itself: AutoTokenizer.from_pretrained(...)")
+    for name in ("data_collator", "evaluator"):
+        if not (others[name] is None or callable(others[name])):
+            raise InputError(f"{name} must be a function, not {others[name]!r}")
     method.check_settings()
     for name, (refused, why) in (REFUSED | (REFUSED_PAIRS if method.paired else {})).items():
         if refused(value := getattr(args, name)):
@@ -102,8 +115,10 @@ def wear_adapter(model: nn.Module, peft_config) -> nn.Module:
     """
     if peft_config is None:
         return model
-    from peft import get_peft_model
+    from peft import PeftConfig, get_peft_model
 
+    if not isinstance(peft_config, PeftConfig):
+        raise InputError(f"peft_config must be one of PEFT's, such as LoraConfig(r=8), not {peft_config!r}")
     if is_peft(model):
         raise InputError("the model wears an adapter already: leave peft_config out, or merge_and_unload() it first")
     with input_errors("peft_config: ", (ValueError, TypeError, KeyError)):
@@ -114,9 +129,13 @@ def check_model(model: nn.Module, args: UnlearnConfig):
     """Refuse a model that no method can train, and mend what could not be saved afterwards.
 
     Raises:
-        InputError: an adapter whose logits are not those of the rows, fp16 weights under fp16=True, a configuration
-            for generation that transformers would refuse to save.
+        InputError: an encoder with a decoder, no weights, an adapter whose logits are not those of the rows, fp16
+            weights under fp16=True, a configuration for generation that transformers would refuse to save.
     """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise InputError(f"{type(unwrap(model)).__name__} is an encoder with a decoder: give a causal model")
+    if args.world_size == 1 and all(parameter.is_meta for parameter in model.parameters()):
+        raise InputError("the model has no weights (they are on the meta device): load it with from_pretrained")
     for config in model.peft_config.values() if is_peft(model) else ():
         # Prefix tuning has virtual keys alone; the others put virtual tokens before the row, and their logits too.
         if config.is_prompt_learning and config.peft_type != "PREFIX_TUNING":
@@ -182,9 +201,14 @@ def at_work(trainer, folder: Path, resume: str | bool | None):
     """Inside, an output folder is this run's alone; gives the checkpoint that `resume` asks for, or None. Collective.
 
     Raises:
-        InputError: processes with other weights than the first, a folder that holds another run or is held by one, no
-            whole checkpoint of the name given, a folder that processes do not share.
+        InputError: nothing to move, processes with other weights than the first, a folder that holds another run or
+            is held by one, no whole checkpoint of the name given, a folder that processes do not share.
     """
+    if not trainer.base_weights:
+        raise InputError(
+            "no parameter requires a gradient, so nothing would change: unfreeze what shall move (requires_grad_), or "
+            "load the adapter with is_trainable=True"
+        )
     processes = Processes(trainer.accelerator, "the start of training")
     main, identity = processes.rank == 0, trainer.run_identity()
     processes.agree({"code": code_sha256(), **identity, **trainer.method.compared(trainer)})
@@ -231,16 +255,22 @@ def _warn_of_rounding(trainer):
 def _check_end(trainer):
     """What would fail when results are chosen, and saved."""
     args = trainer.args
+    if not trainer.method.own_update:
+        with input_errors(f"optim={args.optim.value!r}: "):
+            trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
     best = args.load_best_model_at_end or args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
     metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    if best and metric == "loss" and isinstance(trainer.eval_dataset, Mapping):
-        names = ", ".join(f"{name}_loss" for name in trainer.eval_dataset)
-        raise InputError(
-            f"metric_for_best_model='loss' is not measured: choose {names or 'a metric'}, or one of the evaluator's"
-        )
+    if isinstance(trainer.eval_dataset, Mapping) and (best or args.save_strategy == "best"):
+        known = [f"{name}_loss" for name in trainer.eval_dataset]
+        if metric not in known and (trainer.evaluator is None or metric == "loss"):
+            raise InputError(
+                f"metric_for_best_model={metric!r} is not measured: choose {' or '.join(known) or 'another'}, or give "
+                "an evaluator that returns it"
+            )
     if args.should_save:
         for what, thing in (("config", trainer.model.config), ("tokenizer", trainer.processing_class)):
             _check_savable(what, thing)
+        _check_shared(unwrap(trainer.model))
         _check_disk(trainer)
 
 
@@ -254,6 +284,20 @@ def _check_savable(what: str, thing):
         raise InputError(
             f"the model's {what} cannot be saved ({first_line(error)}): mend it before training"
         ) from error
+
+
+def _check_shared(model: nn.Module):
+    """Weights that a person has tied by hand: safetensors writes none of them twice, and transformers refuses."""
+    declared = getattr(model, "all_tied_weights_keys", None)
+    if declared is None:
+        return
+    named = {*declared, *declared.values()}
+    for group in tied_names(model):
+        if not named.issuperset(group):
+            raise InputError(
+                f"{' and '.join(group[:2])} are one weight, which the model's class does not say, so it could not be "
+                "saved: give each its own copy before training"
+            )
 
 
 def _check_disk(trainer):

@@ -93,7 +93,8 @@ class UnlearnTrainer(Trainer):
         describe: str | dict | None = None,
     ):
         args = args or UnlearnConfig(output_dir="outputs/unlearn")
-        check_request(method, args)
+        others = {"processing_class": processing_class, "data_collator": data_collator, "evaluator": evaluator}
+        check_request(model, method, args, **others)
         self.model_id = public_name(model if isinstance(model, str) else getattr(model.config, "_name_or_path", None))
         if isinstance(model, str):
             model, processing_class = load_model(model, processing_class, args.model_init_kwargs)
@@ -229,8 +230,7 @@ class UnlearnTrainer(Trainer):
     def create_optimizer(self, model=None):
         self.optimizer = self.optimizer or self.method.create_optimizer(self)
         if self.optimizer is None:
-            with input_errors(f"optim={self.args.optim.value!r}: "):
-                step_in_fp32(super().create_optimizer(model))
+            step_in_fp32(super().create_optimizer(model))
         return self.optimizer
 
     def _save_optimizer_and_scheduler(self, output_dir: str):
