@@ -78,7 +78,7 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], vocabulary: V
     axes[0].set_ylabel(y.label, fontsize=11)
     shown = dict.fromkeys(line.method for line, _ in itertools.chain(*reported))
     saved = {line.method for line in lines if line.saved}
-    labels = [plain(f"{method}: saved" if method in saved else method) for method in shown]
+    labels = [plain(method) + (": saved" if method in saved else "") for method in shown]
     handles = [Line2D([], [], ls="", ms=10, mec="white", **_marker(style[method])) for method in shown]
     if handles:
         _legend(figure, handles, labels, 4 if len(panels) < 3 else 6)

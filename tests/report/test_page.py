@@ -10,6 +10,7 @@ from PIL import Image
 
 from hf_unlearn.report.class_tables import class_sections
 from hf_unlearn.report.page import Section, write_report
+from hf_unlearn.report.questions import Question
 from hf_unlearn.report.tables import format_table
 from hf_unlearn.report.vocabulary import ClassVocabulary, TaskVocabulary
 from tests.support.reports import CLASS_ROWS, TASK_ROWS, TOFU_ROWS, tofu_row
@@ -158,3 +159,44 @@ def test_names_stay_names(tmp_path):
     assert {token.type for token in inner} <= {"text", "image", "softbreak", "strong_open", "strong_close"}
     assert [token.type for token in inner].count("image") == 2
     assert [block.content for block in blocks if block.type == "fence"] == ["```\n<b>\n````\n"]
+
+
+def colours(text):
+    """The colours that the page's style names, on a light screen and on a dark one."""
+    light, dark = re.findall(r":root \{(.*?)\}", text)
+    return [dict(re.findall(r"--(\w+): (#\w+);", part)) for part in (light, dark)]
+
+
+def brightness(colour):
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def test_the_page_can_be_read_by_everyone(tmp_path):
+    questions = [Question("forget", "Who?", {"original": "Ana", "ekfac": "", "retrained": "Eva"}, "Ana")]
+    rows = [row | ({"saved_as": "model"} if row["method"] == "ekfac" else {}) for row in TOFU_ROWS]
+    samples = {"ekfac": [0.5, 0.25], "retrained": [2.0, 2.0]}
+    paths = write_report(tmp_path, title="t", rows=rows, questions=questions, kl_samples=samples, candidates=rows[2:3])
+    text, markdown = paths["report.html"].read_text(), paths["report.md"].read_text()
+    for scheme in colours(text):
+        for ink in ("ink", "soft", "good", "accent"):
+            for ground in ("page", "card"):
+                low, high = sorted((brightness(scheme[ink]), brightness(scheme[ground])))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
+    # Every picture has a dark one, and says its numbers in words; so does the Markdown.
+    alts = re.findall(
+        r'<source media="screen and \(prefers-color-scheme: dark\)" srcset="[^"]+"><img alt="(.*?)"', text
+    )
+    assert len(alts) == len(Page(text).images) == 2
+    assert "ekfac 0.33" in alts[0] and "ekfac 0.38; retrained 2" in alts[1]
+    assert all(f"![{alt}]" in markdown.replace("\\", "") for alt in (alts[1],))
+    # Every header says what it heads, every table can be scrolled with the keyboard, and the saved row is marked.
+    assert all("scope=" in tag for tag in re.findall(r"<th\b[^>]*>", text))
+    assert text.count("<table>") == text.count('role="region" tabindex="0" aria-label=') == 2
+    assert 'class="saved"' in text and Page(text).rows[3][0] == "ekfacsaved: model/"
+    # The answers come first, in both.
+    for page in (text.partition("</style>")[2], markdown):
+        assert page.index("Who?") < page.index("(nothing)") < page.index("Eva") < page.index("forget quality")
+    for part in ("## Every candidate", "## Where the cost fell", "Saved: ekfac, in model/", "the retrained one (p >="):
+        assert part in markdown

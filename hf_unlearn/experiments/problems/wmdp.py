@@ -256,7 +256,8 @@ class WmdpProblem(Problem):
                 table=[[label, *(format_number(tails[label][name], 4) for name in names)] for label in labels],
                 name="specificity.png",
                 figure=kl_quantile_plot(cell.kl, labels, self.vocabulary.references),
-                alt="Quantiles of the KL divergence over completions and over tokens, one curve a method",
+                alt="Quantiles of the KL divergence over completions and over tokens, one curve a method. Means: "
+                + "; ".join(f"{label} {format_number(tails[label]['mean'], 4)}" for label in labels),
             )
         ]
         worst = worst_completions(cell.kl[best], self.rows, self.tokenizer, WORST)
