@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..errors import InputError, LimitError
-from ..evaluation.scoring import generate_ids, prompt_ids
+from ..evaluation.answers import answer_rows, spread
 from ..methods.base import Method
 from ..methods.natural_gradient import IN_PROGRESS
 from ..report.formats import format_settings
@@ -200,26 +200,18 @@ class Limit(TrainerCallback):
 
 # ---- what is looked at ----------------------------------------------------------------------------------------------
 def answers(trainer: UnlearnTrainer) -> dict[str, list[dict]]:
-    """What the model says to the first rows of each side: {side: [{"prompt", "row", "answer"}]}.
-
-    A row without a prompt is a text, whose first third is taken for one.
-    """
+    """What the model says to a few rows of each side: {side: [{"prompt", "row", "answer"}]}."""
     tokenizer = trainer.processing_class
     if tokenizer is None or trainer.is_sharded:
         return {}
-    found = {}
-    for side, rows in (("forget", trainer.forget_dataset), ("retain", trainer.retain_dataset)):
-        if rows is None:
-            continue
-        rows = [rows[number] for number in range(min(ANSWERS, len(rows)))]
-        prompts = [prompt_ids(row) or row["input_ids"][: max(1, len(row["input_ids"]) // 3)] for row in rows]
-        said = generate_ids(trainer.model, tokenizer, prompts, max_new_tokens=ANSWER_TOKENS)
-        text = lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip()
-        found[side] = [
-            {"prompt": text(prompt), "row": text(row["input_ids"][len(prompt) :]), "answer": text(ids)}
-            for row, prompt, ids in zip(rows, prompts, said, strict=True)
-        ]
-    return found
+    sides = {"forget": trainer.forget_dataset, "retain": trainer.retain_dataset}
+    return {
+        side: answer_rows(
+            trainer.model, tokenizer, rows.select(spread(len(rows), ANSWERS)), max_new_tokens=ANSWER_TOKENS
+        )
+        for side, rows in sides.items()
+        if rows is not None
+    }
 
 
 def sentence(measured: Mapping) -> str:
