@@ -143,6 +143,22 @@ def test_a_curvature_and_an_evaluation_name_no_place(place, base, capsys):
     assert leaks(place / "out") == {}
 
 
+def test_the_command_writes_rows_into_its_page_alone(place, base, monkeypatch, capsys):
+    for side in ROWS:
+        (place / f"{side}.jsonl").write_text("\n".join(map(json.dumps, rows(side))))
+    sides = [f"--{side}={place / side}.jsonl" for side in ROWS]
+    settings = ["curvature=kfac", "steps=1", "step_norm=0.01", "--kl_limit=9", f"hub_token={TOKEN}"]
+    with hub_server() as server:
+        known_here(server, monkeypatch)
+        asked = ["unlearn", "--model", base, *sides, *settings, "--output", place / "out", "--push", "lab/gone"]
+        assert call(*asked) == 0, capsys.readouterr().err
+        (commit,) = server.repos["lab/gone"]["commits"]
+    assert leaks(commit["files"], ROWS.values()) == {} and leaks(place / "out/model", ROWS.values()) == {}
+    assert set(leaks(place / "out", ROWS.values())) == {"report.html", "report.md"} and leaks(place / "out") == {}
+    assert call("push", "--folder", place / "out", "--repo_id", "lab/rows") == 2
+    assert "output folder of" in capsys.readouterr().err
+
+
 def test_a_comparison_writes_no_place_and_its_model_no_row(place, monkeypatch):
     from hf_unlearn.experiments.problems.tofu import TofuProblem
 
@@ -152,7 +168,7 @@ def test_a_comparison_writes_no_place_and_its_model_no_row(place, monkeypatch):
     found = run_experiment(compared, place / "out", progress=False)
     monkeypatch.setattr(sys, "argv", [str(place / "bin/hf-unlearn"), "demo", f"--record={place / 'out/record.json'}"])
     record(found, place / "out", compared, place / "out/record.json")
-    assert leaks(place / "out") == {}
+    assert leaks(place / "out") == {} and leaks(place / "cache") == {}
     stage = TofuProblem(compared, None, 0, progress=False).stages[0]
     private = [text for side in (stage.forget, stage.retain) for row in side for text in row.values()]
     texts = [text for text in private if isinstance(text, str)]

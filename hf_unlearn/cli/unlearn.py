@@ -101,7 +101,7 @@ def row_facts(trainer: UnlearnTrainer) -> dict[str, str]:
     """Rows of both sides, and what became of those that were given."""
     sides = {"to forget": trainer.forget_dataset, "to keep": trainer.retain_dataset}
     counts = {side: f"{len(rows):,}" for side, rows in sides.items() if rows is not None}
-    notes = row_notes(getattr(trainer, "row_counts", {}))
+    notes = row_notes(trainer.row_counts)
     return counts | ({"of those given": " ".join(notes)} if notes else {})
 
 

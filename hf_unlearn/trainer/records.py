@@ -100,7 +100,7 @@ def card_context(trainer, delta: UpdateDelta) -> dict:
         "hardware": accelerators if accelerators != "none" else facts["processors"],
         "facts": {**_further_costs(trainer), **trainer.method.account()},
         "retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
-        "row_notes": row_notes(getattr(trainer, "row_counts", {})),
+        "row_notes": row_notes(trainer.row_counts),
         "answers": said["answers"],
         **described,
     }
