@@ -35,7 +35,8 @@ OWN = {
 KL_LIMIT = 0.05
 # What K-FADE is asked for where a person says nothing: chosen on pretrained models, see docs/unlearn.md.
 KFADE = {"objective": "margin", "fisher": "probe", "damping": 1e-8, "steps": 4}
-BUDGET_SHARE = 8  # a step may cost so small a share of the limit, by the curvature's own account
+BUDGET_SHARE = 8  # a step may cost so small a share of the limit, by the curvature's own account,
+TRIES = 6  # and where that is too much so small a share of that, this often
 
 
 @dataclass
@@ -116,8 +117,19 @@ class Request:
 
         return Dataset.from_list([row for _, row in read_rows(source)])
 
-    def make_method(self) -> Method:
-        """The method with its settings.
+    @property
+    def budgets(self) -> list[float | None]:
+        """What a step of K-FADE may cost, to be tried in turn until the limit is kept; [None] where a person said it.
+
+        How far the measured KL is from the curvature's own account is a property of the model: 2 times on pretrained
+        models, 100 times where rows are known by heart.
+        """
+        if self.kind is not KFade or self.limit is None or {"step_norm", "kl_budget"} & self.of_method.keys():
+            return [None]
+        return [self.limit / BUDGET_SHARE**power for power in range(1, TRIES + 1)]
+
+    def make_method(self, budget: float | None = None) -> Method:
+        """The method with its settings, and a budget of a step where none was given.
 
         Raises:
             InputError: values out of range, or a method that needs rows to keep where there are none.
@@ -125,7 +137,7 @@ class Request:
         if self.kind is FirstOrder:
             method = FirstOrder(self.method, **self.of_method)
         elif self.kind is KFade:
-            step = {} if "step_norm" in self.of_method else {"kl_budget": (self.limit or KL_LIMIT) / BUDGET_SHARE}
+            step = {} if {"step_norm", "kl_budget"} & self.of_method.keys() else {"kl_budget": budget or KL_LIMIT}
             method = KFade(**KFADE | step | {"kl_limit": self.limit} | self.of_method)
         else:
             method = self.kind(**self.of_method)

@@ -4,7 +4,7 @@
 import contextlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from ..methods.natural_gradient import IN_PROGRESS
 from ..report.formats import format_settings
 from ..report.questions import compare_answers
 from ..report.request_page import write_request_report
+from ..runtime.files import read_json
 from ..runtime.processes import Processes, announced_processes
 from ..trainer.config import UnlearnConfig
 from ..trainer.measures import before_and_after
@@ -51,24 +52,16 @@ def run_unlearn(options) -> Result | None:
         LimitError: the KL on retained rows passed the limit; no model was written.
     """
     request = read_request(options)
-    output, method = Path(request.output), request.make_method()
+    output = Path(request.output)
+    request.make_method()  # refused before anything is loaded
     check_output(output, request.model)
     state = announced_processes()
     if request.retain is None:
         logger.warning(NO_RETAIN)
-    trainer = make_trainer(request, method, output)
-    processes = Processes(trainer.accelerator, "the request")
-    on_main = lambda work: processes.share(lambda: work() if state.is_main_process else None)[0]
-    before = on_main(lambda: answers(trainer))
-    killed = any(output.glob("checkpoint-*"))
-    try:
-        trainer.train(resume_from_checkpoint=True if killed else None)
-    except LimitError:
-        on_main(lambda: clear_run(output))
-        raise
+    trainer, before = serve(request, output)
     if trainer.measured is None:
-        trainer.measured = on_main(lambda: before_and_after(trainer))
-    after = on_main(lambda: answers(trainer))
+        trainer.measured = on_main(trainer, before_and_after)
+    after = on_main(trainer, answers)
     trainer.save_model(str(output / "model"))
     url = trainer.push_to_hub() if request.push else None
     if not state.is_main_process:
@@ -77,18 +70,18 @@ def run_unlearn(options) -> Result | None:
         shutil.rmtree(checkpoint)
     happened = sentence(trainer.measured)
     said = f"{happened}; model in {output / 'model'}"
-    facts = {"model": str(output / "model"), "method": method.label, "settings": method.settings()}
+    facts = {"model": str(output / "model"), "method": trainer.method.label, "settings": trainer.method.settings()}
     facts |= {name: trainer.measured[name] for name in ("original", "unlearned", "measured_on", "limits")}
     facts |= {"kl_limit": request.limit, "cost": trainer.cost, "pushed": url, "sentence": said}
     facts |= {"answers": {"before": before, "after": after}}
     pages = write_request_report(
         output,
         title=request.title,
-        summary=f"{method.label}: {happened}.",
+        summary=f"{trainer.method.label}: {happened}.",
         measured=trainer.measured,
         questions=compare_answers({"before": before, "after": after}),
         counts=row_facts(trainer),
-        settings=method.settings() | {"kl_limit": request.limit, "seed": trainer.args.seed},
+        settings=trainer.method.settings() | {"kl_limit": request.limit, "seed": trainer.args.seed},
         cost={name.replace("_", " "): f"{value:,.1f}" for name, value in trainer.cost.items()},
         warnings=[NO_RETAIN] if request.retain is None else [],
     )
@@ -103,6 +96,44 @@ def row_facts(trainer: UnlearnTrainer) -> dict[str, str]:
     counts = {side: f"{len(rows):,}" for side, rows in sides.items() if rows is not None}
     notes = row_notes(trainer.row_counts)
     return counts | ({"of those given": " ".join(notes)} if notes else {})
+
+
+def serve(request: Request, output: Path) -> tuple[UnlearnTrainer, dict]:
+    """The trainer when it has unlearned within the limit, and what the model said before.
+
+    Raises:
+        LimitError: the limit was passed, also with the smallest step where none was asked for.
+    """
+    model, tokenizer, before = request.model, None, None
+    budgets = budgets_to_try(request, output)
+    for tried, budget in enumerate(budgets, 1):
+        trainer = make_trainer(request, request.make_method(budget), output, model, tokenizer)
+        before = before or on_main(trainer, answers)
+        try:
+            trainer.train(resume_from_checkpoint=True if any(output.glob("checkpoint-*")) else None)
+            return trainer, before
+        except LimitError as error:
+            on_main(trainer, lambda trainer: clear_run(output))
+            if tried == len(budgets):
+                raise
+            logger.info(f"{str(error).partition(':')[0]}: trying again with kl_budget={budgets[tried]:.2g}")
+            model, tokenizer = trainer.model, trainer.processing_class  # as they were, to the bit
+
+
+def on_main(trainer: UnlearnTrainer, work: Callable):
+    """`work(trainer)` on the main process, while the others wait; None there. What it raises all raise."""
+    processes = Processes(trainer.accelerator, "the request")
+    return processes.share(lambda: work(trainer) if trainer.is_world_process_zero() else None)[0]
+
+
+def budgets_to_try(request: Request, output: Path) -> list[float | None]:
+    """Those of the request from the one on at which a killed run was, if there is one in the folder."""
+    budgets = request.budgets
+    if (output / RUN_FILE).is_file():
+        method = read_json(output / RUN_FILE, {}).get("method")
+        found = method.get("kl_budget") if isinstance(method, dict) else None
+        return budgets[budgets.index(found) :] if found in budgets else budgets
+    return budgets
 
 
 def check_output(output: Path, model: str):
@@ -127,8 +158,8 @@ def clear_run(output: Path):
         output.rmdir()  # when nothing else is in it
 
 
-def make_trainer(request: Request, method: Method, output: Path) -> UnlearnTrainer:
-    """The trainer of a request, which speaks through the log."""
+def make_trainer(request: Request, method: Method, output: Path, model, tokenizer) -> UnlearnTrainer:
+    """The trainer of a request, which speaks through the log; the model is a name or one that is loaded already."""
     # A checkpoint a step where there are few, so that a kill costs a step at most.
     saving = {"save_strategy": "steps", "save_steps": 1} if method.own_steps else {"save_strategy": "epoch"}
     arguments = {
@@ -139,7 +170,8 @@ def make_trainer(request: Request, method: Method, output: Path) -> UnlearnTrain
         **request.arguments,
     }
     trainer = UnlearnTrainer(
-        model=request.model,
+        model=model,
+        processing_class=tokenizer,
         method=method,
         args=UnlearnConfig(output_dir=str(output), **arguments),
         forget_dataset=request.rows("forget"),
@@ -185,10 +217,7 @@ class Limit(TrainerCallback):
         trainer = self.trainer
         if trainer.is_sharded:
             raise InputError("the KL of a model that is spread over processes is not measured: start without FSDP")
-        processes = Processes(trainer.accelerator, "the measurement")
-        trainer.measured = processes.share(
-            lambda: before_and_after(trainer) if trainer.is_world_process_zero() else None
-        )[0]
+        trainer.measured = on_main(trainer, before_and_after)
         kl = trainer.measured["unlearned"].get("retain_rows_kl")
         if kl is None or not kl <= self.limit:
             measured = "no finite number" if kl is None else f"{kl:.3g} nats a token"

@@ -154,6 +154,23 @@ def test_json_has_stdout_for_itself(asked, tmp_path, capsys):
     assert log == ""
 
 
+def test_a_smaller_step_is_tried_where_none_was_asked_for(asked, tmp_path, capsys):
+    """The budget falls until the limit is kept; the run that is kept is that of the last budget alone."""
+    settings = ("damping=1e-6", "--kl_limit", 1)
+    assert call(*asked, *settings, "--json") == 0
+    said, log = capsys.readouterr()
+    facts, budgets = json.loads(said), re.findall(r"trying again with kl_budget=(\S+)", log)
+    assert budgets and [float(budget) for budget in budgets] == pytest.approx(
+        [1 / 8 ** (number + 2) for number in range(len(budgets))], rel=0.05
+    )
+    assert facts["settings"]["kl_budget"] == 1 / 8 ** (len(budgets) + 1)
+    assert facts["unlearned"]["retain_rows_kl"] <= 1
+    budget = f"kl_budget={facts['settings']['kl_budget']!r}"
+    assert call(*asked[:-1], tmp_path / "alone", *settings, budget, "--quiet") == 0
+    weights = [contents(tmp_path / name / "model")["model.safetensors"] for name in ("alone", "out")]
+    assert weights[0] == weights[1]
+
+
 class Killed(BaseException):
     """Stands for a kill."""
 
@@ -177,6 +194,7 @@ def test_a_killed_request_goes_on(request_folder, asked, tmp_path, capsys, monke
     assert call(*asked, *STEPS, "--kl_limit", 1) == 0
     weights = [contents(tmp_path / name / "model")["model.safetensors"] for name in ("whole", "out")]
     assert weights[0] == weights[1]
+    assert len((tmp_path / "out" / LOG_FILE).read_text().splitlines()) == 1
 
 
 @pytest.mark.multi_process
