@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from ..data.sources import read_rows
 from ..errors import InputError
 from ..experiments.line import METHODS
 from ..experiments.settings import NUMBER, read_yaml
@@ -107,15 +106,6 @@ class Request:
     def of_prompts(self) -> dict:
         """Fields of `UnlearnConfig`: how rows become prompts, where it was said."""
         return {name: value for name in PROMPTS if (value := getattr(self, name)) is not None and value is not False}
-
-    def rows(self, side: str):
-        """The rows of a side, "forget" or "retain"; None where none were given."""
-        source = getattr(self, side)
-        if source is None:
-            return None
-        from datasets import Dataset
-
-        return Dataset.from_list([row for _, row in read_rows(source)])
 
     @property
     def budgets(self) -> list[float | None]:

@@ -174,8 +174,8 @@ def make_trainer(request: Request, method: Method, output: Path, model, tokenize
         processing_class=tokenizer,
         method=method,
         args=UnlearnConfig(output_dir=str(output), **arguments),
-        forget_dataset=request.rows("forget"),
-        retain_dataset=request.rows("retain"),
+        forget_dataset=request.forget,
+        retain_dataset=request.retain,
         describe=request.describe,
     )
     trainer.remove_callback(ProgressCallback)
