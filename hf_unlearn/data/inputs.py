@@ -67,7 +67,7 @@ def read_dataset(rows, what: str) -> tuple[Dataset, str]:
         named = None
     else:
         raise InputError(
-            f"the {what} set is a {type(rows).__name__}: give a datasets.Dataset, a list of dicts or a file's path"
+            f"the {what} set is of type {type(rows).__name__}: give a Dataset, a list of dicts or a file's path"
         )
     if len(rows) == 0:
         raise InputError(f"the {what} set is empty: give it at least one row")

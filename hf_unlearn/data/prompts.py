@@ -84,11 +84,11 @@ class QATemplate:
         if not found:
             raise InputError("the chat template leaves the assistant's answer out: give the tokenizer another one")
         # Some templates (Llama-2) put a space between the prompt and the answer: it belongs to the first word.
-        space = prompt.removeprefix(asked)
-        if prompt.startswith(asked) and space.isspace():
-            prompt, answer = asked, space + answer
+        if prompt != asked:
+            prompt, written = prompt.rstrip(" "), prompt
+            answer = written[len(prompt) :] + answer
         if not self.add_eos:
-            end = end.rstrip() or end
+            end = end.rstrip() or end or tokenizer.eos_token or ""  # a template that writes no end leaves it open
         return prompt, answer + self.answer_end + end
 
     def fingerprint(self, tokenizer=None) -> str:
@@ -141,7 +141,7 @@ def make_template(
     elif template is None or isinstance(template, Mapping):
         fields, given = [field.name for field in dataclasses.fields(QATemplate)], dict(template or {})
         if unknown := [name for name in given if name not in fields]:
-            raise InputError(f"template has the unknown field {unknown[0]!r}: known are {', '.join(fields)}")
+            raise InputError(f"no field {unknown[0]}; there are {', '.join(fields)}")
         check_fields(QATemplate, given, {})
         found = QATemplate(**{"chat": chat} | given)
     else:
@@ -170,7 +170,7 @@ def encode_qa(tokenizer, question: str, answer: str, template: QATemplate, max_l
     The answer is tokenised as a continuation: after the prompt's last character, whose tokens are then dropped, which
     gives " Paris" for GPT-2's BPE and the same "▁Paris" as inside a sentence for SentencePiece. The end-of-sequence
     token is appended and labelled; the turn of a chat ends as its template ends it. What exceeds `max_length` tokens
-    is cut off the end of the answer. With `skip_first` there is a `prompt` to generate from too.
+    is cut off the end of the answer. With `skip_first` there are `prompt_ids` to generate from too.
 
     Raises:
         InputError: the tokenizer has no end-of-sequence token, or the prompt alone fills `max_length` tokens.
@@ -216,7 +216,7 @@ def _encode(tokenizer, texts: tuple[str, str], template: QATemplate, max_length:
         labels[len(prompt)] = -100
         # What open-unlearning generates from has the prompt's last spaces as a token of their own.
         spaces = answer_text[: len(answer_text) - len(answer_text.lstrip(" "))]
-        row["prompt"] = tokenizer(prompt_text + spaces)["input_ids"]
+        row["prompt_ids"] = tokenizer(prompt_text + spaces)["input_ids"]
     return row
 
 

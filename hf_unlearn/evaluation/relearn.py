@@ -90,7 +90,7 @@ def relearn(
             f"steps={steps}, batch_size={batch_size}, eval_steps={eval_steps} and learning_rate={learning_rate} must "
             "all be positive"
         )
-    rows = prepare_rows(rows, "attack", tokenizer, max_length)
+    rows = prepare_rows(rows, "attack", tokenizer, max_length, model=model)
     collate = default_collator(model, tokenizer)
     # Checked before the training, which may take an hour. Of the attacked weights no update was made: no hashes.
     updates = {label: UpdateDelta(update.tensors) for label, update in (updates or {}).items()}

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ..data.collators import CausalCollator
 from ..errors import InputError, NumericalError
 from ..objectives import IGNORE, scored_labels
+from ..runtime.limits import check_tokenizer, check_tokens
 from ..runtime.loading import padding_id
 from ..runtime.modules import evaluation_mode, model_device, positions_behind_padding, takes_positions
 
@@ -36,7 +37,7 @@ class AnswerScore:
     correct: np.ndarray  # (n,) whether the token is the model's argmax
     mean: np.ndarray | None  # (n,) mean of log p over the vocabulary under p; None when not asked for
     variance: np.ndarray | None  # (n,) its variance, likewise
-    eos: bool  # whether the last token is the EOS (not so when the row was truncated)
+    eos: bool  # whether the last token is the EOS, or ends a turn (not so when the row was truncated)
 
     @property
     def nll_sum(self) -> float:
@@ -142,8 +143,12 @@ def score_answers(
     budget. `moments` adds the mean and variance of log p over the vocabulary (min-k++), at twice the cost per logit.
 
     Raises:
+        InputError: another model's tokenizer, or a row that is too long for the model.
         NumericalError: the model gives logits that are not finite.
     """
+    check_tokenizer(tokenizer, model)
+    _check_rows(model, [row["input_ids"] for row in encoded], "what is scored")
+    stops = stop_ids(model, tokenizer)
     scores: list[AnswerScore | None] = [None] * len(encoded)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
     collate = CausalCollator(padding_id(tokenizer))
@@ -160,7 +165,7 @@ def score_answers(
                 log_probs, correct, *rest = (column[begin:end] for column in columns)
                 mean, variance = rest or (None, None)
                 last = encoded[i]["labels"][-1] if encoded[i]["labels"] else None
-                eos = bool(end > begin and last == tokenizer.eos_token_id)
+                eos = bool(end > begin and last in stops)
                 scores[i] = AnswerScore(log_probs, correct.astype(bool), mean, variance, eos)
             bar.update(len(items))
     return scores
@@ -190,8 +195,21 @@ def _reduce(logits: torch.Tensor, labels: torch.Tensor, moments: bool) -> list[t
     return [log_probs.gather(1, labels)[:, 0], correct, mean[:, 0], variance]
 
 
+def stop_ids(model, tokenizer) -> set[int]:
+    """Tokens that end an answer: the tokenizer's EOS, and those of the model's generation config (ends of a turn)."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+
+
+def _check_rows(model, rows: Sequence[Sequence[int]], what: str):
+    longest, largest = max(map(len, rows), default=0), max((max(row, default=0) for row in rows), default=0)
+    check_tokens(model, longest, largest, what)
+
+
 def prompt_ids(encoded: Mapping) -> list[int]:
     """The prompt of an encoded row, token for token as teacher forcing saw it."""
+    if "prompt_ids" in encoded:  # of a template whose answers' first token is not learned
+        return list(encoded["prompt_ids"])
     labels = encoded["labels"]
     answer = next((i for i, label in enumerate(labels) if label != -100), len(labels))
     return list(encoded["input_ids"][:answer])
@@ -212,12 +230,12 @@ def generate_ids(
     penalties of that config are switched off. The ids do not depend on `batch_size`, but for ties within rounding.
 
     Raises:
-        InputError: a prompt without tokens.
+        InputError: a prompt without tokens, or with more than the model can read.
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise InputError("a question gives an empty prompt: add a question text or a template with a start tag")
-    configured = model.generation_config.eos_token_id
-    stops = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+    stops = stop_ids(model, tokenizer)
+    _check_rows(model, prompts, "what is asked")
     pad, device = padding_id(tokenizer), model_device(model)
     padded = functools.partial(pad_sequence, batch_first=True, padding_side="left")
     results: list[list[int]] = [[] for _ in prompts]

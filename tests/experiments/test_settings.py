@@ -133,7 +133,10 @@ BAD = {
     "a section of other problems": (changed(TOFU, tuner={"type": "x"}), "the problem tofu has no section tuner"),
     "a key of data": (changed(TOFU, data__authers=3), "data: no setting authers; there are authors"),
     "a key of another source": (changed(TOFU, data__forget="forget01"), "data: forget belongs to TOFU"),
-    "a key of the template": (changed(TOFU, data__template={"start": "x"}), "data.template: no setting start"),
+    "a key of the template": (
+        changed(TOFU, data__template={"start": "x"}),
+        "data.template: no field start; there are",
+    ),
     "a key of model": (changed(TOFU, model__orginal="x"), "model: no setting orginal; there are config"),
     "a key of scratch": (changed(TOFU, model__scratch__layer=2), "model.scratch: no setting layer; there are"),
     "no retrained model": (changed(TOFU, model={"original": "x"}), "give model.retrained or model.retain_log"),

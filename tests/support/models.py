@@ -18,11 +18,10 @@ def make_llama(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads or heads,
-        max_position_embeddings=64,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
-        **{"tie_word_embeddings": False, **kwargs},
+        **{"max_position_embeddings": 64, "tie_word_embeddings": False, **kwargs},
     )
     return LlamaForCausalLM(config).eval()
 

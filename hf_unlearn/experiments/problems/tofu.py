@@ -5,7 +5,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...data.prompts import QATemplate, tokenize_qa
+from ...data.prompts import make_template, tokenize_qa
 from ...data.tofu import TofuSplits, load_tofu
 from ...errors import InputError
 from ...evaluation import tofu
@@ -17,7 +17,6 @@ from ...runtime.files import sha256_json, sha256_tensors
 from ...runtime.loading import load_model, load_tokenizer
 from ...runtime.processes import on_main_process
 from ..problem import LanguageModel, Problem, Reference, Stage, StageSize, divergence_from, typed
-from ..settings import configured
 
 
 SEARCH_METRICS = ("forget_truth_ratio", "forget_Q_A_Prob", "retain_Q_A_Prob")
@@ -46,7 +45,7 @@ class TofuData:
         source: "synthetic" for the embedded problem, or a folder or Hub id of TOFU.
         forget, retain_rows: see `data.tofu.load_tofu`.
         authors, forget_authors, questions_per_author: see `miniature.authors.load_synthetic`.
-        template: fields of `QATemplate`.
+        template: a name of `data.prompts.PRESETS`, or fields of `QATemplate`.
     """
 
     source: str = "locuslab/TOFU"
@@ -55,10 +54,13 @@ class TofuData:
     authors: int | None = None
     forget_authors: int | None = None
     questions_per_author: int | None = None
-    template: dict = field(default_factory=dict)
+    template: dict | str = field(default_factory=dict)
 
     def __post_init__(self):
-        self.template = configured(QATemplate, "data.template", self.template)
+        try:
+            self.template = make_template(self.template)
+        except InputError as error:
+            raise InputError(f"data.template: {error}") from error
         if found := self.given(OF_TOFU if self.is_synthetic else OF_SYNTHETIC):
             whose = "TOFU" if self.is_synthetic else f"source: {SYNTHETIC}"
             raise InputError(f"data: {', '.join(found)} belongs to {whose}: leave it out, or change source")
