@@ -12,6 +12,7 @@ from .vocabulary.base import Line, Vocabulary, mark_level
 
 
 SMALLEST_KL = 1e-7
+WIDEST = 28  # typographic points that rings around a marker may add to it
 CONTROL = "original"  # the curve of an attack on the model before unlearning
 
 
@@ -71,6 +72,7 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], vocabulary: V
         points = [*itertools.chain(*searches.values()), *(point for _, point in reported[-1])]
         if points:
             ax.update_datalim(points)
+            ax.margins(0.1)  # room for the marks of points at the border
             ax.autoscale_view()
         y.scale(ax, [value for _, value in points])
         x.scale(ax, [value for line in [*lines, *tried] if (value := x.mean(line)) is not None])
@@ -86,18 +88,24 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], vocabulary: V
     figure.draw_without_rendering()
     for ax, found in zip(axes, reported, strict=True):
         places = _places(ax, [point for _, point in found])
-        for number, ((line, point), rank) in enumerate(zip(found, _ranks(places), strict=True)):
-            look, size = style[line.method], (12 + 7 * rank) * (1.5 if line.method == vocabulary.references[1] else 1)
+        groups = _groups(places)
+        for number, ((line, point), group) in enumerate(zip(found, groups, strict=True)):
+            rank, members = groups[:number].count(group), [one for (one, _), its in zip(found, groups) if its == group]
+            look, step = style[line.method], min(7, WIDEST / len(members))
+            size = 12 + rank * step
             if rank == 0:
+                size *= 1.5 if line.method == vocabulary.references[1] else 1
                 drawn = {"color": look["color"], "edgecolor": "white", "linewidth": 1.2}
             else:
                 drawn = {"facecolor": "none", "edgecolor": look["color"], "linewidth": 1.8}
             drawn |= {"marker": look["marker"], "s": size**2, "zorder": 5 - 0.01 * rank, "clip_on": False}
             ax.scatter(*([value] for value in point), **drawn)
             note = {"textcoords": "offset points", "fontsize": 8, "color": "0.3"}
-            if several:
-                ax.annotate(f"{line.row[vocabulary.size_key]}", point, xytext=(7, 4), **note)
-            elif line.saved:
+            if several and rank == 0:
+                sizes = dict.fromkeys(f"{one.row[vocabulary.size_key]}" for one in members)
+                beside = 8 + step * (len(members) - 1) / 2
+                ax.annotate(", ".join(sizes), point, xytext=(beside, 4), **note)
+            elif line.saved and not several:
                 arrow = {"arrowstyle": "-", "color": "0.3", "linewidth": 0.8}
                 ax.annotate("saved", point, _free_side(places, number), ha="center", arrowprops=arrow, **note)
     return figure
@@ -112,13 +120,13 @@ def _places(ax, points: Sequence[tuple[float, float]]) -> np.ndarray:
     return ax.transData.transform(np.asarray(points, dtype=float).reshape(-1, 2)) * 72 / ax.figure.dpi
 
 
-def _ranks(places: np.ndarray, near: float = 12.0) -> list[int]:
-    """For each place how many of those before it fall together with it: nearer than `near`, or by way of others."""
+def _groups(places: np.ndarray, near: float = 12.0) -> list[int]:
+    """For each place the number of its group: those nearer than `near` to one another, or by way of others."""
     group = list(range(len(places)))
     for i, j in itertools.combinations(range(len(places)), 2):
         if np.hypot(*(places[i] - places[j])) < near:
             group = [group[i] if one == group[j] else one for one in group]
-    return [group[:i].count(one) for i, one in enumerate(group)]
+    return group
 
 
 def _free_side(places: np.ndarray, number: int) -> tuple[int, int]:
@@ -220,7 +228,9 @@ def relearn_plot(curves: Sequence[Mapping], chance: float | None = None, methods
             look = style[curve["method"]]
             values = [scores[metric] for scores in curve["scores"]]
             label = f"{CONTROL} (control)" if curve["method"] == CONTROL else plain(curve["method"])
-            ax.plot(curve["steps"], values, **look, markersize=5, label=label)
+            # The control is wide and hollow: what falls on it is seen within.
+            size = {"markersize": 9, "markerfacecolor": "none"} if curve["method"] == CONTROL else {"markersize": 5}
+            ax.plot(curve["steps"], values, **look, **size, label=label)
             again = curve["with_update"].get(curve["method"])
             if again is not None:
                 x = end * (1.04 + 0.04 * place)
@@ -229,7 +239,7 @@ def relearn_plot(curves: Sequence[Mapping], chance: float | None = None, methods
         if chance is not None:
             mark_level(ax, chance, "chance", below=True)
         ax.set_title(f"{plain(title[0])}, learning rate {title[1]:g}", fontsize=11)
-        ax.set_xlabel("steps of fine-tuning (open: update added again)", fontsize=11)
+        ax.set_xlabel("steps of fine-tuning\n(single open marker: update added again)", fontsize=11)
         # Room for the legend's largest marker and for a chance line at the bottom.
         ax.margins(y=0.08)
     axes[0].set_ylabel(f"{plain(metric)}\n(lower: still forgotten)", fontsize=11)
