@@ -49,10 +49,13 @@ def missing_folder(name: str | Path) -> bool:
 def public_name(model: str | Path | None) -> str | None:
     """A model's name as it may stand in published files: a Hub id as it is, of a folder only its own name.
 
-    The mark behind a folder's name keeps it from being read as a Hub id: "gpt2-mine (local folder)".
+    The mark behind a folder's name keeps it from being read as a Hub id: "gpt2-mine (local folder)". A folder of the
+    Hub's cache is the repository that it was downloaded from, and so can be loaded by everyone.
     """
     if not model or is_repo_id(str(model)) or str(model).endswith(LOCAL):
         return str(model) if model else None
+    if cached := re.search(r"/models--([^/]+)/snapshots/[0-9a-f]{40}/?$", Path(model).absolute().as_posix()):
+        return cached[1].replace("--", "/")
     return f"{Path(model).resolve().name}{LOCAL}"
 
 

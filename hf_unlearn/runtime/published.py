@@ -5,7 +5,6 @@ import fnmatch
 import json
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
@@ -35,9 +34,11 @@ MODEL_FILES = (
 LEFT_BEHIND = ("training_args.bin", "optimizer.pt", "scheduler.pt", "checkpoint-*")
 # Files that tell the output folder of a run, and that of an experiment.
 OUTPUT_FILES = {"unlearn_run.json": "a run", "results.json": "an experiment", "report.html": "an experiment"}
-# Tokens of the Hub, and absolute paths in a text: behind a letter or a dot a slash divides words or a relative path.
+# Tokens of the Hub, and what may be an absolute path in a text.
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{30,}")
-ABSOLUTE = re.compile(r"(?:(?<=file://)|(?<![\w.~<\\/-]))/(?!/)[^\s\"'`<>|:;,*?()\[\]{}\\]+")
+ABSOLUTE = re.compile(r"/(?!/)[^\s\"'`<>|:;,*?()\[\]{}\\]+")
+# Behind one of these a slash divides words, is part of an address or a tag, or goes on from a relative path.
+WITHIN = re.compile(r"[\w.~<\\/-]")
 # Folders that every machine has tell nothing of this one.
 OF_ALL = ("/bin/", "/dev/", "/etc/", "/lib/", "/lib64/", "/proc/", "/sbin/", "/sys/", "/usr/")
 
@@ -115,20 +116,27 @@ def _is_published(place: Path) -> bool:
 
 def _check_secrets(path: Path, tokens: tuple[str | None, ...], own: set[str]):
     """Refuse a file that holds an access token (those given, or anything that looks like one) or a path of here."""
-    for number, line in _lines(path):
-        where = f"{path}, line {number}," if number else f"the header of {path}"
-        if TOKEN.search(line) or any(token and token in line for token in tokens):
-            raise InputError(f"{where} holds an access token: take it out and revoke it, then push again")
-        for match in ABSOLUTE.finditer(line):
-            if is_of_here(match[0], own):
-                raise InputError(f"{where} holds a path of this machine ({match[0]}): take it out, then push again")
+    text = _text(path)
+    secret = TOKEN.search(text)
+    at = [secret.start() if secret else -1, *(text.find(token) for token in tokens if token)]
+    if found := [place for place in at if place >= 0]:
+        where = _line(path, text, min(found))
+        raise InputError(f"{where} holds an access token: take it out and revoke it, then push again")
+    for match in ABSOLUTE.finditer(text):
+        before = text[max(match.start() - 7, 0) : match.start()]
+        if (not WITHIN.match(before[-1:]) or before == "file://") and is_of_here(match[0], own):
+            where = _line(path, text, match.start())
+            raise InputError(f"{where} holds a path of this machine ({match[0]}): take it out, then push again")
 
 
-def _lines(path: Path) -> Iterator[tuple[int | None, str]]:
-    """Lines of a file with their numbers; of safetensors what the header says beside names and shapes."""
+def _text(path: Path) -> str:
+    """All of a file; of safetensors what the header says beside names and shapes."""
     if path.suffix != ".safetensors":
-        with open(path, encoding="utf-8", errors="replace") as file:
-            yield from enumerate(file, 1)
-    else:
-        with open_safetensors(path) as file:
-            yield None, json.dumps(file.metadata() or {}, ensure_ascii=False)
+        return path.read_text(encoding="utf-8", errors="replace")
+    with open_safetensors(path) as file:
+        return json.dumps(file.metadata() or {}, ensure_ascii=False)
+
+
+def _line(path: Path, text: str, place: int) -> str:
+    weights = path.suffix == ".safetensors"
+    return f"the header of {path}" if weights else f"{path}, line {text.count(chr(10), 0, place) + 1},"

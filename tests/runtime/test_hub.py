@@ -239,6 +239,9 @@ def test_published_names_tell_no_local_path(tmp_path, monkeypatch):
     # A folder that exists is meant before a repository of the same name.
     for folder in ("org/mine", tmp_path / "org/mine", "/somewhere/else/mine"):
         assert public_name(folder) == "mine (local folder)"
+    snapshots = tmp_path / "hub" / "models--org--model-7b" / "snapshots"
+    assert public_name(snapshots / ("0a" * 20)) == "org/model-7b"
+    assert public_name(snapshots) == "snapshots (local folder)"
     assert public_name("mine (local folder)") == "mine (local folder)" and not is_repo_id("mine (local folder)")
 
 
