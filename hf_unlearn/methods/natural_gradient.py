@@ -181,6 +181,7 @@ class NaturalGradient(Method):
         try:
             # One number for all, who would part if rounding put them on two sides of the limit.
             measured, *_ = Processes(run.accelerator, "the KL").share(lambda: self._meter(run.model).mean)
+            reshard(run.model)  # gradients are those of the parts, which Trainer would not find to set to zero
             if measured > self.limit:
                 raise LimitError(
                     f"measured KL {measured:.3g} nats a token after step {run.state.global_step + 1} of {self.steps}, "
