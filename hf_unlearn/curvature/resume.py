@@ -10,6 +10,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,9 +19,18 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import InputError
-from ..runtime.files import open_safetensors, write_safetensors
+from ..runtime.files import open_safetensors, parse_json, read_tensors, sha256_tensors, write_safetensors
 from ..runtime.processes import Processes
 from .passes import Progress
+
+
+logger = logging.getLogger(__name__)
+
+SHAPE = {
+    "progress": {"rounds": int, "sequences": int, "tokens": int, "digest": str},
+    "counts": {str: int},
+    "tensors": str,
+}
 
 
 class FitCheckpoint:
@@ -44,14 +54,12 @@ class FitCheckpoint:
 
     def progress(self, stage: int, rounds: int | None) -> Progress:
         """What a file of this process says of the data that it holds."""
-        with open_safetensors(self._file(stage, rounds)) as file:
-            return Progress(**json.loads(file.metadata()["progress"]))
+        return Progress(**self._about(self._file(stage, rounds))["progress"])
 
     def load(self, stage: int, rounds: int | None = None) -> tuple[dict[str, Tensor], dict]:
         """Tensors and counts of a set of sums, or of a finished stage (`rounds` None)."""
-        with open_safetensors(self._file(stage, rounds)) as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["counts"])
+        file = self._file(stage, rounds)
+        return read_tensors(file), self._about(file)["counts"]
 
     def after_round(self, stage: int, sums, progress: Progress):
         """Write the sums when it is time."""
@@ -81,8 +89,8 @@ class FitCheckpoint:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _write(self, stage: int, rounds: int | None, tensors, progress: Progress, counts: Mapping[str, int]):
-        about = {"progress": json.dumps(dataclasses.asdict(progress)), "counts": json.dumps(counts)}
-        write_safetensors(self._file(stage, rounds), tensors, about)
+        about = {"progress": dataclasses.asdict(progress), "counts": dict(counts), "tensors": sha256_tensors(tensors)}
+        write_safetensors(self._file(stage, rounds), tensors, {"about": json.dumps(about)})
 
     def _file(self, stage: int, rounds: int | None) -> Path:
         middle = "done" if rounds is None else f"{rounds:08d}"
@@ -105,11 +113,20 @@ class FitCheckpoint:
         return [(stage, 0) for stage in range(done + 1)] + [place for place in self._sums() if place[0] <= done]
 
     def _is_whole(self, file: Path) -> bool:
-        try:
-            with open_safetensors(file) as opened:
-                return "progress" in (opened.metadata() or {})
-        except InputError:
+        """Whether a file has the tensors that were written; one that has not is as good as none, and said so."""
+        if not file.exists():
             return False
+        try:
+            if sha256_tensors(read_tensors(file)) == self._about(file)["tensors"]:
+                return True
+            raise InputError(f"{file} is not what was written")
+        except InputError as error:
+            logger.warning(f"sums of a fit that was cut short are not used: {error}")
+            return False
+
+    def _about(self, file: Path) -> dict:
+        with open_safetensors(file) as opened:
+            return parse_json((opened.metadata() or {}).get("about", ""), file, SHAPE)
 
 
 def restore(sums, tensors: Mapping[str, Tensor], counts: Mapping[str, int]):

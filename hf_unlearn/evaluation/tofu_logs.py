@@ -7,14 +7,17 @@ never read, so a log that was edited or aggregated otherwise gives the same summ
 """
 
 import gzip
+import io
 import json
 import math
 import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import InputError
-from ..runtime.files import atomic_write, write_json
+from ..runtime.files import JSON_BYTES, JSON_DEPTH, atomic_write, read_bytes, write_json
+from ..runtime.shapes import check_depth
 from . import memorization, privacy
 
 
@@ -40,13 +43,20 @@ def read_log(path: str | Path) -> dict:
     Raises:
         InputError: no such file, or it does not hold a JSON object.
     """
+    if not Path(path).exists():
+        raise InputError(f"no log at {path}: evaluate the model first or correct the path")
+    data = read_bytes(Path(path).resolve())
     try:
-        with open(path, "rb") as handle:
-            data = handle.read()
-        log = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-    except FileNotFoundError as error:
-        raise InputError(f"no log at {path}: evaluate the model first or correct the path") from error
-    except (ValueError, EOFError, OSError) as error:
+        if data[:2] == b"\x1f\x8b":
+            with gzip.open(io.BytesIO(data)) as unpacked:
+                data = unpacked.read(JSON_BYTES + 1)
+            if len(data) > JSON_BYTES:
+                raise InputError(f"{path} unpacks to more than {JSON_BYTES} bytes, which no log has")
+        log = json.loads(data)
+        check_depth(log, JSON_DEPTH)
+    except InputError:
+        raise
+    except (ValueError, EOFError, OSError, zlib.error, RecursionError) as error:
         raise InputError(f"{path} is not a readable JSON log ({error}): evaluate the model again") from error
     if not isinstance(log, dict):
         raise InputError(f"{path} does not hold a JSON object: give a TOFU_EVAL.json")

@@ -14,16 +14,18 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.rows import fingerprint_rows, hash_of_rows, row_hashes
 from ..deltas import UpdateDelta
+from ..errors import InputError
 from ..evaluation.specificity import Approximation, KLResult
 from ..report.card import render_card
 from ..report.questions import Question, compare_answers
 from ..runtime.files import (
-    open_safetensors,
-    read_json,
+    read_sealed,
+    read_tensors,
+    sha256_file,
     sha256_json,
     sha256_tensors,
-    write_json,
     write_safetensors,
+    write_sealed,
     write_text,
 )
 from ..runtime.folders import staged_folder
@@ -41,6 +43,7 @@ from .settings import Experiment
 
 logger = logging.getLogger(__name__)
 
+KL_FILE = "kl.safetensors"
 KL_TENSORS = ("per_token", "per_sequence", "sequence_tokens")
 
 
@@ -186,7 +189,7 @@ class Cell:
         done = folder / "line.json"
         finished = FinishedStages(folder, key)
         PartialState().wait_for_everyone()
-        if done.is_file() and (saved := read_json(done))["key"] == key:
+        if (saved := read_line(done)) is not None and saved["key"] == key:
             logger.info(f"{line.label}: finished before, read from {folder}")
             self.candidates += saved["candidates"]
             self.bar.update(len(saved["candidates"]))
@@ -211,7 +214,8 @@ class Cell:
 
         def write():
             saved_kl = None if kl is None else write_kl(folder, kl)
-            write_json(done, {"key": key, "row": row, "candidates": search.rows, "kl": saved_kl})
+            told = {"key": key, "row": row, "candidates": search.rows, "kl": saved_kl}
+            write_sealed(done, told | {"kl_sha256": None if kl is None else sha256_file(folder / KL_FILE)})
             finished.remove()
 
         on_main_process(write)
@@ -264,16 +268,30 @@ class Cell:
             write_text(staged / "README.md", render_card(context | problem.card(rows, best)))
 
 
+def read_line(file: Path) -> dict | None:
+    """What a finished line wrote; None when there is none, or it is no longer what was written."""
+    if not file.exists():
+        return None
+    shape = {"key": str, "row": {}, "candidates": [{}], "kl": ({}, None), "kl_sha256": (str, None)}
+    try:
+        saved = read_sealed(file, shape)
+        if saved["kl"] is not None and sha256_file(file.with_name(KL_FILE)) != saved["kl_sha256"]:
+            raise InputError(f"{file.with_name(KL_FILE)} is not what was written")
+        return saved
+    except (InputError, OSError) as error:
+        logger.warning(f"a finished line cannot be used, and is run again: {error}")
+        return None
+
+
 def write_kl(folder: Path, kl: KLResult) -> dict:
     """Write the tensors of a result into a folder; returns its other fields, JSON-able."""
     fields = dataclasses.asdict(kl)
-    write_safetensors(folder / "kl.safetensors", {name: fields.pop(name) for name in KL_TENSORS})
+    write_safetensors(folder / KL_FILE, {name: fields.pop(name) for name in KL_TENSORS})
     return fields
 
 
 def read_kl(folder: Path, fields: Mapping) -> KLResult:
     """The result that `write_kl` wrote."""
-    with open_safetensors(folder / "kl.safetensors") as tensors:
-        parts = {name: tensors.get_tensor(name) for name in KL_TENSORS}
+    parts = read_tensors(folder / KL_FILE, KL_TENSORS)
     approximation = fields["approximation"] and Approximation(**fields["approximation"])
     return KLResult(**{**fields, "interval": tuple(fields["interval"]), "approximation": approximation}, **parts)

@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """What the finished stages of a search left behind: a search that is killed goes on after the last of them."""
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -10,13 +9,16 @@ from pathlib import Path
 import torch
 
 from ..deltas import UpdateDelta
-from ..runtime.files import open_safetensors, write_json, write_safetensors
+from ..errors import InputError
+from ..runtime.files import open_safetensors, read_sealed, sha256_file, write_safetensors, write_sealed
 
 
 logger = logging.getLogger(__name__)
 
 FOLDER, STATE = "finished", "state.json"
 KEPT = ("trainings", "stages", "rows", "seconds", "peak_memory")
+SHAPE = {"key": str, "trainings": int, "stages": int, "rows": [{}], "seconds": float, "peak_memory": float}
+SHAPE |= {"best": (int, None), "tensors_sha256": (str, None)}
 
 
 class FinishedStages:
@@ -40,17 +42,25 @@ class FinishedStages:
         self.rows: list[dict] = []
         self.best: tuple[int, UpdateDelta] | None = None
         self._written: int | None = None
+        if not (self.folder / STATE).exists():
+            return
         try:
-            state = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            state = read_sealed(self.folder / STATE, SHAPE)
+            if state["key"] != key:
+                return
+            if state["stages"]:
+                file = self.folder / f"training-{state['trainings']}-stage-{state['stages']}.safetensors"
+                if sha256_file(file) != state["tensors_sha256"]:
+                    raise InputError(f"{file} is not what was written")
+            if state["best"] is not None:
+                self.best = state["best"], UpdateDelta.from_pretrained(self.folder / f"best-{state['best']}")
+        except (InputError, OSError) as error:
+            logger.warning(f"what is left of finished stages cannot be used, and they are repeated: {error}")
+            self.best = None
             return
-        if state["key"] != key:
-            return
+        self._written = state["best"]
         for name in KEPT:
             setattr(self, name, state[name])
-        if state["best"] is not None:
-            self._written = state["best"]
-            self.best = self._written, UpdateDelta.from_pretrained(self.folder / f"best-{self._written}")
 
     @property
     def begun(self) -> bool:
@@ -89,7 +99,9 @@ class FinishedStages:
                     delta.save_pretrained(self.folder / f"best-{index}", dtype=torch.float32)
                     self._written = index
             state = {"key": self.key} | {name: getattr(self, name) for name in KEPT}
-            write_json(self.folder / STATE, state | {"best": None if self.best is None else self.best[0]})
+            state |= {"best": None if self.best is None else self.best[0]}
+            state |= {"tensors_sha256": sha256_file(self.folder / self._stage_file) if self.stages else None}
+            write_sealed(self.folder / STATE, state)
         except OSError as error:
             logger.warning(f"the finished stages could not be kept, and a killed run would repeat them: {error}")
             return

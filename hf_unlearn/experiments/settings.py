@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from ..errors import InputError
 from ..runtime.fields import check_fields
+from ..runtime.yaml_files import parse_yaml
 from .line import Line
 
 
@@ -210,10 +209,7 @@ def read_yaml(path: str | Path | None, default: str) -> dict:
     if not file.is_file():
         raise InputError(f"no such configuration: {path}")
     path = path or default
-    try:
-        written = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    written = parse_yaml(file.read_bytes(), path)
     if not isinstance(written, dict):
         raise InputError(f"{path}: no sections; give one at least")
     for place, value in leaves(written):

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Grams kept on disk: a later request on the same model measures only its own rows."""
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +9,16 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..data.rows import hash_of_rows, row_hashes
-from ..runtime.files import open_safetensors, sha256_json, sha256_tensors, write_safetensors
+from ..errors import InputError
+from ..runtime.files import (
+    open_safetensors,
+    parse_json,
+    read_tensors,
+    sha256_json,
+    sha256_tensor,
+    sha256_tensors,
+    write_safetensors,
+)
 from ..runtime.processes import Processes, own
 from .grams import TENSORS, Gram
 from .jacobians import Jacobians
@@ -44,24 +54,36 @@ class GramCache:
         }
 
     def get(self, parts: Sequence[Dataset], measure: Callable[[], Gram]) -> Gram:
-        """The Gram of the rows of all parts, in any order; `measure()` makes it when it is not there. Collective.
-
-        Raises:
-            OSError: the file could not be written.
-        """
+        """The Gram of the rows of all parts, in any order; `measure()` makes it when it is not there. Collective."""
         count = sum(map(len, parts))
         file = self.folder / f"gram-{own(self.processes, lambda: self._key(parts))[:16]}.safetensors"
         # Only where all see the file: folders that are not shared between machines hold it on some.
-        if all(self.processes.share(file.is_file)):
+        found = self._read(file)
+        if all(self.processes.share(lambda: found is not None)):
             logger.info(f"the Gram of {count} rows is read from {file}")
-            return own(self.processes, lambda: self._read(file, count))
+            return Gram(*map(found.get, TENSORS), count)
         gram = measure()
-        own(self.processes, lambda: write_safetensors(file, gram.tensors()) if self.processes.rank == 0 else None)
+        self.processes.share(lambda: self._keep(file, gram) if self.processes.rank == 0 else None)
         return gram
 
-    def _read(self, file: Path, count: int) -> Gram:
-        with open_safetensors(file, self.device) as saved:
-            return Gram(*map(saved.get_tensor, TENSORS), count)
+    def _read(self, file: Path) -> dict | None:
+        """The tensors of a Gram; None when there is none, or it is no longer what was written."""
+        if not file.exists():
+            return None
+        try:
+            with open_safetensors(file) as saved:
+                hashes = parse_json((saved.metadata() or {}).get("sha256", ""), file, {str: str})
+            return read_tensors(file, TENSORS, hashes, self.device)
+        except InputError as error:
+            logger.warning(f"a Gram that was kept is not used and is made again: {error}")
+            return None
+
+    def _keep(self, file: Path, gram: Gram):
+        try:
+            hashes = {name: sha256_tensor(tensor) for name, tensor in gram.tensors().items()}
+            write_safetensors(file, gram.tensors(), {"sha256": json.dumps(hashes)})
+        except OSError as error:
+            logger.warning(f"a Gram could not be kept, and would be made again: {error}")
 
     def _key(self, parts: Sequence[Dataset]) -> str:
         places = sorted(

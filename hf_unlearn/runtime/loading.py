@@ -1,13 +1,23 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Models and tokenizers by name or folder, and the id that pads their rows."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
 
 from ..errors import InputError, first_line
+from .checkpoints import Shards, shorten
+from .files import read_json
 from .hub import missing_folder
 
 
 logger = logging.getLogger(__name__)
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+MOST = 2**40  # no number in a model's configuration is as large
 
 
 def load_model(model: str, processing_class=None, init_kwargs: dict | None = None):
@@ -20,10 +30,20 @@ def load_model(model: str, processing_class=None, init_kwargs: dict | None = Non
     """
     from transformers import AutoModelForCausalLM
 
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(model, **(init_kwargs or {}))
-    except (OSError, ValueError) as error:
-        raise _cannot_load(model, error) from error
+    if not Path(model).is_dir():
+        with _loading(model):
+            loaded = AutoModelForCausalLM.from_pretrained(model, **(init_kwargs or {}))
+        return loaded, processing_class or load_tokenizer(model, init_kwargs)
+    _check_folder(model)
+    with _loading(model):
+        loaded, about = AutoModelForCausalLM.from_pretrained(model, output_loading_info=True, **(init_kwargs or {}))
+    if missing := sorted(about["missing_keys"]):
+        raise InputError(
+            f"the weights of {model} lack {shorten(missing)}, which would be random: download them again, or name a "
+            "model whose weights are those of its config.json"
+        )
+    if unused := sorted(about["unexpected_keys"]):
+        logger.warning(f"{model}: {len(unused)} tensors of its weights are no part of the model: {shorten(unused)}")
     return loaded, processing_class or load_tokenizer(model, init_kwargs)
 
 
@@ -39,16 +59,18 @@ def load_tokenizer(model: str, init_kwargs: dict | None = None, *, required_for:
 
     same = ("revision", "token", "cache_dir", "subfolder", "trust_remote_code", "local_files_only")
     kwargs = {name: value for name, value in (init_kwargs or {}).items() if name in same}
+    _check_folder(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, **kwargs)
-    except (OSError, ValueError) as error:
+        with _loading(model):
+            tokenizer = AutoTokenizer.from_pretrained(model, **kwargs)
+    except InputError as error:
+        if Path(model).is_dir() and any((Path(model) / name).exists() for name in TOKENIZER_FILES):
+            raise  # it has one, which is damaged
         if required_for is None:
             logger.info(f"{model} has no tokenizer: rows must hold input_ids")
             return None
-        try:
+        with _loading(model):
             AutoConfig.from_pretrained(model, **kwargs)
-        except (OSError, ValueError) as absent:
-            raise _cannot_load(model, absent) from absent
         raise InputError(
             f"{model} has no tokenizer: {required_for} needs the one it was trained with; save it beside the model"
         ) from error
@@ -68,7 +90,57 @@ def padding_id(tokenizer, model=None) -> int:
     return next((number for number in ids if number is not None), 0)
 
 
-def _cannot_load(model: str, error: Exception) -> InputError:
+def _check_folder(model: str):
+    """Refuse a local folder whose files cannot be true before transformers builds what they ask for.
+
+    Raises:
+        InputError: a configuration is no JSON, or names numbers of layers that its weights do not have; a safetensors
+            file is cut short, or lies elsewhere.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return
+    for file in sorted(folder.glob("*.json")):
+        content = read_json(file, None if file.name in ("tokenizer.json", "vocab.json") else {})
+        if file.name == "config.json":
+            config = content
+    if not any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return
+    weights = Shards(folder, "model.safetensors")
+    weights.headers(())  # reads those of all files
+    tensors = len(weights.files)
+    if (folder / "config.json").exists():
+        for key, value in _numbers(config):
+            if "layer" in key and value > tensors:
+                raise InputError(f"{folder / 'config.json'}: {key} is {value}, and the weights are {tensors} tensors")
+            if value > MOST:
+                raise InputError(f"{folder / 'config.json'}: {key} is {value}, which is no model's")
+
+
+def _numbers(config: dict) -> Iterator[tuple[str, int]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield key, value
+
+
+@contextlib.contextmanager
+def _loading(model: str):
+    """Turn whatever transformers, tokenizers and torch raise of files that they cannot take into an InputError."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, InputError):
+        raise
+    except (Exception, RecursionError) as error:
+        raise _cannot_load(model, error) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # how a fault in Rust arrives
+            raise
+        raise _cannot_load(model, error) from error
+
+
+def _cannot_load(model: str, error: BaseException) -> InputError:
     if missing_folder(model):
         return InputError(f"cannot load the model: the folder {model} does not exist: correct the path")
     return InputError(f"cannot load the model {model!r}: {first_line(error)}")

@@ -33,7 +33,7 @@ def test_a_tokenizer_that_is_required_is_named_with_its_cure(folder):
 
 def test_where_there_is_no_model_the_tokenizer_is_not_blamed(tmp_path):
     for load in (load_model, lambda model: load_tokenizer(model, required_for="TOFU")):
-        with pytest.raises(InputError, match="cannot load the model '.*absent'") as caught:
+        with pytest.raises(InputError, match="cannot load the model.*absent") as caught:
             load(str(tmp_path / "absent"))
         assert "\n" not in str(caught.value)
 
