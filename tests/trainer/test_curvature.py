@@ -6,7 +6,7 @@ import pytest
 from hf_unlearn import KFade, UnlearnConfig
 from hf_unlearn.curvature import EKFAC, Curvature, passes
 from hf_unlearn.errors import InputError
-from tests.support.curvature import tiny
+from tests.support.models import make_llama
 from tests.support.trainers import make_trainer, trained_llama
 
 
@@ -56,7 +56,7 @@ def test_a_named_curvature_of_something_else_is_refused(artifact, tmp_path):
     with pytest.warns(UserWarning, match="fitted on other weights"):
         trained(tmp_path / "insist", curvature=Curvature.from_pretrained(artifact), model=other)
     with pytest.raises(InputError, match="another architecture"):
-        trained(tmp_path / "shape", curvature=artifact, model=tiny().float())
+        trained(tmp_path / "shape", curvature=artifact, model=make_llama(intermediate_size=32))
     with pytest.raises(
         InputError, match=r"does not cover model.layers.0.self_attn.q_proj.weight: pass target_modules"
     ):

@@ -67,7 +67,7 @@ def two_processes(folder):
     # An evaluation, whose rows do not divide evenly, and a checkpoint of both processes.
     trainer = make_trainer(
         trained_llama(), kfade(steps=2), folder / "saved", ODD, eval_strategy="steps", eval_steps=1,
-        per_device_eval_batch_size=1, save_strategy="steps", save_steps=1,
+        per_device_eval_batch_size=1, save_strategy="steps", save_steps=1, save_total_limit=2,
     )  # fmt: skip
     trainer.train()
     assert len(logged(trainer, "eval_forget_loss")) == 2
