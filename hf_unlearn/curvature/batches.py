@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..objectives import IGNORE, scored_labels
+from ..runtime.limits import check_tokens
 
 
 @dataclass
@@ -116,3 +117,14 @@ def read_batch(batch: Mapping, first: int, causal: bool, device: torch.device) -
         labels=labels[predicted].to(device),
         label_shape=predicted.shape,
     )
+
+
+def check_readable(model: torch.nn.Module, batch: Batch):
+    """Refuse token ids and lengths that the model does not have.
+
+    Raises:
+        InputError: as `runtime.limits.check_tokens`.
+    """
+    ids = batch.inputs.get("input_ids")
+    if isinstance(ids, Tensor) and ids.dim() == 2:
+        check_tokens(model, ids.shape[1], int(ids.max()), "the data of the curvature")

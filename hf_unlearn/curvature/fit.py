@@ -16,7 +16,7 @@ from ..runtime.processes import Processes, own
 from ..runtime.provenance import code_sha256
 from ..runtime.sharded import whole
 from ..version import __version__
-from .batches import read_batch
+from .batches import check_readable, read_batch
 from .costs import measured_stage
 from .fisher import FISHERS
 from .layout import make_layout, parse_bytes, shared_inputs, tensor_weight
@@ -199,6 +199,7 @@ def _leaders(model: nn.Module, dataloader, targets) -> dict[str, str]:
     batch = next((batch for raw in dataloader if (batch := read_batch(raw, 0, causal, device)) is not None), None)
     if batch is None:
         raise InputError(NO_TOKENS)
+    check_readable(model, batch)
     return shared_inputs(model, targets, batch.sample())
 
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..runtime.files import sha256_tensor
-from ..runtime.limits import check_tokens
 from ..runtime.modules import model_device, positions_behind_padding, takes_positions
 from ..runtime.processes import LostProcess, Processes
 from ..runtime.sharded import is_sharded, reshard
-from .batches import Batch, read_batch
+from .batches import Batch, check_readable, read_batch
 from .capture import Capture
 from .exchange import RowKeeper, contents, exchange_rows
 from .fisher import output_gradients
@@ -91,7 +90,7 @@ def run_pass(
         numbered = list(zip(raws, starts))
         own = read_batch(*numbered[rank], causal, device) if rank < len(raws) else None
         if own is not None:
-            _check_readable(model, own)
+            check_readable(model, own)
             backward(own)
         elif sharded:
             # The others' forwards need the weights that lie here, and so a forward of this process too.
@@ -184,12 +183,6 @@ def chain(digest: str, digests: Iterable[str]) -> str:
 def data_digest(dataloader: Iterable[Mapping], batches: int | None) -> str:
     """The chained hash of the first batches, or of all of them."""
     return chain("", map(batch_digest, itertools.islice(dataloader, batches)))
-
-
-def _check_readable(model: nn.Module, batch: Batch):
-    ids = batch.inputs.get("input_ids")
-    if isinstance(ids, torch.Tensor) and ids.dim() == 2 and ids.numel():
-        check_tokens(model, ids.shape[1], int(ids.max()), "the data of the curvature")
 
 
 def _rows(raw: Mapping) -> int:

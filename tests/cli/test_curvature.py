@@ -9,7 +9,15 @@ import sys
 import pytest
 import torch
 
+from hf_unlearn.cli.curvature import load_corpus
 from tests.support.commands import WEIGHT, call
+
+
+def test_a_table_is_read_as_its_rows(tmp_path):
+    (tmp_path / "rows.csv").write_text('id,text\n1,"the river, slow"\n2,the mill of Belmor\n3,bees\n')
+    texts = ["the river, slow", "the mill of Belmor", "bees"]
+    assert load_corpus(str(tmp_path / "rows.csv"), "text", None)["text"][:] == texts
+    assert load_corpus("rows", "id", tmp_path) == ["1", "2", "3"]
 
 
 def test_curvature_fit_and_inspect(model_folder, capsys):

@@ -22,6 +22,17 @@ def test_batch_size_and_padding_side(model, data, kind, fisher):
     assert_same(reference, fit_columns(model, left, kind=kind, fisher=fisher))
 
 
+def test_what_the_model_cannot_read_is_refused(model, data):
+    ids, labels, mask = data
+    beyond = ids.clone()
+    beyond[0, 0] = 20
+    with pytest.raises(InputError, match="data of the curvature has the token id 20 and the model's embedding 20"):
+        fit_columns(model, (beyond, labels, mask))
+    model.config.max_position_embeddings = ids.shape[1] - 1
+    with pytest.raises(InputError, match="lower max_length"):
+        fit_columns(model, data)
+
+
 def test_tokens_chunks_and_whole_logits(model, data, monkeypatch):
     reference = fit_columns(model, data)
     monkeypatch.setitem(fisher_module.CHUNK_ELEMENTS, "cpu", 40)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Long texts as sequences: what is kept, what is dropped, and which tokenizer fits a model."""
+"""Long texts as sequences: what is kept and what is dropped."""
 
 import pytest
 from datasets import Dataset
@@ -8,8 +8,6 @@ from hf_unlearn.data.packing import pack
 from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.data.wmdp import load_texts
 from hf_unlearn.errors import InputError
-from hf_unlearn.runtime.limits import check_tokenizer
-from tests.support.models import make_llama
 from tests.support.rows import TEXTS
 
 
@@ -82,20 +80,3 @@ def test_packing_wikitext_loses_nothing_but_what_it_counts(shared_data):
         # Every sequence is a part of one document; a short one is its end.
         assert tokenizer.decode(ids[1:]) in tokenizer.decode(documents[at])
         assert len(ids) == 512 or 256 <= len(ids) and ids == documents[at][-len(ids) :]
-
-
-def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(caplog):
-    tokenizer = train_tokenizer(TEXTS, vocab_size=300)
-    size = len(tokenizer)
-    check_tokenizer(tokenizer, make_llama(vocab_size=size))
-    check_tokenizer(tokenizer, make_llama(vocab_size=size + 20))  # embeddings are often padded
-    assert not caplog.text
-    with pytest.raises(InputError, match=f"ids up to {size - 1} but the model's embedding has {size - 1} rows"):
-        check_tokenizer(tokenizer, make_llama(vocab_size=size - 1))
-    tokenizer.add_tokens(["<new>"])
-    with pytest.raises(InputError, match="use the model's own tokenizer"):
-        check_tokenizer(tokenizer, make_llama(vocab_size=size))
-    model = make_llama(vocab_size=size + 1)
-    model.config.bos_token_id = 5
-    check_tokenizer(tokenizer, model)
-    assert "begins texts with id 1 and the model's config says 5" in caplog.text

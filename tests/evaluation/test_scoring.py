@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_unlearn.data.prompts import encode_qa
-from hf_unlearn.errors import NumericalError
+from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.evaluation import scoring
 from tests.support.models import make_llama
 from tests.support.scoring import TEMPLATE, make_tokenizer, naive, sharp_llama
@@ -121,6 +121,30 @@ def test_truncated_rows_have_no_eos(tokenizer):
     row = encode_qa(tokenizer, *ROWS[2], TEMPLATE, max_length=10)
     score = scoring.score_answers(sharp_llama(), tokenizer, [row])[0]
     assert not score.eos and len(score.token_log_probs[score.text]) == len(score.token_log_probs) > 0
+
+
+def test_the_end_of_a_turn_is_no_part_of_the_answer(tokenizer):
+    model, row = sharp_llama(), encode_qa(tokenizer, *ROWS[2], TEMPLATE)
+    turn_end = row["labels"][-2]
+    ended = {name: ids[:-1] for name, ids in row.items()}  # as a chat whose turns end with that token
+    assert not scoring.score_answers(model, tokenizer, [ended])[0].eos
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, turn_end]
+    score = scoring.score_answers(model, tokenizer, [ended])[0]
+    assert score.eos and len(score.token_log_probs[score.text]) == len(score.token_log_probs) - 1
+
+
+def test_what_the_model_cannot_read_is_refused(tokenizer):
+    model = sharp_llama()
+    long = {"input_ids": [4] * 65, "labels": [4] * 65}
+    for call in (
+        lambda: scoring.score_answers(model, tokenizer, [long]),
+        lambda: scoring.generate_ids(model, tokenizer, [long["input_ids"]]),
+    ):
+        with pytest.raises(InputError, match="a row of 65 tokens and the model 64 positions"):
+            call()
+    tokenizer.add_tokens([f"<{number}>" for number in range(500)])
+    with pytest.raises(InputError, match="use the model's own tokenizer"):
+        scoring.score_answers(model, tokenizer, [])
 
 
 def test_row_without_answer_tokens(tokenizer):

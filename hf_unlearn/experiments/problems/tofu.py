@@ -14,6 +14,7 @@ from ...miniature.authors import load_synthetic, scratch_models
 from ...report.questions import FORGET, RETAIN
 from ...report.vocabulary import TofuVocabulary
 from ...runtime.files import sha256_json, sha256_tensors
+from ...runtime.limits import check_tokenizer
 from ...runtime.loading import load_model, load_tokenizer
 from ...runtime.processes import on_main_process
 from ..problem import LanguageModel, Problem, Reference, Stage, StageSize, divergence_from, typed
@@ -132,12 +133,16 @@ class TofuProblem(Problem):
             self.tokenizer, self.original, self.retrained = trained
             return
         self.tokenizer = load_tokenizer(model.original, model.arguments, required_for="TOFU")
-        load = lambda place: load_model(place, self.tokenizer, model.arguments)[0].eval()
-        self.original = load(model.original)
+        self.original = self._loaded(model.original, model)
         if model.retrained:
-            self.retrained = load(model.retrained)
+            self.retrained = self._loaded(model.retrained, model)
         else:
             self.retain_log = tofu.read_log(model.retain_log)
+
+    def _loaded(self, place: str, model: TofuModel):
+        loaded, _ = load_model(place, self.tokenizer, model.arguments)
+        check_tokenizer(self.tokenizer, loaded)
+        return loaded.eval()
 
     @classmethod
     def stage_sizes(cls, experiment, size):
