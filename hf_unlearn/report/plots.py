@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .styles import plain, styles
+from .styles import REFERENCE_MARKERS, plain, styles
 from .vocabulary.base import Line, Vocabulary, mark_level
 
 
@@ -87,40 +87,51 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], vocabulary: V
     # With scales and legend in their places it is known which points fall together.
     figure.draw_without_rendering()
     for ax, found in zip(axes, reported, strict=True):
-        places = _places(ax, [point for _, point in found])
+        lined, points = [line for line, _ in found], [point for _, point in found]
+        places = _draw_marks(ax, points, [style[line.method] for line in lined])
         groups = _groups(places)
-        for number, ((line, point), group) in enumerate(zip(found, groups, strict=True)):
-            rank, members = groups[:number].count(group), [one for (one, _), its in zip(found, groups) if its == group]
-            look, step = style[line.method], min(7, WIDEST / len(members))
-            size = 12 + rank * step
-            if rank == 0:
-                size *= 1.5 if line.method == vocabulary.references[1] else 1
-                drawn = {"color": look["color"], "edgecolor": "white", "linewidth": 1.2}
-            else:
-                drawn = {"facecolor": "none", "edgecolor": look["color"], "linewidth": 1.8}
-            drawn |= {"marker": look["marker"], "s": size**2, "zorder": 5 - 0.01 * rank, "clip_on": False}
-            ax.scatter(*([value] for value in point), **drawn)
+        for number, (line, point) in enumerate(found):
             note = {"textcoords": "offset points", "fontsize": 8, "color": "0.3"}
-            if several and rank == 0:
+            members = [one for one, group in zip(lined, groups, strict=True) if group == groups[number]]
+            if several and line is members[0]:
                 sizes = dict.fromkeys(f"{one.row[vocabulary.size_key]}" for one in members)
-                beside = 8 + step * (len(members) - 1) / 2
-                ax.annotate(", ".join(sizes), point, xytext=(beside, 4), **note)
+                ax.annotate(", ".join(sizes), point, xytext=(8 + min(14, 3 * (len(members) - 1)), 4), **note)
             elif line.saved and not several:
                 arrow = {"arrowstyle": "-", "color": "0.3", "linewidth": 0.8}
                 ax.annotate("saved", point, _free_side(places, number), ha="center", arrowprops=arrow, **note)
     return figure
 
 
+def _draw_marks(ax, points: Sequence[tuple[float, float]], looks: Sequence[Mapping], size: float = 12) -> np.ndarray:
+    """A marker of a diameter on every point; where several fall together, one is filled and the others rings around.
+
+    Returns where the points (n, 2) lie on paper, in typographic points.
+    """
+    places = ax.transData.transform(np.asarray(points, dtype=float).reshape(-1, 2)) * 72 / ax.figure.dpi
+    ranks: list[int] = []
+    for place in places:
+        taken = {rank for rank, other in zip(ranks, places) if np.hypot(*(place - other)) < size + 1}
+        ranks.append(next(rank for rank in itertools.count() if rank not in taken))
+    wider = min(7, WIDEST / (1 + max(ranks, default=0)))
+    for place, point, look, rank in zip(places, points, looks, ranks, strict=True):
+        diameter = size + rank * wider
+        alone = (np.hypot(*(places - place).T) < 1.5 * size).sum() == 1
+        if alone and look["marker"] == REFERENCE_MARKERS[1]:
+            diameter *= 1.5  # a star is slender
+        if rank == 0:
+            drawn = {"color": look["color"], "edgecolor": "white", "linewidth": 1.2}
+        else:
+            drawn = {"facecolor": "none", "edgecolor": look["color"], "linewidth": 1.8}
+        drawn |= {"marker": look["marker"], "s": diameter**2, "zorder": 5 - 0.01 * rank, "clip_on": False}
+        ax.scatter(*([value] for value in point), **drawn)
+    return places
+
+
 def _marker(look: Mapping) -> dict:
     return {"marker": look["marker"], "color": look["color"]}
 
 
-def _places(ax, points: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Where points (n, 2) lie on paper, in typographic points."""
-    return ax.transData.transform(np.asarray(points, dtype=float).reshape(-1, 2)) * 72 / ax.figure.dpi
-
-
-def _groups(places: np.ndarray, near: float = 12.0) -> list[int]:
+def _groups(places: np.ndarray, near: float = 13.0) -> list[int]:
     """For each place the number of its group: those nearer than `near` to one another, or by way of others."""
     group = list(range(len(places)))
     for i, j in itertools.combinations(range(len(places)), 2):
@@ -142,9 +153,11 @@ def kl_distribution(kl_samples: Mapping[str, Sequence[float]], methods: Sequence
     Values that rounding made zero or negative count as `SMALLEST_KL`. `methods` are all of the report, in its order,
     so that each has one colour in every picture; the vocabulary's references are drawn in black.
     """
+    from matplotlib.lines import Line2D
+
     figure, (ax,) = _figure(1, 4.6)
     style = styles([*methods, *kl_samples], vocabulary.references)
-    lowest, highest = 1.0, SMALLEST_KL
+    lowest, highest, means, looks, handles = 1.0, SMALLEST_KL, [], [], []
     for method, sample in kl_samples.items():
         values = np.sort(np.asarray(sample, dtype=float))
         if not len(values):
@@ -155,9 +168,10 @@ def kl_distribution(kl_samples: Mapping[str, Sequence[float]], methods: Sequence
         line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.6}
         ax.step(shown, share, where="post", **line)
         at_mean = 100 * np.searchsorted(values, mean, side="right") / len(values)
-        label = plain(f"{method}: mean {mean:.2g}")
-        marker = {"markersize": 9, "markeredgecolor": "white", "zorder": 4}
-        ax.plot([max(mean, SMALLEST_KL)], [at_mean], **look | marker, label=label)
+        means.append((max(mean, SMALLEST_KL), at_mean))
+        looks.append(look)
+        label = {"label": f"{plain(method)}: mean {mean:.2g}"}
+        handles.append(Line2D([], [], **look, linewidth=1.6, markersize=9, markeredgecolor="white", **label))
         lowest, highest = min(lowest, np.quantile(shown, 0.02)), max(highest, shown[-1])
     ax.set_xscale("log")
     ax.set_xlim(lowest / 1.5, highest * 1.5)
@@ -165,7 +179,9 @@ def kl_distribution(kl_samples: Mapping[str, Sequence[float]], methods: Sequence
     token = vocabulary.token
     ax.set_xlabel(f"KL from the original at one {token}, nats\n(log scale; marker: mean)", fontsize=11)
     ax.set_ylabel(f"share of {token}s\nwith less, %", fontsize=11)
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
+    figure.draw_without_rendering()
+    _draw_marks(ax, means, looks, size=9)
     return figure
 
 

@@ -74,16 +74,19 @@ def test_no_mark_hides_another():
     places = [(0.1, 0.05), (0.1, 0.05), (0.1, 0.05), (0.102, 0.05), (0.1, 0.052), (0.5, 0.3), (0.6, 0.1), (0.7, 0.2)]
     rows = [tofu_row("original", 1e-9, 0.8, 0.0), tofu_row("retrained", 1.0, 0.8, 0.2)]
     rows += [tofu_row(f"method {number}", p, 0.8 - kl, kl) for number, (kl, p) in enumerate(places)]
-    for ax in pareto(rows, [], TofuVocabulary()).axes[:2]:
+    samples = {row["method"]: [0.001, 0.3 + 0.001 * place] for place, row in enumerate(rows)}
+    distribution = kl_distribution(samples, [row["method"] for row in rows], TofuVocabulary())
+    panels = pareto(rows, [], TofuVocabulary()).axes[:2]
+    for ax in [*panels, *distribution.axes]:
         found = marks(ax)
         assert len(found) == len(rows)
         for i, (place, size, filled, order) in enumerate(found):
             for other, bigger, solid, above in found[i + 1 :]:
                 if np.hypot(*(place - other)) < 10:
-                    assert bigger > size + 4 and not solid and above < order
-            assert filled or size > 15
-        # Nothing is cut at the border of a panel, and the star at p = 1 lies below the upper one.
+                    assert bigger > size + 2 and not solid and above < order
+            assert filled or size > 11
         assert not any(mark.get_clip_on() for mark in ax.collections)
+    for ax in panels:  # nothing is cut at the border of a panel, and the star at p = 1 lies below the upper one
         assert ax.transAxes.inverted().transform(ax.transData.transform(ax.collections[1].get_offsets()[0]))[1] < 0.99
 
 
