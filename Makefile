@@ -14,7 +14,7 @@ help:
 	@echo "make demo       train a tiny model, unlearn from it, write $(OUTPUT_DIR)/report.html"
 	@echo "make test       the test suite (ARGS='-k word' to choose, WORKERS=4 on more cores)"
 	@echo "make test_slow  the tests that take more than a minute"
-	@echo "make quality    ruff check and format, README.md against what was measured; changes nothing"
+	@echo "make quality    ruff check and format, docs/results.md against what was measured; changes nothing"
 	@echo "make style      ruff check and format, mending what it can"
 	@echo "make bench      K-FAC and EK-FAC against kronfluence and curvlinops"
 	@echo "make clean      remove $(VENV), $(BENCH_VENV), build output and caches"

@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Measured tables and pictures of README.md: `python benchmarks/update_readme.py` after what makes them.
+"""Measured tables and pictures of docs/results.md: `python benchmarks/update_readme.py` after what makes them.
 
-Reads the files in benchmarks/results, writes between the markers of README.md, and draws the pictures of docs/images/
-from the same rows. With `--check` nothing is written: exit code 1 when a section
+Reads the files in benchmarks/results, writes between the markers of docs/results.md, and draws the pictures of
+docs/images/ from the same rows. With `--check` nothing is written: exit code 1 when a section
 is not what its file says. Nothing in those places is typed by hand.
 """
 
@@ -29,7 +29,7 @@ def fill(text: str, name: str, content: str) -> str:
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"README.md has no markers {begin} ... {end}")
+        raise SystemExit(f"docs/results.md has no markers {begin} ... {end}")
     return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text)
 
 
@@ -39,7 +39,7 @@ def read(name: str) -> dict:
 
 def demo_section() -> str:
     rows = read("demo")["rows"]
-    picture = "![forget quality against what is kept](docs/images/demo_pareto.png)"
+    picture = "![forget quality against what is kept](images/demo_pareto.png)"
     return f"{vocabulary_of(rows).summarise(rows)}\n\n{picture}\n\n{format_table(rows)}"
 
 
@@ -50,7 +50,7 @@ def table_section(name: str) -> str:
 
 
 def wmdp_section() -> str:
-    picture = "![domain accuracy against what is kept](docs/images/wmdp_pareto.png)"
+    picture = "![domain accuracy against what is kept](images/wmdp_pareto.png)"
     return f"{table_section('wmdp_miniature')}\n\n{picture}"
 
 
@@ -157,20 +157,22 @@ SECTIONS: dict[str, Callable[[], str]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write the measured sections of README.md from benchmarks/results.")
+    parser = argparse.ArgumentParser(
+        description="Write the measured sections of docs/results.md."
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a section differs")
     options = parser.parse_args(arguments)
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    page = ROOT / "docs/results.md"
+    text = page.read_text(encoding="utf-8")
     filled = {name: fill(text, name, section()) for name, section in SECTIONS.items()}
     stale = [name for name, changed in filled.items() if changed != text]
     if options.check:
         for name in stale:
-            print(f"README.md, {name}: not what benchmarks/results says; run python benchmarks/update_readme.py")
+            print(f"docs/results.md, {name}: not what benchmarks/results says; run python benchmarks/update_readme.py")
         return 1 if stale else 0
     for name in stale:
         text = fill(text, name, SECTIONS[name]())
-    readme.write_text(text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
     for record, picture in PICTURES.items():
         rows = read(record)["rows"]
         pareto(rows, [], vocabulary_of(rows)).savefig(ROOT / "docs/images" / picture)

@@ -161,8 +161,9 @@ def main(arguments: Sequence[str] | None = None):
         options = parse(arguments)
         level = "quiet" if options.quiet else "verbose" if options.verbose else "normal"
         with one_log(level), hushed_libraries(level) if options.command in LOADING else contextlib.nullcontext():
-            # What libraries and our own plans print is for a person.
-            with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            # What libraries and our own plans print while a person waits is no result.
+            alone = as_json or options.command == "unlearn"
+            with contextlib.redirect_stdout(sys.stderr) if alone else contextlib.nullcontext():
                 result = run(options)
             show(result, options.command, as_json)
 
