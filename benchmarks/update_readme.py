@@ -157,9 +157,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Write the measured sections of docs/results.md."
-    )
+    parser = argparse.ArgumentParser(description="Write the measured sections of docs/results.md.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a section differs")
     options = parser.parse_args(arguments)
     page = ROOT / "docs/results.md"
