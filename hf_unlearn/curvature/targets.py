@@ -116,7 +116,7 @@ def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         for place, module in model.named_modules()
         if MLP_PLACES.search(place)
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 3 and len(parameter) > 1 and parameter.is_floating_point()
+        if parameter.dim() == 3 and parameter.is_floating_point()
     }
 
 
