@@ -5,9 +5,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from datasets import Dataset
 
 from ..errors import InputError
+from ..objectives import scored_labels
 from ..runtime.limits import check_tokenizer, check_tokens
 from .inputs import IMAGES, drop_empty, read_dataset
 from .prompts import QATemplate, encode_rows, one_bos, with_masks
@@ -133,14 +135,15 @@ def prepare_rows(rows, what: str, tokenizer, max_length: int, **settings) -> Dat
 
 
 def _with_columns(rows: Dataset) -> Dataset:
-    """Rows of token ids with the columns that they came without; padding has no label."""
-    columns = set(rows.column_names)
-    if "attention_mask" not in columns:
+    """Rows of token ids with the columns that they came without; labels that no real token predicts are -100."""
+    if "labels" not in rows.column_names:
+        rows = rows.add_column("labels", list(rows["input_ids"]))
+    if "attention_mask" not in rows.column_names:
         rows = rows.add_column("attention_mask", [[1] * len(ids) for ids in rows["input_ids"]])
-    if "labels" not in columns:
-        pairs = zip(rows["input_ids"], rows["attention_mask"])
-        labels = [[token if real else -100 for token, real in zip(ids, mask)] for ids, mask in pairs]
-        rows = rows.add_column("labels", labels)
+    elif not all(map(all, rows["attention_mask"])):
+        pairs = zip(rows["labels"], rows["attention_mask"])
+        labels = [scored_labels(torch.tensor([row]), torch.tensor([mask]))[0].tolist() for row, mask in pairs]
+        rows = rows.remove_columns("labels").add_column("labels", labels)
     return rows.select_columns(["input_ids", "attention_mask", "labels"])
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_unlearn.data.preparing import prepare_rows
+from hf_unlearn.data.preparing import Preparation, prepare_rows
 from hf_unlearn.data.rows import PairedRows, count_overlap, fingerprint_rows, sample_rows
 from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
@@ -58,9 +58,25 @@ def test_text_rows_are_labelled_everywhere(tokenizer):
     assert rows[0]["input_ids"] == tokenizer("the cat sat on the mat")["input_ids"][:5] == rows[0]["labels"]
 
 
-def test_padding_of_rows_given_without_labels_is_not_learnt():
-    rows = Dataset.from_dict({"input_ids": [[5, 6, 7, 0]], "attention_mask": [[1, 1, 1, 0]]})
-    assert prepare_rows(rows, "forget", None, 8)[0]["labels"] == [5, 6, 7, -100]
+@pytest.mark.parametrize(
+    "ids, mask, want",
+    [
+        ([5, 6, 7, 0], [1, 1, 1, 0], [5, 6, 7, -100]),
+        ([0, 0, 5, 6, 7], [0, 0, 1, 1, 1], [-100, -100, -100, 6, 7]),  # nothing real predicts the 5
+    ],
+)
+@pytest.mark.parametrize("labelled", [False, True])
+def test_padding_that_rows_bring_is_neither_learnt_nor_counted(ids, mask, want, labelled):
+    rows = Dataset.from_dict({"input_ids": [ids], "attention_mask": [mask]} | ({"labels": [ids]} if labelled else {}))
+    prepare = Preparation(None, 8)
+    assert prepare(rows, "forget")[0] == {"input_ids": ids, "attention_mask": mask, "labels": want}
+    assert prepare.counts["forget"].tokens == 2
+
+
+@pytest.mark.parametrize("mask", [[0, 0, 1], [0, 0, 0], [1, 0, 0]])
+def test_rows_with_labels_on_padding_alone_are_refused(mask):
+    with pytest.raises(InputError, match="every label of the forget set is ignored"):
+        prepare_rows([{"input_ids": [5, 6, 7], "attention_mask": mask, "labels": [5, 6, 7]}], "forget", None, 8)
 
 
 def test_rows_in_torch_format_are_rows(tokenizer):

@@ -69,13 +69,13 @@ def right(rows):
 FORGET, RETAIN = text_rows(1, (9, 5, 7, 4)), text_rows(2, (6, 9, 4, 8, 5))
 
 
-def unlearned(model, method, folder, collator=None, size=4):
+def unlearned(model, method, folder, collator=None, size=4, forget=FORGET):
     args = UnlearnConfig(
         output_dir=str(folder), per_device_train_batch_size=size, gradient_accumulation_steps=4 // size, max_steps=2,
         learning_rate=1e-3, curvature_batch_size=size, save_strategy="no", report_to=[], use_cpu=True, optim="sgd",
         disable_tqdm=True,
     )  # fmt: skip
-    trainer = UnlearnTrainer(build(model), method, args, FORGET, RETAIN, data_collator=collator)
+    trainer = UnlearnTrainer(build(model), method, args, forget, RETAIN, data_collator=collator)
     trainer.train()
     return trainer
 
@@ -91,6 +91,18 @@ def test_left_padding_right_padding_and_none_give_the_same_update(model, method,
         assert delta.keys() == reference.keys()
         gap = sum(float((delta[name] - reference[name]).square().sum()) for name in delta) ** 0.5
         assert gap <= 1e-5 * want.update_delta().norm()
+
+
+@pytest.mark.parametrize("side", [left, right])
+def test_rows_that_arrive_padded_give_the_update_of_rows_without(side, tmp_path):
+    method = FirstOrder("ga")
+    padded = {name: values.tolist() for name, values in side(FORGET).items()}
+    padded["labels"] = padded["input_ids"]  # as a tokenizer with padding and a copy of its ids leave them
+    want = unlearned("gpt2", method, tmp_path / "as_they_are")
+    got = unlearned("gpt2", method, tmp_path / "padded", forget=Dataset.from_dict(padded))
+    assert got.row_counts["forget"].tokens == want.row_counts["forget"].tokens == 9 + 5 + 7 + 4 - 4
+    for name, change in want.update_delta().tensors.items():
+        torch.testing.assert_close(got.update_delta().tensors[name], change, rtol=1e-5, atol=1e-10)
 
 
 @pytest.mark.parametrize("model", MODELS)
