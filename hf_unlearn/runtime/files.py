@@ -239,6 +239,12 @@ def write_safetensors(
 
 
 def sha256_file(path: str | Path) -> str:
+    """Hash of a file's bytes.
+
+    Raises:
+        InputError: as `check_file`.
+    """
+    check_file(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
