@@ -32,7 +32,8 @@ def test_rows_say_their_seed_and_are_those_of_a_run_of_it_alone(finished, tmp_pa
     assert [(row["method"], row["seed"]) for row in rows] == [(name, seed) for seed in (0, 1) for name in methods]
     assert json.loads((folder / "results.json").read_text()) == rows
     alone = run_experiment(experiment(TOFU, seed=1, methods=LINES), tmp_path, progress=False)
-    clock = ("seconds", "peak_memory_mb", "seed")
+    assert [row["saved_as"] for row in rows if "saved_as" in row] == ["cells/0/model", "cells/1/model"]
+    clock = ("seconds", "peak_memory_mb", "seed", "saved_as")
     plain = lambda rows: [{key: value for key, value in row.items() if key not in clock} for row in rows]
     assert plain(rows[4:]) == plain(alone) and "seed" not in alone[0]
     assert rows[0]["forget_probability"] != rows[4]["forget_probability"]  # other authors, another model
@@ -58,7 +59,8 @@ def test_the_table_has_means_over_seeds(finished, tmp_path, capsys):
         distances = [row["ks_statistic"] for row in rows if row["method"] == method]
         cell = f"{statistics.fmean(distances):.3f} ± {statistics.pstdev(distances):.3f} (6)"
         for table_text in (text, printed):
-            line = next(line for line in table_text.splitlines() if line.startswith(f"| {method} |"))
+            begins = tuple(f"| {method}{mark} |" for mark in ("", " (saved)"))
+            line = next(line for line in table_text.splitlines() if line.startswith(begins))
             assert f"| {cell} |" in line
 
 
