@@ -80,7 +80,8 @@ class UnlearnConfig(TrainingArguments):
     logging_steps: float = setting(1, "Log every X updates steps.")
     max_length: int = setting(512, "Most tokens of a row.")
     long_text: str = setting("pack", "A text beyond max_length: pack it into several rows, or cut it.")
-    template: str | dict | None = setting(None, "Name of a template, or its fields.")
+    # `HfArgumentParser` reads the second type.
+    template: dict | str | None = setting(None, "Name of a template, or its fields.")
     chat: bool = setting(False, "Put questions in the tokenizer's chat template.")
     system_prompt: str | None = setting(None, "With chat: what the system says first.")
     date_string: str | None = setting(None, "With chat: the date in templates that have one.")

@@ -4,7 +4,7 @@
 import pytest
 
 from hf_unlearn import FirstOrder, UnlearnConfig
-from hf_unlearn.data.prompts import QATemplate, tokenize_qa
+from hf_unlearn.data.prompts import PRESETS, QATemplate, tokenize_qa
 from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
 from tests.support.models import make_llama
@@ -70,3 +70,11 @@ def test_what_a_run_leaves_out_is_counted_once_a_set(tokenizer, tmp_path):
 def test_settings_of_rows_that_are_refused(settings, message, tmp_path):
     with pytest.raises(InputError, match=message):
         UnlearnConfig(output_dir=str(tmp_path), **settings)
+
+
+def test_settings_of_rows_on_a_command_line(tmp_path):
+    from transformers import HfArgumentParser
+
+    given = ["--output_dir", str(tmp_path), "--template", "tofu_phi", "--long_text", "cut"]
+    (settings,) = HfArgumentParser(UnlearnConfig).parse_args_into_dataclasses(given)
+    assert settings.prompt_template() == PRESETS["tofu_phi"] and settings.long_text == "cut"
