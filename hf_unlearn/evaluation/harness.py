@@ -26,7 +26,8 @@ from ..runtime.processes import Processes
 from .harness_scores import HarnessResult, Score, make_score, plain_sample
 
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
+ADAPTER_STATE = ("active_adapters", "scaling", "merged_adapters", "disable_adapters")
 # Draws for the standard error of the metrics that have no formula for it (a mean has one).
 BOOTSTRAP = 1000
 
@@ -125,9 +126,10 @@ def evaluate_tasks(
         key = {**asked, "model": model_hash(model)}
         processes.agree(key)
         file = folder / f"{sha256_json(key)}.json"
-        known = cache and processes.share(file.is_file)[0]
+        keep = cache and not any(processes.gather(has_hooks(model)))
+        known = keep and processes.share(file.is_file)[0]
         answer = functools.partial(_evaluate, model, tokenizer, loaded, settings, batch_size, processes, progress)
-        outcome = cached_json(file, key, answer, processes) if cache else answer()
+        outcome = cached_json(file, key, answer, processes) if keep else answer()
         scores[label] = {task: Score(**score) for task, score in outcome["scores"].items()}
         about[label] = {"sha256": key["model"], "cached": known, **outcome["model"]}
         samples[label] = outcome["samples"]
@@ -217,15 +219,30 @@ def count_questions(loaded: Mapping, limit: int | None = None) -> dict[str, int]
 
 
 def model_hash(model) -> str:
-    """SHA-256 of a model's weights and buffers (sharded ones are put together, by all processes) and settings."""
+    """SHA-256 of all that decides what a model computes, but hooks (`has_hooks`).
+
+    Weights and buffers (sharded ones are put together, by all processes), settings, attention, and which adapters act,
+    how strongly.
+    """
     digests = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in (dict(model.named_buffers()) | model.state_dict()).items():
         tensor = tensor.full_tensor() if isinstance(tensor, torch.distributed.tensor.DTensor) else tensor
         digests[name] = sha256_tensor(tensor)
     # Where a model came from is not what it computes.
     ignored = ("_name_or_path", "transformers_version", "architectures")
     config = {key: value for key, value in model.config.to_dict().items() if key not in ignored}
-    return sha256_json({"weights": digests, "config": config})
+    adapters = {
+        name: [str(getattr(module, part, None)) for part in ADAPTER_STATE]
+        for name, module in model.named_modules()
+        if hasattr(module, "active_adapters") and hasattr(module, "scaling")
+    }
+    attention = getattr(model.config, "_attn_implementation", None)
+    return sha256_json({"weights": digests, "config": config, "attention": attention, "adapters": adapters})
+
+
+def has_hooks(model) -> bool:
+    """Whether a forward pass runs hooks, which no hash covers."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def _tokenizer_hash(tokenizer) -> str:

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError, NumericalError
-from hf_unlearn.evaluation.harness import count_questions, evaluate_tasks, model_hash
+from hf_unlearn.evaluation.harness import count_questions, evaluate_tasks, has_hooks, model_hash
 from hf_unlearn.evaluation.harness_scores import make_score
 from tests.support.models import make_llama
 
@@ -470,3 +470,20 @@ def test_any_task_of_lm_eval():
     with pytest.raises(InputError, match="data of the task hellaswag cannot be read") as error:
         evaluate(make_model(), "hellaswag")
     assert "data_dir" not in str(error.value)
+
+
+def test_what_a_model_computes_tells_it_from_another():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(make_llama(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    seen = {model_hash(model)}
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    layer.scaling["default"] *= 2
+    seen.add(model_hash(model))
+    with model.disable_adapter():
+        seen.add(model_hash(model))
+    model.config._attn_implementation = "eager"
+    seen.add(model_hash(model))
+    assert len(seen) == 4 and not has_hooks(model)
+    layer.register_forward_hook(lambda *_: None)
+    assert has_hooks(model)
