@@ -32,7 +32,7 @@ def commands(page: Path) -> list[str]:
     """The commands in the blocks of a page, each on one line."""
     blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [" ".join(shlex.split(line, comments=True)) for line in lines if line.strip()]
+    return [shlex.join(shlex.split(line, comments=True)) for line in lines if line.strip()]
 
 
 def printed(page: Path) -> list[str]:
