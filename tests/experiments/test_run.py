@@ -11,9 +11,8 @@ import torch
 
 from hf_unlearn.experiments.problems.tofu import TofuProblem
 from hf_unlearn.experiments.run import run_experiment
-from hf_unlearn.experiments.search import Search
 from hf_unlearn.report.vocabulary import TofuVocabulary
-from tests.support.experiments import RECIPES, ROOT, TOFU, experiment, write_config
+from tests.support.experiments import RECIPES, ROOT, TOFU, experiment, kill_in_the_second_search, write_config
 
 
 RECIPE = RECIPES / "kfade_tofu.py"
@@ -115,16 +114,7 @@ def test_saved_model_is_original_plus_chosen_update(finished):
 
 
 def test_killed_comparison_goes_on_after_the_finished_lines(finished, tmp_path, monkeypatch):
-    searches = []
-    run = Search.run
-
-    def killed_in_the_second(self):
-        searches.append(self.line.label)
-        if len(searches) == 2:
-            raise KeyboardInterrupt
-        return run(self)
-
-    monkeypatch.setattr(Search, "run", killed_in_the_second)
+    searches = kill_in_the_second_search(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(experiment(TOFU), tmp_path / "out", progress=False)
     rows = run_experiment(experiment(TOFU), tmp_path / "out", progress=False)

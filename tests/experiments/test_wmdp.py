@@ -21,10 +21,20 @@ from hf_unlearn.experiments.problems import wmdp
 from hf_unlearn.experiments.problems.kinds import KINDS
 from hf_unlearn.experiments.problems.wmdp import WmdpProblem, last_words
 from hf_unlearn.experiments.run import run_experiment
-from hf_unlearn.experiments.search import Search, sum_updates
+from hf_unlearn.experiments.search import sum_updates
 from hf_unlearn.experiments.settings import read_experiment, read_yaml
 from hf_unlearn.report.vocabulary import TaskVocabulary
-from tests.support.experiments import CONFIGS, RECIPES, ROOT, WMDP, changed, experiment, run_recipe, write_config
+from tests.support.experiments import (
+    CONFIGS,
+    RECIPES,
+    ROOT,
+    WMDP,
+    changed,
+    experiment,
+    kill_in_the_second_search,
+    run_recipe,
+    write_config,
+)
 
 
 RECIPE = "kfade_wmdp"
@@ -167,16 +177,7 @@ def test_merged_stages_keep_a_shared_retain_row_once():
 
 
 def test_killed_run_goes_on_after_the_finished_lines(finished, tmp_path, monkeypatch):
-    searches, generated = [], []
-    run = Search.run
-
-    def killed_in_the_second(self):
-        searches.append(self.line.label)
-        if len(searches) == 2:
-            raise KeyboardInterrupt
-        return run(self)
-
-    monkeypatch.setattr(Search, "run", killed_in_the_second)
+    searches, generated = kill_in_the_second_search(monkeypatch), []
     generate = wmdp.generate_completions
     counted = lambda *args, **kwargs: generated.append(1) or generate(*args, **kwargs)
     monkeypatch.setattr(wmdp, "generate_completions", counted)

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from hf_unlearn.experiments.problems.kinds import KINDS
+from hf_unlearn.experiments.search import Search
 from hf_unlearn.experiments.settings import Experiment, make_experiment, override, read_yaml
 
 
@@ -161,3 +162,17 @@ def run_recipe(name: str, *arguments) -> int:
     except SystemExit as stopped:
         return stopped.code or 0
     return 0
+
+
+def kill_in_the_second_search(monkeypatch) -> list[str]:
+    """Let the second search that begins be interrupted; the labels of all that begin, as they do."""
+    searches, run = [], Search.run
+
+    def killed(self):
+        searches.append(self.line.label)
+        if len(searches) == 2:
+            raise KeyboardInterrupt
+        return run(self)
+
+    monkeypatch.setattr(Search, "run", killed)
+    return searches
