@@ -3,6 +3,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,17 @@ from .files import check_names, open_safetensors, read_json, read_tensors
 from .sharded import reshard, whole
 
 
+# What PEFT puts into the name of a weight that it wraps.
+WRAPPERS = re.compile(r"(\.token_adapter)?(\.base_layer|\.original_module)+\.")
+
+
 def base_tensors(model: torch.nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a model (or of its state dict) under the names they have in the base model's checkpoint.
 
-    PEFT wraps the model as `base_model.model.*`, a tuned layer's weight as `*.base_layer.*` and a fully tuned module
-    as `*.original_module.*`; these parts are taken out of the names, and the adapters' own tensors are left out. The
-    tensors are the live ones: writing into them changes the model.
+    PEFT wraps the model as `base_model.model.*`, a tuned layer's weight as `*.base_layer.*` (again for each of its
+    parameters that is tuned by itself), that of tuned tokens as `*.token_adapter.base_layer.*` and a fully tuned
+    module as `*.original_module.*`; these parts are taken out of the names, and the adapters' own tensors are left
+    out. The tensors are the live ones: writing into them changes the model.
     """
     state = model.state_dict() if isinstance(model, torch.nn.Module) else dict(model)
     inside = [name for name in state if name.startswith("base_model.")]
@@ -31,7 +37,7 @@ def base_tensors(model: torch.nn.Module | Mapping[str, torch.Tensor]) -> dict[st
     wrapped = {name.split(part)[0] for part in (".base_layer.", ".original_module.") for name in state if part in name}
     result = {}
     for name, tensor in state.items():
-        clean = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        clean = WRAPPERS.sub(".", name)
         modules = name.split(".")
         if clean == name and any(".".join(modules[:depth]) in wrapped for depth in range(1, len(modules))):
             continue
@@ -145,32 +151,59 @@ def can_merge(model) -> bool:
 
 @torch.no_grad()
 def merged_weights(model) -> dict[str, torch.Tensor]:
-    """Weights of a PEFT model's tuned layers as merging its active adapters would leave them: {base name: fp32}.
+    """Weights that a PEFT model has where its active adapters are merged, of all that they tune: {base name: fp32}.
 
-    Collective for a sharded model.
+    These are the weights of tuned layers, of fully tuned modules and of tuned tokens, and the base model's own
+    parameters that are trained beside them (`bias="all"`). Collective for a sharded model.
 
     Raises:
-        InputError: its adapter is none that can be merged (prompts).
+        InputError: its adapter is none that can be merged (prompts), or tunes one of several names of a tied weight,
+            which the base model could not hold.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import ModulesToSaveWrapper
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
-    merged = {}
+    merged, inside = {}, ()
     reshard(model)
     for name, layer in model.named_modules():
-        if isinstance(layer, BaseTunerLayer):
-            # One layer at a time, in fp32: what merging would round away is part of the update.
-            twin = copy.deepcopy(layer).float()
-            twin.merge()
-            tensors = twin.get_base_layer().named_parameters()
-        elif isinstance(layer, ModulesToSaveWrapper):
-            tensors = layer.modules_to_save[layer.active_adapters[0]].named_parameters()
-        else:
-            continue
-        merged |= {f"{name}.base_layer.{key}": whole(tensor.detach()).float().cpu().clone() for key, tensor in tensors}
+        if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper) and not name.startswith(inside or ("\0",)):
+            inside += (f"{name}.",)
+            merged |= {f"{name}.base_layer.{key}": tensor for key, tensor in _merge(layer)}
     if not merged:
         raise InputError("this adapter cannot be merged into weights, so there is no update to report: use LoRA")
-    return base_tensors(merged)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name.startswith("base_model.model.") and not name.startswith(inside):
+            merged[name] = parameter
+    merged = {name: whole(tensor.detach()).float().cpu().clone() for name, tensor in merged.items()}
+    merged = base_tensors(merged)
+    for group in tied_names(model):
+        alone = [name for name in group if name in merged]
+        if alone and len(alone) < len(group):
+            raise InputError(
+                f"{shorten(group)} are one tied weight and the adapter tunes {shorten(alone)} alone, which the base "
+                "model cannot hold: set ensure_weight_tying=True in its configuration, or leave it out of it"
+            )
+    return merged
+
+
+def _merge(layer):
+    """(name, weight) of what an adapter makes of the module that it wraps."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    if isinstance(layer, ModulesToSaveWrapper):
+        yield from layer.modules_to_save[layer.active_adapters[0]].named_parameters()
+    elif isinstance(layer, TrainableTokensWrapper):
+        yield "weight", layer.token_adapter.get_merged_weights(layer.token_adapter.active_adapters)
+    else:
+        # One layer at a time, in fp32: what merging would round away is part of the update.
+        # What PEFT was called with is not copied: of tied layers it has views of weights, which cannot be.
+        called = getattr(layer, "kwargs", {})
+        twin = copy.deepcopy(layer, {id(called): called}).float()
+        for one in twin.modules():
+            if isinstance(one, BaseTunerLayer):  # one in another where parameters are tuned by themselves
+                one.merge()
+        yield from twin.get_base_layer().named_parameters()
 
 
 def shorten(names: Iterable[str], most: int = 5) -> str:
