@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from ..errors import InputError
-from ..objectives import scored_labels
+from ..objectives import IGNORE, scored_labels
 from ..runtime.limits import check_tokenizer, check_tokens
 from .inputs import IMAGES, drop_empty, read_dataset
 from .prompts import QATemplate, encode_rows, one_bos, with_masks
@@ -75,6 +75,8 @@ class Preparation:
                 ids = rows["input_ids"]
                 largest = max((max(row, default=0) for row in ids), default=0)
                 check_tokens(self.model, max(map(len, ids)), largest, f"the {what} set")
+        elif self.model is not None:
+            _check_classes(self.model, rows, what)
         counts.rows, counts.tokens = len(rows), _labelled(rows, what)
         self.counts[what] = counts
         return rows
@@ -145,6 +147,17 @@ def _with_columns(rows: Dataset) -> Dataset:
         labels = [scored_labels(torch.tensor([row]), torch.tensor([mask]))[0].tolist() for row, mask in pairs]
         rows = rows.remove_columns("labels").add_column("labels", labels)
     return rows.select_columns(["input_ids", "attention_mask", "labels"])
+
+
+def _check_classes(model, rows: Dataset, what: str):
+    """Refuse labels that are no class of the model (-100, which counts for nothing, may stand)."""
+    classes = getattr(model.config, "num_labels", None)
+    for number, label in enumerate(rows["labels"], 1):
+        if isinstance(label, int) and classes is not None and label != IGNORE and not 0 <= label < classes:
+            raise InputError(
+                f"{what} row {number} has the label {label} and the model {classes} classes, 0 to {classes - 1}: give "
+                "the model's own classes, or load it with num_labels"
+            )
 
 
 def _labelled(rows: Dataset, what: str) -> int:

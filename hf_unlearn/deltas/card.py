@@ -31,11 +31,15 @@ def transfer_card(record: Mapping, source: Path, model: torch.nn.Module | None) 
         **license,
     ).to_yaml()
     # Of a model whose class is unknown to transformers only the reader can say which it is.
-    names = {"model": "AutoModelForCausalLM" if model is None else type(model).__name__}
+    kind = "AutoModelForCausalLM" if model is None else type(model).__name__
+    own = model is not None and not type(model).__module__.startswith("transformers.")
+    imports = {type(model).__module__ if own else "transformers": [kind]}
+    load = [f'model = {kind}.from_pretrained("{PLACE}")']
     if (source / "tokenizer_config.json").is_file():
-        names["tokenizer"] = "AutoTokenizer"
-    load = [f'{what} = {kind}.from_pretrained("{PLACE}")' for what, kind in names.items()]
-    usage = "\n".join([f"from transformers import {', '.join(sorted(names.values()))}", "", *load])
+        imports.setdefault("transformers", []).append("AutoTokenizer")
+        load.append(f'tokenizer = AutoTokenizer.from_pretrained("{PLACE}")')
+    imports = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items())]
+    usage = "\n".join([*imports, "", *load])
     base = f"{_code(delta.get('base_model') or 'a model that is not named')}"
     base += f" (revision {_code(delta['base_revision'])})" if delta.get("base_revision") else ""
     settings = ", ".join(f"{key} {value}" for key, value in delta.get("settings", {}).items() if value is not None)

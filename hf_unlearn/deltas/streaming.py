@@ -40,6 +40,8 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
         InputError: a folder is not what it should be, the delta is damaged, or the checkpoint lacks a tensor of it.
         OSError: the result could not be written (nothing is left behind).
     """
+    from ..models.cifar_resnet import CifarResNetForImageClassification
+
     check_scale(scale)
     output = Path(output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -47,7 +49,7 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
     reader = DeltaReader(delta_dir)
     reader.check()
     source = fetch_folder(model_dir, None, CHECKPOINT)
-    model = skeleton(source)
+    model = skeleton(source, [CifarResNetForImageClassification])
     plan = Plan(reader, Shards(source, "model.safetensors"), model)
 
     with staged_folder(output) as building:

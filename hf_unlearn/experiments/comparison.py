@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..evaluation.specificity import Approximation, KLResult
 from ..report.card import render_card
 from ..report.questions import Question, compare_answers
+from ..runtime.checkpoints import needs_merging, save_merged
 from ..runtime.files import (
     read_sealed,
     read_tensors,
@@ -243,7 +244,7 @@ class Cell:
         method = line.make(line.trainings(len(self.stages(line)))[0].stages[0])
         delta = self.update(best["method"])
         with staged_folder(folder, MODEL_FILES) as staged, self.updated(best["method"]) as model:
-            model.save_pretrained(staged)
+            save_merged(model, staged) if needs_merging(model, method.own_update) else model.save_pretrained(staged)
             if problem.tokenizer is not None:
                 problem.tokenizer.save_pretrained(staged)
             hide_places(staged)

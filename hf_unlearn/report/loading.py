@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..runtime.checkpoints import needs_merging
 from ..runtime.modules import is_peft
 
 
@@ -32,10 +33,12 @@ class Loading:
     def of(cls, model: torch.nn.Module, *, tokenizer: bool, own_update: bool) -> "Loading":
         """What a model needs that `save_pretrained` is about to save.
 
-        `own_update`: whether the method changed weights itself (`Method.own_update`); under an adapter none are saved.
+        `own_update`: whether the method changed weights itself (`Method.own_update`). Under an adapter that can be
+        merged they are saved with it as one model (`save_merged`), under others not at all.
         """
         adapter = next(iter(model.peft_config.values())) if is_peft(model) else None
         plain = model if adapter is None else model.get_base_model()
+        adapter = None if needs_merging(model, own_update) else adapter
         # FSDP2 puts a class of its own before the model's.
         kind = next(one for one in type(plain).__mro__ if not one.__module__.startswith("torch."))
         module = "transformers" if kind.__module__.startswith("transformers.") else kind.__module__

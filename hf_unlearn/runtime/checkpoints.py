@@ -12,6 +12,7 @@ import torch
 
 from ..errors import InputError
 from .files import check_names, open_safetensors, read_json, read_tensors
+from .modules import is_peft
 from .sharded import reshard, whole
 
 
@@ -147,6 +148,18 @@ def can_merge(model) -> bool:
 
     layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
     return bool(layers) and not any(hasattr(layer, "cannot_merge") for layer in layers)
+
+
+def needs_merging(model, own_update: bool) -> bool:
+    """Whether a PEFT model's own weights have moved under its adapter, which alone would be saved otherwise."""
+    return own_update and is_peft(model) and can_merge(model)
+
+
+def save_merged(model, folder: str | Path):
+    """Save a PEFT model as the base model's class, with its active adapters merged; the model stays as it is."""
+    state = base_tensors(model)
+    state |= {name: tensor.to(state[name].dtype) for name, tensor in merged_weights(model).items()}
+    model.get_base_model().save_pretrained(folder, state_dict=state)
 
 
 @torch.no_grad()

@@ -16,10 +16,11 @@ from .files import read_json
 logger = logging.getLogger(__name__)
 
 
-def skeleton(folder: str | Path) -> torch.nn.Module | None:
+def skeleton(folder: str | Path, kinds: Iterable[type] = ()) -> torch.nn.Module | None:
     """The model that a checkpoint's config.json describes, on the meta device: names, shapes and ties, no weights.
 
-    None where there is no such file, or its architecture is none of transformers' own (remote code is not run).
+    None where there is no such file, or its architecture is none of transformers' own, nor one of `kinds` (remote
+    code is not run).
     """
     import transformers
 
@@ -29,8 +30,10 @@ def skeleton(folder: str | Path) -> torch.nn.Module | None:
     content = read_json(path)
     architectures = content.get("architectures") if isinstance(content, dict) else None
     name = architectures[0] if isinstance(architectures, list) and architectures else None
-    kind = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)) or "auto_map" in content:
+    kind = {one.__name__: one for one in kinds}.get(name) if isinstance(name, str) else None
+    if kind is None and isinstance(name, str) and "auto_map" not in content:
+        kind = getattr(transformers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         return None
     try:
         config = kind.config_class.from_pretrained(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..report.card import render_card
 from ..requests.ledger import LOG_FILE
+from ..runtime.checkpoints import needs_merging, save_merged
 from ..runtime.files import write_text
 from ..runtime.folders import staged_folder
 from ..runtime.hub import hide_places, make_repository, model_license, push_folder
@@ -15,6 +16,7 @@ from ..runtime.modules import is_peft
 from ..runtime.published import MODEL_FILES
 from ..runtime.sharded import whole_on_cpu
 from .records import card_context
+from .update import misfit
 
 
 logger = logging.getLogger(__name__)
@@ -37,12 +39,26 @@ def save_with_update(trainer, output_dir: str):
     delta = trainer.update_delta() if saving or trainer.is_sharded else None
     if not saving:
         return save_whole(trainer, output_dir)
-    if is_peft(trainer.model) and trainer.method.own_update:
+    merging = needs_merging(trainer.model, trainer.method.own_update)
+    if merging:
+        logger.warning("weights under the adapter have changed: the model is saved whole, with the adapter merged")
+    elif is_peft(trainer.model) and trainer.method.own_update:
         logger.warning("the base weights have changed and a PEFT model saves none: apply delta/ to the base first")
-    card = render_card(card_context(trainer, delta))
+    context = card_context(trainer, delta)
+    if why := misfit(trainer, delta):
+        logger.warning(f"{why}: the model is saved without delta/")
+        context |= {"delta": None, "limits": [*context["limits"], f"No update is published beside the model: {why}."]}
     with staged_folder(output_dir, MODEL_FILES) as folder:
-        save_whole(trainer, str(folder))
-        delta.save_pretrained(folder / "delta")
+        if merging:
+            save_merged(trainer.model, folder)
+            if trainer.processing_class is not None:
+                trainer.processing_class.save_pretrained(folder)
+            hide_places(folder)
+        else:
+            save_whole(trainer, str(folder))
+        if why is None:
+            delta.save_pretrained(folder / "delta")
+        card = render_card(context)
         write_text(folder / "README.md", card)
 
 

@@ -16,17 +16,15 @@ from .. import objectives
 from ..data.collators import UnlearnCollator, default_collator, real_tokens
 from ..data.preparing import Preparation
 from ..data.rows import PairedRows, fingerprint_rows
-from ..deltas import SAVED_DTYPE, UpdateDelta, delta_config
+from ..deltas import SAVED_DTYPE, UpdateDelta
 from ..errors import InputError, NumericalError, input_errors
 from ..methods.base import Counts, Method
 from ..optim import fp32_weights, step_in_fp32
 from ..requests.ledger import append_log
-from ..runtime.checkpoints import base_tensors, can_merge, merged_weights, tied_names
 from ..runtime.cost import peak_memory_mb, reset_peak_memory
 from ..runtime.files import read_json, sha256_json, sha256_tensors
 from ..runtime.hub import public_name
 from ..runtime.loading import load_model
-from ..runtime.modules import is_peft
 from ..runtime.processes import connected
 from ..runtime.sharded import is_sharded, temporary_weights, whole_on_cpu
 from .config import UnlearnConfig
@@ -37,6 +35,7 @@ from .publishing import find_repository, push, save_whole, save_with_update
 from .records import check_description, request_record
 from .run_folder import IDENTITY_ARGUMENTS, RUN_FILE, whole_checkpoint
 from .sets import prepare_sets
+from .update import merged_adapter, moving_tensors, update_of
 
 
 logger = logging.getLogger(__name__)
@@ -122,6 +121,7 @@ class UnlearnTrainer(Trainer):
         self._parts: dict[str, torch.Tensor] = {}
         self._parts_since, self._begun = 0, False
         self.base_weights: dict[str, torch.Tensor] = {}
+        self.merged_before: dict[str, torch.Tensor] = {}
         rows = (
             PairedRows(self.forget_dataset, self.retain_dataset, args.seed) if method.paired else self.forget_dataset
         )
@@ -167,10 +167,9 @@ class UnlearnTrainer(Trainer):
         inside = contextlib.ExitStack()
         try:
             # Only what may move is copied; a resumed run takes it from the original, before the checkpoint loads.
-            moving = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-            self.base_weights, folder = whole_on_cpu(moving), Path(self.args.output_dir)
+            self.base_weights, folder = whole_on_cpu(moving_tensors(self)), Path(self.args.output_dir)
             try:
-                self._merged_before = self._merged()
+                self.merged_before = merged_adapter(self)
                 checkpoint = inside.enter_context(at_work(self, folder, resume_from_checkpoint))
             except InputError:
                 self.base_weights = {}  # nothing has run yet
@@ -326,27 +325,7 @@ class UnlearnTrainer(Trainer):
         """
         if not self.base_weights:
             raise InputError("there is no update yet: call train() first")
-        about = {
-            "base_model": self.model_id,
-            "base_revision": self.base_revision,
-            "method": type(self.method).__name__,
-            "settings": self.method.settings(),
-            "seed": self.args.seed,
-            "tied": tied_names(self.model),
-        }
-        if self.method.own_update:
-            update = base_tensors(self.method.update(self))
-            return UpdateDelta(update, delta_config(base_tensors(self.base_weights), **about))
-        if self._merged_before:
-            return UpdateDelta.between(self._merged_before, self._merged(), **about)
-        fp32, named = fp32_weights(self.optimizer), self.model.named_parameters()
-        now = {name: fp32.get(weight, weight) for name, weight in named if name in self.base_weights}
-        return UpdateDelta.between(self.base_weights, whole_on_cpu(now) if self.is_sharded else now, **about)
-
-    def _merged(self) -> dict[str, torch.Tensor]:
-        """Empty where what moves is compared as it is: no adapter, or one that changes no weights."""
-        merging = is_peft(self.model) and not self.method.own_update and can_merge(self.model)
-        return merged_weights(self.model) if merging else {}
+        return update_of(self)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Save the model and, beside it, the update as `delta/` and a card; a checkpoint gets neither.

@@ -11,6 +11,7 @@ from hf_unlearn.data.prompts import QATemplate
 from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
 from tests.support.models import make_llama
+from tests.support.tuners import make_vit
 
 
 BOOK = " ".join(f"word{number}" for number in range(40))
@@ -113,3 +114,11 @@ def test_a_set_of_a_dataset_is_not_changed(tokenizer):
     given = Dataset.from_list([QA])
     prepare_rows(given, "forget", tokenizer, 64)
     assert given.to_list() == [QA]
+
+
+def test_a_label_that_is_no_class_of_the_model_is_refused():
+    rows = [{"pixel_values": [[[0.0]]], "labels": label} for label in (2, -100, 3)]
+    model = make_vit(num_labels=3)
+    with pytest.raises(InputError, match="forget row 3 has the label 3 and the model 3 classes, 0 to 2"):
+        prepare_rows(rows, "forget", None, 512, model=model)
+    assert len(prepare_rows(rows[:2], "forget", None, 512, model=model)) == 2

@@ -19,8 +19,8 @@ IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 def make_vit(seed=0, **kwargs):
     torch.manual_seed(seed)
     config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, image_size=16, patch_size=4,
-        num_labels=3, **kwargs,
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, patch_size=4,
+        **{"image_size": 16, "num_labels": 3, **kwargs},
     )  # fmt: skip
     return ViTForImageClassification(config).eval()
 
