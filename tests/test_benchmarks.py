@@ -173,34 +173,35 @@ def test_sharding_benchmark_compares_minima_of_runs_that_take_turns(sharding, tm
 
 
 @pytest.fixture
-def readme_of(tmp_path, monkeypatch):
-    """The program that writes README.md, at work on a copy of it in `tmp_path`."""
+def results_page(tmp_path, monkeypatch):
+    """The program that writes docs/results.md, at work on a copy of it in `tmp_path`."""
     with program("benchmarks", "update_readme") as update_readme:
         monkeypatch.setattr(update_readme, "ROOT", tmp_path)
-        (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
+        (tmp_path / "docs").mkdir()
+        (tmp_path / "docs/results.md").write_text((ROOT / "docs/results.md").read_text())
         yield update_readme
 
 
-def test_readme_says_what_was_measured(readme_of, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(readme_of, "PICTURES", {})
-    readme, text = tmp_path / "README.md", (ROOT / "README.md").read_text()
-    assert readme_of.main(["--check"]) == 0
-    readme.write_text(text.replace("| GradDiff | **0.054** |", "| GradDiff | **0.054321** |"))
-    assert readme_of.main(["--check"]) == 1 and "0.054321" in readme.read_text()
-    assert capsys.readouterr().out.startswith("README.md, demo: not what benchmarks/results says")
-    assert readme_of.main([]) == 0 and readme.read_text() == text
-    readme.write_text(text.replace("<!-- tofu:end -->", ""))
+def test_the_page_says_what_was_measured(results_page, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results_page, "PICTURES", {})
+    page, text = tmp_path / "docs/results.md", (ROOT / "docs/results.md").read_text()
+    assert results_page.main(["--check"]) == 0
+    page.write_text(text.replace("| GradDiff | **0.054** |", "| GradDiff | **0.054321** |"))
+    assert results_page.main(["--check"]) == 1 and "0.054321" in page.read_text()
+    assert capsys.readouterr().out.startswith("docs/results.md, demo: not what benchmarks/results says")
+    assert results_page.main([]) == 0 and page.read_text() == text
+    page.write_text(text.replace("<!-- tofu:end -->", ""))
     with pytest.raises(SystemExit, match="no markers <!-- tofu:begin -->"):
-        readme_of.main([])
+        results_page.main([])
 
 
-def test_pictures_are_drawn_from_the_recorded_rows(readme_of, tmp_path, monkeypatch):
-    recorded = readme_of.read("demo")["rows"]
-    (tmp_path / "docs/images").mkdir(parents=True)
-    assert readme_of.main(["--check"]) == 0 and not list((tmp_path / "docs/images").iterdir())
-    drawn, pareto = [], readme_of.pareto
-    monkeypatch.setattr(readme_of, "pareto", lambda rows, *more: drawn.append(rows) or pareto(rows, *more))
-    assert readme_of.main([]) == 0
+def test_pictures_are_drawn_from_the_recorded_rows(results_page, tmp_path, monkeypatch):
+    recorded = results_page.read("demo")["rows"]
+    (tmp_path / "docs/images").mkdir()
+    assert results_page.main(["--check"]) == 0 and not list((tmp_path / "docs/images").iterdir())
+    drawn, pareto = [], results_page.pareto
+    monkeypatch.setattr(results_page, "pareto", lambda rows, *more: drawn.append(rows) or pareto(rows, *more))
+    assert results_page.main([]) == 0
     assert drawn[0] == recorded and len(drawn) == 2
     assert sorted(path.name for path in (tmp_path / "docs/images").iterdir()) == ["demo_pareto.png", "wmdp_pareto.png"]
 

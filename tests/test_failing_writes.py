@@ -5,6 +5,8 @@ import errno
 import os
 import random
 import shutil
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -121,8 +123,14 @@ class Report:
         self.best = 0.2
 
     def save(self):
+        def savefig(place, format):
+            content = str(self.best).encode()
+            place.write_bytes(content) if isinstance(place, Path) else place.write(content)
+
         class Figure:
-            savefig = staticmethod(lambda path, format: path.write_bytes(str(self.best).encode()))
+            findobj, axes, patch = staticmethod(lambda kind: []), (), mock.Mock()
+
+        Figure.savefig = staticmethod(savefig)
 
         rows = [
             {"method": method, "model_utility": 0.6, "forget_quality": value, "forget_probability": value}

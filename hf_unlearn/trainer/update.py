@@ -3,17 +3,20 @@
 
 import contextlib
 import itertools
+import logging
 import warnings
 
 import torch
 
 from ..deltas import UpdateDelta, delta_config
-from ..errors import first_line
+from ..errors import InputError, first_line
 from ..optim import fp32_weights
 from ..runtime.checkpoints import base_tensors, can_merge, merged_weights, tied_names
 from ..runtime.modules import evaluation_mode, is_peft, model_inputs
 from ..runtime.sharded import whole_on_cpu
 
+
+logger = logging.getLogger(__name__)
 
 # Rows of each side on which a saved update is tried.
 TRIED = 2
@@ -65,7 +68,7 @@ def misfit(trainer, delta: UpdateDelta) -> str | None:
     """Why the base model and the update are not the model in memory, in a line; None where they are.
 
     Tried on a few rows of each side, in place and without a second model. A model that is spread over processes is
-    not tried.
+    not tried, nor one that does not run: a run that is done is not lost for that.
     """
     if trainer.is_sharded:
         return None
@@ -73,13 +76,16 @@ def misfit(trainer, delta: UpdateDelta) -> str | None:
     rows = [side[number] for side in sides for number in range(min(TRIED, len(side)))]
     model = trainer.model
     batch = model_inputs(model, trainer.single_collator(rows))
-    with evaluation_mode(model):
-        wanted = model(**batch).logits.double()
-        try:
+    try:
+        with evaluation_mode(model):
+            wanted = model(**batch).logits.double()
             with _base_and_update(trainer, delta):
                 gap = float((model(**batch).logits.double() - wanted).abs().max())
-        except ValueError as error:  # the update fits no tensor of the base
-            return first_line(error)
+    except InputError as error:  # the update has no place in the base model
+        return first_line(error)
+    except Exception as error:
+        logger.warning(f"the update could not be tried on rows ({first_line(error)}); delta/ is saved as it was made")
+        return None
     largest = float(wanted.abs().max())
     share = TOLERANCES.get(next(model.parameters()).dtype, 1e-4)
     if gap <= share * max(largest, 1.0):

@@ -93,7 +93,7 @@ CASES = {
     "no such setting": (lambda folder: protocol(tuning__epoch=1), "tuning: no setting epoch; there are batch_size"),
     "a ridge below 0": (
         lambda folder: protocol(methods=[{"label": "x", "method": "fast_ntk", "search": {"ridge": [-1.0]}}]),
-        "ridge must not be negative, got -1.0",
+        "ridge must be a finite number at least 0, not -1.0",
     ),
 }  # fmt: skip
 

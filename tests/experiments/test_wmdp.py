@@ -218,7 +218,7 @@ BAD = {
         "data.stages, first: retain is missing",
     ),
     "a stage twice": (stages(STAGE, STAGE), "data.stages share a name: first"),
-    "a corpus without a number": (stages(STAGE | {"forget": ["toxins-forget"]}), "how many sequences"),
+    "a corpus without a number": (stages(STAGE | {"forget": ["toxins-forget"]}), "forget must be a mapping"),
     "unknown corpus": (
         stages(STAGE | {"forget": {"toxin": None}}),
         "no corpus 'toxin' in the miniature; there are",

@@ -99,7 +99,7 @@ def two_processes(folder, models):
     found["cached"] = models.solve("primal", state, gram_cache=str(folder / "grams"))
     found["read"] = models.solve("primal", state, gram_cache=str(folder / "grams"))
     if state.process_index == 1:
-        cache.Path.is_file = lambda path: False  # a folder that this machine does not share
+        cache.Path.exists = lambda path, **how: False  # a folder that this machine does not share
     found["read by half"] = models.solve("primal", state, gram_cache=str(folder / "grams"))
     torch.save((found, len(written)), folder / f"{state.process_index}.pt")
 
@@ -180,9 +180,9 @@ def errors(folder, models):
         found[name] = (type(raised.value).__name__, str(raised.value), time.monotonic() - began)
     if not second:
         cache.write_safetensors = lambda *args: Failing(1)([])
-    with pytest.raises(OSError, match="process 0 of 2: the disk is gone"):
-        models.solve("primal", state, gram_cache=str(folder / "grams"))
-    torch.save((found, models.solve("primal", state)[0]), folder / f"{state.process_index}.pt")
+    # What cannot be kept costs no request.
+    update = models.solve("primal", state, gram_cache=str(folder / "grams"))[0]
+    torch.save((found, update), folder / f"{state.process_index}.pt")
 
 
 def test_what_one_process_raises_all_raise(tmp_path, models):
