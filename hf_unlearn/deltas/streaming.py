@@ -10,16 +10,16 @@ import torch
 
 from ..errors import InputError
 from ..runtime.checkpoints import CHUNK, Shards, as_bytes, shorten
-from ..runtime.conversions import Conversion, skeleton
+from ..runtime.conversions import Conversion
 from ..runtime.files import sha256_tensor, write_json, write_text
 from ..runtime.folders import staged_folder
-from ..runtime.hub import fetch_folder, hide_places, public_name
+from ..runtime.hub import hide_places, public_name
 from .adding import add, check_scale, check_targets, destinations, warn_of_other_base
 from .card import transfer_card
 from .reader import DeltaReader
+from .stored import checkpoint_of
 
 
-CHECKPOINT = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*"]
 # Weights in another format are those of the model as it was, so `transfer` does not carry them over.
 NOT_TRANSFERRED = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}
 
@@ -40,16 +40,13 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
         InputError: a folder is not what it should be, the delta is damaged, or the checkpoint lacks a tensor of it.
         OSError: the result could not be written (nothing is left behind).
     """
-    from ..models.cifar_resnet import CifarResNetForImageClassification
-
     check_scale(scale)
     output = Path(output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not an empty folder; choose another --output or remove it")
     reader = DeltaReader(delta_dir)
     reader.check()
-    source = fetch_folder(model_dir, None, CHECKPOINT)
-    model = skeleton(source, [CifarResNetForImageClassification])
+    source, model = checkpoint_of(model_dir)
     plan = Plan(reader, Shards(source, "model.safetensors"), model)
 
     with staged_folder(output) as building:

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ..runtime.lora import save_lora
 from ..runtime.provenance import library_versions
 from .adding import add, check_scale, check_targets, destinations, is_base, warn_of_other_base
 from .reader import CONFIG_FILE, FILES, FORMAT_VERSION, WEIGHTS_FILE, DeltaReader
+from .stored import StoredModel
 
 
 logger = logging.getLogger(__name__)
@@ -58,46 +59,51 @@ class UpdateDelta:
     @classmethod
     def between(
         cls,
-        base: torch.nn.Module | Mapping[str, torch.Tensor],
-        unlearned: torch.nn.Module | Mapping[str, torch.Tensor],
+        base: torch.nn.Module | Mapping[str, torch.Tensor] | str | Path,
+        unlearned: torch.nn.Module | Mapping[str, torch.Tensor] | str | Path,
         **about,
     ) -> "UpdateDelta":
-        """The update from `base` to `unlearned` (models or state dicts), of the floating-point tensors that differ.
+        """The update from `base` to `unlearned`, of the floating-point tensors that differ.
 
+        Both are models, or state dicts, or checkpoints on disk (folders or Hub repositories), which are read one
+        tensor at a time: only what differs is held.
         Weights that are tied in both are taken once, under the first of their names. `about` goes to `delta_config`:
         base_model, base_revision, method, settings, seed, tied.
 
         Raises:
             InputError: the two do not have the same names and shapes, or weights tied in `base` moved apart.
         """
-        before, after = base_tensors(base), base_tensors(unlearned)
+        on_disk = isinstance(base, str | Path)
+        if on_disk != isinstance(unlearned, str | Path):
+            raise InputError("base and unlearned: give two models, two state dicts, or two checkpoints")
+        before, after = map(StoredModel if on_disk else base_tensors, (base, unlearned))
         if before.keys() != after.keys():
             raise InputError(
                 f"base and unlearned model differ in their tensors: {shorten(before.keys() ^ after.keys())}; pass two "
                 "models of one architecture (merge adapters first with merge_and_unload())"
             )
-        if different := [name for name in after if before[name].shape != after[name].shape]:
-            name = different[0]
-            shapes = tuple(before[name].shape), tuple(after[name].shape)
-            raise InputError(f"{name} has shape {shapes[0]} in base and {shapes[1]} in unlearned")
-        floats = [name for name in after if after[name].is_floating_point()]
         # State dicts hold a tied weight under each of its names.
-        groups = about.get("tied") or _one_place(before, floats)
+        groups = about.get("tied") or (before.ties if on_disk else _one_place(before))
         copies = {name: group[0] for group in groups for name in group[1:] if group[0] in after}
-        difference = lambda name: _fp32(after[name]) - _fp32(before[name])
-        moved = ((name, difference(name)) for name in floats if name not in copies)
-        tensors = {name: update for name, update in moved if update.any()}
-        for name in floats:
-            if name in copies and _place(after[name]) != _place(after[copies[name]]):
-                update = difference(name)
-                if not torch.equal(update, tensors.get(copies[name], torch.zeros_like(update))):
-                    raise InputError(
-                        f"{copies[name]} and {name} are one tied weight in base and moved apart in unlearned, which "
-                        "no update of the base can hold: load the base with tie_word_embeddings=False"
-                    )
-        if groups or isinstance(base, torch.nn.Module):
+        tensors = {}
+        for name in sorted(after, key=copies.__contains__):  # first names first
+            old, new = before[name], after[name]
+            if old.shape != new.shape:
+                raise InputError(f"{name} has shape {tuple(old.shape)} in base and {tuple(new.shape)} in unlearned")
+            if not new.is_floating_point() or (name in copies and _place(new) == _place(after[copies[name]])):
+                continue
+            update = _fp32(new) - _fp32(old)
+            if name not in copies and update.any():
+                tensors[name] = update
+            elif name in copies and not torch.equal(update, tensors.get(copies[name], torch.zeros_like(update))):
+                raise InputError(
+                    f"{copies[name]} and {name} are one tied weight in base and moved apart in unlearned, which no "
+                    "update of the base can hold: load the base with tie_word_embeddings=False"
+                )
+        if groups or on_disk or isinstance(base, torch.nn.Module):
             about = {"tied": groups} | about
-        return cls(tensors, delta_config({name: before[name] for name in tensors}, **about))
+        tensors = {name: tensors[name] for name in after if name in tensors}
+        return cls(tensors, delta_config(_Some(before, tensors), **about))
 
     @torch.no_grad()
     def apply_to(self, model: torch.nn.Module, scale: float = 1.0) -> torch.nn.Module:
@@ -267,11 +273,29 @@ def _place(tensor: torch.Tensor) -> tuple:
     return tensor.device, tensor.data_ptr(), tensor.shape
 
 
-def _one_place(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> list[list[str]]:
-    """Groups of names whose tensors are one."""
+@dataclass(frozen=True)
+class _Some(Mapping):
+    """Some tensors of others, which are read when asked for."""
+
+    tensors: Mapping[str, torch.Tensor]
+    names: Collection[str]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _one_place(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Groups of names whose floating-point tensors are one."""
     groups: dict[tuple, list[str]] = {}
-    for name in names:
-        groups.setdefault(_place(tensors[name]), []).append(name)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            groups.setdefault(_place(tensor), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
