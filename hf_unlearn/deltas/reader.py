@@ -3,6 +3,7 @@
 
 import hashlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ..runtime.hub import fetch_folder
 
 
 FORMAT_VERSION = 1
+THREADS = 4
 CONFIG_FILE = "delta_config.json"
 WEIGHTS_FILE = "delta.safetensors"
 FILES = ("delta-*.safetensors", WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", CONFIG_FILE)
@@ -55,19 +57,27 @@ class DeltaReader(Shards):
         Raises:
             InputError: they are not those that were saved, or not finite.
         """
-        squares, hashes = 0.0, {}
-        for name in self.files:
-            stored = self.stored(name)
-            digest = hashlib.sha256(f"{torch.float32}{tuple(stored.shape)}".encode())  # as `UpdateDelta.sha256`
-            for chunk in map(torch.Tensor.float, stored.chunks()):
-                digest.update(as_bytes(chunk))
-                squares += float(chunk.double().square().sum())
-            hashes[name] = digest.hexdigest()
+        # hashlib and torch leave the interpreter to others while they work.
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = dict(zip(self.files, pool.map(self._hash_and_squares, self.files)))
+        squares = sum(squares for _, squares in found.values())
+        hashes = {name: digest for name, (digest, _) in found.items()}
         if not math.isfinite(squares):
             raise InputError(f"{self.folder}: its tensors are not all finite; save or download it again")
         if self.config["sha256"] != sha256_json(hashes):
             raise InputError(f"{self.folder}: tensors are not those of its {CONFIG_FILE}; save or download it again")
         return squares
+
+    def _hash_and_squares(self, name: str) -> tuple[str, float]:
+        """Hash of a tensor in fp32, as `UpdateDelta.sha256` has it, and the sum of its squares."""
+        stored, squares = self.stored(name), 0.0
+        digest = hashlib.sha256(f"{torch.float32}{tuple(stored.shape)}".encode())
+        for chunk in map(torch.Tensor.float, stored.chunks()):
+            digest.update(as_bytes(chunk))
+            part = float(torch.dot(chunk, chunk))
+            # Squares of large numbers may leave the range of fp32.
+            squares += part if math.isfinite(part) else float(chunk.double().square().sum())
+        return digest.hexdigest(), squares
 
 
 def describe(path_or_repo: str | Path) -> dict:

@@ -136,7 +136,9 @@ class Plan:
             read.setdefault(name, torch.zeros(self.conversion.weights[name].shape, dtype=dtype))
         on_disk = self.conversion.to_disk(read)
         back = self.conversion.to_memory(on_disk)
-        if not all(name in back and torch.equal(back[name], read[name]) for name in group):
+        same = all(name in back and torch.equal(back[name], read[name]) for name in group)
+        del back, read  # a group may be a good part of a layer: it is held once where it can be
+        if not same:
             raise InputError(
                 f"the update of {shorten(group)} does not come back from the form it has on disk: apply it with "
                 "UpdateDelta.apply_to to the loaded model, and save that"

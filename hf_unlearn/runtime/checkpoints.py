@@ -54,8 +54,8 @@ def tied_names(model: torch.nn.Module) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-# Elements of a tensor that are read, added and written at a time: 16 MB in fp32.
-CHUNK = 2**22
+# Elements of a tensor that are read, added and written at a time: 2 MB in fp32, for which memory is used again.
+CHUNK = 2**19
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
