@@ -93,6 +93,7 @@ class UpdateDelta:
             if not new.is_floating_point() or (name in copies and _place(new) == _place(after[copies[name]])):
                 continue
             update = _fp32(new) - _fp32(old)
+            update[(new == old).cpu()] = 0.0  # also where both are infinite, as bounds of activations are
             if name not in copies and update.any():
                 tensors[name] = update
             elif name in copies and not torch.equal(update, tensors.get(copies[name], torch.zeros_like(update))):

@@ -75,6 +75,12 @@ def test_saved_as_lora_it_says_what_is_lost(tiny_llama, tmp_path, caplog):
     assert float((missing / moved).detach()) == pytest.approx(report["lost"], rel=1e-2)
 
 
+def test_what_is_infinite_in_both_has_not_moved():
+    base = {"bound": torch.tensor([float("inf"), -float("inf")]), "weight": torch.tensor([1.0, 2.0])}
+    delta = UpdateDelta.between(base, base | {"weight": torch.tensor([1.5, 2.0])})
+    assert delta.tensors.keys() == {"weight"} and delta.tensors["weight"].tolist() == [0.5, 0.0]
+
+
 def test_bf16_model_is_rounded_once(tiny_llama):
     base = tiny_llama()
     delta = UpdateDelta.between(base, change(base))
