@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Reader of a saved update: its description, and its tensors one at a time."""
 
-import hashlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,8 +8,8 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..runtime.checkpoints import Shards, as_bytes
-from ..runtime.files import read_json, sha256_json
+from ..runtime.checkpoints import Shards
+from ..runtime.files import as_bytes, begin_tensor_hash, read_json, sha256_json
 from ..runtime.hub import fetch_folder
 
 
@@ -71,7 +70,7 @@ class DeltaReader(Shards):
     def _hash_and_squares(self, name: str) -> tuple[str, float]:
         """Hash of a tensor in fp32, as `UpdateDelta.sha256` has it, and the sum of its squares."""
         stored, squares = self.stored(name), 0.0
-        digest = hashlib.sha256(f"{torch.float32}{tuple(stored.shape)}".encode())
+        digest = begin_tensor_hash(torch.float32, stored.shape)
         for chunk in map(torch.Tensor.float, stored.chunks()):
             digest.update(as_bytes(chunk))
             part = float(torch.dot(chunk, chunk))

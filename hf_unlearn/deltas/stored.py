@@ -44,6 +44,7 @@ class StoredModel(Mapping):
         self.checkpoint = Shards(source, "model.safetensors")
         self.conversion = Conversion(model, self.checkpoint.files)
         self.ties = self.conversion.ties
+        self._group: tuple[tuple, dict] = ((), {})
         names = self.checkpoint.files if model is None else self.conversion.weights
         # {name: that under which it is found}.
         self._places = {name: name for name in names if self._is_stored(name)}
@@ -59,7 +60,6 @@ class StoredModel(Mapping):
             if stored:
                 del self._places[stored[0]]
                 self._places[group[0]] = stored[0]
-        self._group: tuple[tuple, dict] = ((), {})
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._read(self._places[name])
@@ -74,8 +74,7 @@ class StoredModel(Mapping):
         return len(self._places)
 
     def _is_stored(self, name: str) -> bool:
-        group = () if name in self.conversion.renamed else self.conversion.group_of(name)
-        return name in self.conversion.renamed or bool(group)
+        return name in self.conversion.renamed or bool(self.conversion.group_of(name))
 
     def _read(self, name: str) -> torch.Tensor:
         if name in self.conversion.renamed:

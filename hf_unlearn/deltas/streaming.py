@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Transfer of a saved update onto a checkpoint: every file is copied, then the touched tensors in it are summed."""
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +8,9 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..runtime.checkpoints import CHUNK, Shards, as_bytes, shorten
+from ..runtime.checkpoints import CHUNK, Shards, shorten
 from ..runtime.conversions import Conversion
-from ..runtime.files import sha256_tensor, write_json, write_text
+from ..runtime.files import as_bytes, begin_tensor_hash, sha256_tensor, write_json, write_text
 from ..runtime.folders import staged_folder
 from ..runtime.hub import hide_places, public_name
 from .adding import add, check_scale, check_targets, destinations, warn_of_other_base
@@ -156,7 +155,7 @@ def _add_to_file(path: Path, plan: Plan, filename: str, scale: float):
     with open(path, "r+b") as file:
         for name in names:
             base = plan.checkpoint.stored(name)
-            digest = hashlib.sha256(f"{base.dtype}{tuple(base.shape)}".encode())
+            digest = begin_tensor_hash(base.dtype, base.shape)
             place = base.begin
             for old, update in zip(base.chunks(), plan.update_of(name), strict=True):
                 digest.update(as_bytes(old))

@@ -84,8 +84,9 @@ def predicted_logits(model, inputs: Mapping[str, torch.Tensor], predicted: torch
     head = model.get_output_embeddings()
     handle = head.register_forward_pre_hook(choose) if head is not None else None
     try:
-        if takes_positions(model):
-            inputs = positions_behind_padding(inputs)
+        told = positions_behind_padding(inputs)
+        if "position_ids" in told and takes_positions(model):  # which looks at every module: only where it matters
+            inputs = told
         logits = model(**inputs, use_cache=False).logits
     finally:
         if handle is not None:

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..evaluation.specificity import Approximation, KLResult
 from ..report.card import render_card
 from ..report.questions import Question, compare_answers
-from ..runtime.checkpoints import needs_merging, save_merged
+from ..runtime.checkpoints import needs_merging
 from ..runtime.files import (
     read_sealed,
     read_tensors,
@@ -30,10 +30,10 @@ from ..runtime.files import (
     write_text,
 )
 from ..runtime.folders import staged_folder
-from ..runtime.hub import hide_places
 from ..runtime.processes import on_main_process
 from ..runtime.provenance import code_sha256
 from ..runtime.published import MODEL_FILES
+from ..trainer.publishing import save_alone
 from ..trainer.records import update_context
 from .finished_stages import FinishedStages
 from .line import Line
@@ -244,10 +244,7 @@ class Cell:
         method = line.make(line.trainings(len(self.stages(line)))[0].stages[0])
         delta = self.update(best["method"])
         with staged_folder(folder, MODEL_FILES) as staged, self.updated(best["method"]) as model:
-            save_merged(model, staged) if needs_merging(model, method.own_update) else model.save_pretrained(staged)
-            if problem.tokenizer is not None:
-                problem.tokenizer.save_pretrained(staged)
-            hide_places(staged)
+            save_alone(model, staged, problem.tokenizer, needs_merging(model, method.own_update))
             delta.save_pretrained(staged / "delta")
             forget = [row for stage in problem.stages for row in row_hashes(stage.forget)]
             context = update_context(

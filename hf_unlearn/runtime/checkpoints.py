@@ -13,7 +13,7 @@ import torch
 from ..errors import InputError
 from .files import check_names, open_safetensors, read_json, read_tensors
 from .modules import is_peft
-from .sharded import reshard, whole
+from .sharded import is_sharded, reshard, whole
 
 
 # What PEFT puts into the name of a weight that it wraps.
@@ -57,11 +57,6 @@ def tied_names(model: torch.nn.Module) -> list[list[str]]:
 # Elements of a tensor that are read, added and written at a time: 2 MB in fp32, for which memory is used again.
 CHUNK = 2**19
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous tensor, not copied."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 @dataclass(frozen=True)
@@ -151,8 +146,11 @@ def can_merge(model) -> bool:
 
 
 def needs_merging(model, own_update: bool) -> bool:
-    """Whether a PEFT model's own weights have moved under its adapter, which alone would be saved otherwise."""
-    return own_update and is_peft(model) and can_merge(model)
+    """Whether a PEFT model's own weights have moved under its adapter, which alone would be saved otherwise.
+
+    A model that is spread over processes is saved by all of them together, as it is.
+    """
+    return own_update and is_peft(model) and can_merge(model) and not is_sharded(model)
 
 
 def save_merged(model, folder: str | Path):

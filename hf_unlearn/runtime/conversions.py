@@ -61,7 +61,7 @@ class Conversion:
         # {first name in memory: ((name on disk, the converter's pattern that it matches), ...)}, of groups.
         self._groups: dict[str, list[tuple[str, str]]] = {}
         self.ties = tied_names(model) if model is not None else []
-        self._reverse: dict[str, list[str]] | None = None
+        self._group_of: dict[str, tuple[str, ...]] | None = None
         if model is None:
             self.renamed = {name: [name] for name in self.stored}
             return
@@ -101,15 +101,16 @@ class Conversion:
 
         if self.model is None:
             return ()
-        if self._reverse is None:
+        if self._group_of is None:
             back = [rule.reverse_transform() for rule in self.model._weight_conversions[::-1]]
             back = [rule for rule in back if isinstance(rule, WeightConverter)]
-            self._reverse = {}
+            groups: dict[str, list[str]] = {}
             for other in self.weights:
                 place, pattern = apply_converters(other, back)
                 if pattern is not None:
-                    self._reverse.setdefault(place, []).append(other)
-        return next((tuple(names) for names in self._reverse.values() if name in names), ())
+                    groups.setdefault(place, []).append(other)
+            self._group_of = {other: tuple(names) for names in groups.values() for other in names}
+        return self._group_of.get(name, ())
 
     def to_disk(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tensors of a whole group in memory -> those of the checkpoint, by name.

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -249,11 +249,21 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor of the CPU, not copied."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def begin_tensor_hash(dtype: torch.dtype, shape: Sequence[int]):
+    """A SHA-256 that has seen dtype and shape of a tensor, and takes its bytes: the hash of `sha256_tensor`."""
+    return hashlib.sha256(f"{dtype}{tuple(shape)}".encode())
+
+
 def sha256_tensor(tensor: torch.Tensor) -> str:
     """Hash of dtype, shape and bytes of a tensor."""
     tensor = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    digest = begin_tensor_hash(tensor.dtype, tensor.shape)
+    digest.update(as_bytes(tensor))
     return digest.hexdigest()
 
 

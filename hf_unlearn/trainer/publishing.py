@@ -33,6 +33,14 @@ def save_whole(trainer, folder: str):
         hide_places(folder)
 
 
+def save_alone(model, folder: Path, tokenizer, merging: bool):
+    """A model, with its adapter merged (`needs_merging`) or as it is, and its tokenizer, without a trainer."""
+    save_merged(model, folder) if merging else model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    hide_places(folder)
+
+
 def save_with_update(trainer, output_dir: str):
     """The model, `delta/` and a card, moved to their places together."""
     saving = trainer.args.should_save
@@ -50,10 +58,7 @@ def save_with_update(trainer, output_dir: str):
         context |= {"delta": None, "limits": [*context["limits"], f"No update is published beside the model: {why}."]}
     with staged_folder(output_dir, MODEL_FILES) as folder:
         if merging:
-            save_merged(trainer.model, folder)
-            if trainer.processing_class is not None:
-                trainer.processing_class.save_pretrained(folder)
-            hide_places(folder)
+            save_alone(trainer.model, folder, trainer.processing_class, merging)
         else:
             save_whole(trainer, str(folder))
         if why is None:
