@@ -2,9 +2,11 @@
 """Forgetting and retaining objectives as pure functions of logits and labels.
 
 Shapes: `logits` (B, T, V) with `labels` (B, T) for causal models (logits t predict label t + 1, as transformers shifts
-them), or (B, V) with (B,) for classifiers; -100 is ignored. Token functions return one value per predicted token,
-flattened to (N,); sequence functions return one per row (B,). Nothing here averages: the caller divides by counts
-taken over the whole accumulated batch, so gradient accumulation and padding never change the result.
+them), (B, V) with (B,) for classifiers, (B, 1) with floating labels (B,) for a regression, or (B, k, 1, V) with
+(B, k, 1) for k predictions a row (of a span: its first and its last token); -100 is ignored. Token functions return
+one value per predicted token, flattened to (N,); sequence functions return one per row (B,). Nothing here averages:
+the caller divides by counts taken over the whole accumulated batch, so gradient accumulation and padding never change
+the result.
 """
 
 import torch
@@ -12,6 +14,20 @@ import torch.nn.functional as F
 
 
 IGNORE = -100
+
+
+def logits_of(outputs, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits of a model's outputs in the shapes above; of a span (B, 2, 1, T), over the real tokens of the row.
+
+    transformers lets a span end at padding, so that its loss depends on how far a batch is padded: not so here.
+    """
+    if getattr(outputs, "start_logits", None) is None:
+        return outputs.logits
+    logits = torch.stack([outputs.start_logits, outputs.end_logits], 1)
+    if attention_mask is not None:
+        # Half of the lowest number: differences of two stay finite.
+        logits = logits.masked_fill(~attention_mask.bool()[:, None], torch.finfo(logits.dtype).min / 2)
+    return logits[:, :, None]
 
 
 def scored_labels(labels: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -41,12 +57,23 @@ def count_predictions(labels: torch.Tensor) -> int:
 
 def count_rows(labels: torch.Tensor) -> int:
     """Number of rows with a label that a model predicts."""
-    return int((labels[:, 1:] if labels.dim() == 2 else labels[:, None]).ne(IGNORE).any(1).sum())
+    labels = labels[:, 1:] if labels.dim() == 2 else labels.flatten(1) if labels.dim() > 2 else labels[:, None]
+    return int(labels.ne(IGNORE).any(1).sum())
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """-log p(label) per predicted token, (N,)."""
+    """-log p(label) per predicted token, (N,); of a regression (y - label)^2 / 2.
+
+    The latter is -log p of a normal distribution of variance 1 about the output, but for a constant: half of the
+    squared error that transformers trains on.
+    """
     selected, targets, _ = predictions(logits, labels)
+    return _nll(selected, targets)
+
+
+def _nll(selected: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    if targets.is_floating_point():
+        return (selected[:, 0] - targets).square() / 2
     return F.cross_entropy(selected, targets, reduction="none")
 
 
@@ -73,15 +100,17 @@ def unlikelihood(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def sequence_nll(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed -log p of each row's labels (B,), and the number of labels in each row (B,)."""
     selected, targets, rows = predictions(logits, labels)
-    nll = F.cross_entropy(selected, targets, reduction="none")
+    nll = _nll(selected, targets)
     total = nll.new_zeros(len(labels)).index_add(0, rows, nll)
     return total, torch.bincount(rows, minlength=len(labels))
 
 
 def kl_divergence(logits: torch.Tensor, reference_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """KL(reference || model) per predicted token, (N,), in nats."""
+    """KL(reference || model) per predicted token, (N,), in nats; of a regression of normals of variance 1."""
     selected, _, _ = predictions(logits, labels)
     reference, _, _ = predictions(reference_logits, labels)
+    if labels.is_floating_point():
+        return (selected - reference)[:, 0].square() / 2
     return F.kl_div(selected.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none").sum(-1)
 
 

@@ -2,6 +2,7 @@
 """Objectives against formulas written out token by token in fp64."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,3 +164,33 @@ def test_steering_of_half_precision_is_computed_in_fp32():
     states = torch.full((1, 2, 4), 3.0, dtype=torch.bfloat16)
     value, _ = objectives.steering(states, torch.full((4,), 1.001), torch.tensor([[5, 6]]))
     assert value.dtype == torch.float32 and value.item() == pytest.approx(1.999**2, rel=1e-6)
+
+
+def test_losses_of_a_regression_are_those_of_a_normal_of_variance_1():
+    outputs, labels = torch.tensor([[1.0], [4.0], [2.0]]), torch.tensor([3.0, 4.5, -100.0])
+    normal = torch.distributions.Normal(outputs[:2, 0], 1.0)
+    expected = -normal.log_prob(labels[:2]) - 0.5 * math.log(2 * math.pi)
+    assert torch.allclose(objectives.cross_entropy(outputs, labels), expected)
+    other = torch.tensor([[0.0], [4.0], [9.0]])
+    found = objectives.kl_divergence(outputs, other, labels)
+    wanted = torch.distributions.kl_divergence(torch.distributions.Normal(other[:2, 0], 1.0), normal)
+    assert torch.allclose(found, wanted)
+
+
+def test_a_span_counts_two_predictions_over_the_real_tokens_of_its_row():
+    torch.manual_seed(0)
+    outputs = SimpleNamespace(start_logits=torch.randn(2, 5), end_logits=torch.randn(2, 5))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    labels = torch.tensor([[[1], [4]], [[0], [2]]])
+    found = objectives.cross_entropy(objectives.logits_of(outputs, mask), labels)
+    expected = [
+        -scores[row, : mask[row].sum()].log_softmax(-1)[labels[row, end, 0]].item()
+        for row in (0, 1)
+        for end, scores in enumerate((outputs.start_logits, outputs.end_logits))
+    ]
+    assert torch.allclose(found, torch.tensor(expected))
+    assert objectives.count_predictions(labels) == 4 and objectives.count_rows(labels) == 2
+    nll, lengths = objectives.sequence_nll(objectives.logits_of(outputs, mask), labels)
+    assert torch.allclose(nll, found.view(2, 2).sum(1)) and lengths.tolist() == [2, 2]
+    against_itself = objectives.kl_divergence(*2 * [objectives.logits_of(outputs, mask)], labels)
+    assert against_itself.tolist() == [0, 0, 0, 0]

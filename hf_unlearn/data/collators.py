@@ -7,14 +7,19 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InputError
-from ..objectives import scored_labels
+from ..objectives import IGNORE, scored_labels
 from ..runtime.loading import padding_id
 from ..runtime.modules import positions_behind_padding, takes_positions
+from .rows import is_token_labels
 
 
 @dataclass(frozen=True)
 class CausalCollator:
     """Pad rows of `input_ids` and `labels` (lists of equal length) to int64 tensors of shape [rows, longest row].
+
+    Labels of another shape, those of text classifiers, become a tensor of their own: (rows,) of classes or, floating,
+    of values, (rows, 2, 1) of the first and last token of a span. `token_type_ids`, where rows have them, are 0 at
+    padding.
 
     The attention mask comes from the lengths, never from comparing ids with the padding id: where padding and
     end-of-sequence are one token, that would hide the end-of-sequence from the model. Labels of padding, and of tokens
@@ -40,13 +45,25 @@ class CausalCollator:
             "attention_mask": torch.zeros(len(rows), width, dtype=torch.long),
             "labels": torch.full((len(rows), width), -100),
         }
+        if "token_type_ids" in rows[0]:
+            batch["token_type_ids"] = torch.zeros(len(rows), width, dtype=torch.long)
+        by_token = is_token_labels(rows[0]["labels"])
+        if not by_token:
+            batch["labels"] = torch.tensor([row["labels"] for row in rows])
         for number, row in enumerate(rows):
             length = len(row["input_ids"])
             place = slice(0, length) if self.padding_side == "right" else slice(width - length, width)
             batch["input_ids"][number, place] = torch.as_tensor(row["input_ids"])
             batch["attention_mask"][number, place] = torch.as_tensor(row.get("attention_mask", [1] * length))
-            batch["labels"][number, place] = torch.as_tensor(row["labels"])
-        batch["labels"] = scored_labels(batch["labels"], batch["attention_mask"])
+            if "token_type_ids" in batch:
+                batch["token_type_ids"][number, place] = torch.as_tensor(row["token_type_ids"])
+            if by_token:
+                batch["labels"][number, place] = torch.as_tensor(row["labels"])
+            elif batch["labels"].dim() > 1:
+                # Places in the row, which padding on the left moves.
+                batch["labels"][number] += place.start * (batch["labels"][number] != IGNORE)
+        if by_token:
+            batch["labels"] = scored_labels(batch["labels"], batch["attention_mask"])
         return batch
 
 
@@ -54,7 +71,7 @@ class CausalCollator:
 class RealTokens:
     """A collator of anyone's, with labels that real tokens predict, and positions where the model must be told them.
 
-    Batches without an attention mask, or with labels that are no tokens, stay as they are.
+    Batches without an attention mask, and labels that are no tokens, stay as they are.
     """
 
     collator: Callable
@@ -63,9 +80,10 @@ class RealTokens:
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = self.collator(rows)
         labels, mask = batch.get("labels"), batch.get("attention_mask")
-        if mask is None or labels is None or labels.shape != mask.shape:
+        if mask is None or labels is None:
             return batch
-        batch["labels"] = scored_labels(labels, mask)
+        if labels.shape == mask.shape:
+            batch["labels"] = scored_labels(labels, mask)
         return positions_behind_padding(batch) if self.positions else batch
 
 

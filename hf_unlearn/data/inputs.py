@@ -19,24 +19,32 @@ KINDS = {
     "pixel_values": ("pixel_values", "labels"),
     "image": ("image", "labels"),
     "input_ids": ("input_ids",),
+    "sentence": ("text", "label"),  # for classifiers alone
     "messages": ("messages",),
     "question": ("question", "answer"),
     "text": ("text",),
 }
 IMAGES = ("pixel_values", "image")
 MODEL_COLUMNS = ("input_ids", "attention_mask", "labels", *IMAGES)
-BESIDE_IDS = ("labels", "attention_mask")
+# What may come with a kind. Labels of a row are one for each token, or one class or value; the places of a span's ends
+# stand in two columns, as in transformers.
+BESIDE = {
+    "input_ids": ("labels", "attention_mask", "token_type_ids", "start_positions", "end_positions"),
+    "sentence": ("text_pair",),
+}
 # The roles of a chat that templates know, in any order behind a system's turn; the last turn is the assistant's.
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def read_dataset(rows, what: str) -> tuple[Dataset, str]:
+def read_dataset(rows, what: str, classified: bool = False) -> tuple[Dataset, str]:
     """The rows as a `datasets.Dataset` in plain lists, and their kind (a key of `KINDS`).
 
     Args:
         rows: a `datasets.Dataset`, a `DatasetDict` with one split, a list of dicts, or a path or name as
             `sources.read_rows` takes it (a text file is one row with the column `text`).
         what (`str`): the set's name for messages: "forget", "retain" ...
+        classified (`bool`, *optional*, defaults to `False`): whether rows of `text` are for a classifier, which needs
+            their `label` (a class, or a number for a regression) and takes a `text_pair`.
 
     Raises:
         InputError: nothing, no rows, several splits, a stream, another type, no usable columns, or a cell of another
@@ -74,12 +82,12 @@ def read_dataset(rows, what: str) -> tuple[Dataset, str]:
     if named is None:
         # Plain lists, whatever format (torch, numpy) the caller reads them in.
         rows = rows.with_format(None)
-        kind = _kind(rows.column_names, f"the {what} set")
+        kind = _kind(rows.column_names, f"the {what} set", classified)
         rows = rows.select_columns(_columns_of(kind, rows.column_names))
         if kind not in IMAGES:
             _check(kind, ((f"{what} row {number}", row) for number, row in enumerate(rows, 1)))
         return rows, kind
-    kind = _kind(list(rows[0]), f"the {what} set")
+    kind = _kind(list(rows[0]), f"the {what} set", classified)
     columns = _columns_of(kind, list(rows[0]))
     for where, row in zip(named, rows):
         if missing := [name for name in columns if name not in row]:
@@ -100,10 +108,16 @@ def _named(where: str, row) -> tuple[str, Mapping]:
     return where, row
 
 
-def _kind(columns: list[str], what: str) -> str:
+def _kind(columns: list[str], what: str, classified: bool) -> str:
+    others = ("messages", "question", "text") if classified else ("sentence",)
     for kind, needed in KINDS.items():
-        if set(needed) <= set(columns):
+        if kind not in others and set(needed) <= set(columns):
             return kind
+    if classified:
+        raise InputError(
+            f"{what} has the columns {', '.join(sorted(map(str, columns)))}: a classifier needs text and label (and "
+            "text_pair for pairs), or input_ids and labels"
+        )
     raise InputError(
         f"{what} has the columns {', '.join(sorted(map(str, columns)))}: it needs input_ids and labels, or "
         "messages, or question and answer, or text"
@@ -114,11 +128,11 @@ def _columns_of(kind: str, columns: list[str]) -> list[str]:
     """What is read of rows of this kind: the columns that it needs, and those that may come beside token ids."""
     if kind in IMAGES:
         return [name for name in MODEL_COLUMNS if name in columns]
-    return [*KINDS[kind], *(name for name in BESIDE_IDS if kind == "input_ids" and name in columns)]
+    return [*KINDS[kind], *(name for name in BESIDE.get(kind, ()) if name in columns)]
 
 
 def _check(kind: str, rows: Iterator[tuple[str, Mapping]]):
-    check = {"input_ids": _check_ids, "messages": _check_messages}.get(kind, _check_texts)
+    check = {"input_ids": _check_ids, "messages": _check_messages, "sentence": _check_sentence}.get(kind, _check_texts)
     for where, row in rows:
         check(where, {name: row[name] for name in _columns_of(kind, list(row))})
 
@@ -129,13 +143,42 @@ def _check_texts(where: str, row: Mapping):
             raise InputError(f"{where}, column {column}: it must be text, not {_described(value)}")
 
 
+def _check_sentence(where: str, row: Mapping):
+    _check_texts(where, {name: value for name, value in row.items() if name != "label"})
+    _check_label(where, "label", row["label"])
+
+
+def _check_label(where: str, column: str, label):
+    if isinstance(label, bool) or not isinstance(label, int | float | np.number) or not np.isfinite(label):
+        raise InputError(f"{where}, column {column}: it must be a class or a finite number, not {_described(label)}")
+    if int(label) == label and label < 0 and label != -100 and isinstance(label, int | np.integer):
+        raise InputError(f"{where}, column {column}: a class is a whole number from 0 (-100 for none), not {label}")
+
+
+def _check_places(where: str, row: Mapping):
+    for column in ("start_positions", "end_positions"):
+        place, length = row.get(column), len(row["input_ids"])
+        if isinstance(place, bool) or not isinstance(place, int | np.integer) or not 0 <= place < length:
+            raise InputError(
+                f"{where}, column {column}: it must be the place of one of the {length} tokens, not "
+                f"{_described(place)}; a span has both a start and an end"
+            )
+
+
 def _check_ids(where: str, row: Mapping):
     allowed: dict[str, tuple[Callable, str]] = {
         "input_ids": (lambda ids: (ids >= 0).all(), "whole numbers from 0"),
         "labels": (lambda ids: ((ids >= 0) | (ids == -100)).all(), "whole numbers from 0, or -100"),
         "attention_mask": (lambda ids: np.isin(ids, (0, 1)).all(), "0 or 1"),
+        "token_type_ids": (lambda ids: (ids >= 0).all(), "whole numbers from 0"),
     }
+    if "start_positions" in row or "end_positions" in row:
+        _check_places(where, row)
+    if "labels" in row and isinstance(row["labels"], int | float | np.number):
+        _check_label(where, "labels", row["labels"])
     for column, value in row.items():
+        if column not in allowed or column == "labels" and isinstance(value, int | float | np.number):
+            continue
         fits, wanted = allowed[column]
         if not isinstance(value, list | tuple | np.ndarray):
             raise InputError(f"{where}, column {column}: it must be a list of {wanted}, not {_described(value)}")
@@ -185,6 +228,7 @@ def drop_empty(rows: Dataset, kind: str, what: str) -> tuple[Dataset, int]:
     empty = {
         "input_ids": lambda row: not len(row["input_ids"]),
         "messages": lambda row: not row["messages"][-1]["content"].strip(),
+        "sentence": lambda row: not row["text"].strip(),
     }.get(kind, lambda row: not all(value.strip() for value in row.values()))
     kept = [number for number, row in enumerate(rows) if not empty(row)]
     dropped = len(rows) - len(kept)

@@ -11,8 +11,10 @@ from datasets import Dataset
 from ..errors import InputError
 from ..objectives import IGNORE, scored_labels
 from ..runtime.limits import check_tokenizer, check_tokens
+from ..runtime.modules import is_peft
 from .inputs import IMAGES, drop_empty, read_dataset
 from .prompts import QATemplate, encode_rows, one_bos, with_masks
+from .rows import is_token_labels
 
 
 logger = logging.getLogger(__name__)
@@ -62,21 +64,25 @@ class Preparation:
                 those of `messages` on the last turn, those of `text` on every token.
             what (`str`): the set's name for messages and counts.
 
+        For a classifier of text (or a regression) `labels` are one for each row, of `text` and `label`, and for a
+        model of spans `[[first], [last]]` token.
+
         Raises:
             InputError: as `read_dataset`; text without a tokenizer; a tokenizer, an id or a length that the model does
                 not have; no label that a model predicts.
         """
-        rows, kind = read_dataset(rows, what)
+        rows, kind = read_dataset(rows, what, classified=_head(self.model) == "ForSequenceClassification")
         rows, dropped = drop_empty(rows, kind, what)
         counts = RowCounts(dropped_empty=dropped)
         if kind not in IMAGES:
-            rows = _with_columns(rows) if kind == "input_ids" else self._tokenised(rows, kind, what, counts)
+            rows = _with_columns(rows, what) if kind == "input_ids" else self._tokenised(rows, kind, what, counts)
             if self.model is not None:
+                rows = _fitted_labels(self.model, rows, what)
                 ids = rows["input_ids"]
                 largest = max((max(row, default=0) for row in ids), default=0)
                 check_tokens(self.model, max(map(len, ids)), largest, f"the {what} set")
         elif self.model is not None:
-            _check_classes(self.model, rows, what)
+            rows = _fitted_labels(self.model, rows, what)
         counts.rows, counts.tokens = len(rows), _labelled(rows, what)
         self.counts[what] = counts
         return rows
@@ -88,6 +94,8 @@ class Preparation:
             check_tokenizer(self.tokenizer, self.model)
         if kind == "text":
             encoded = self._texts(rows["text"], counts)
+        elif kind == "sentence":
+            encoded = self._sentences(rows, counts)
         else:
             if kind == "question" and self.template is None and self.tokenizer.chat_template and not self._warned:
                 self._warned = True
@@ -107,7 +115,21 @@ class Preparation:
                 f"{counts.packed_rows} of {len(rows)} texts of the {what} set are longer than "
                 f"max_length={self.max_length} and packed into {len(encoded) - len(rows) + counts.packed_rows} rows"
             )
-        return with_masks(encoded)
+        return Dataset.from_list(encoded) if kind == "sentence" else with_masks(encoded)
+
+    def _sentences(self, rows: Dataset, counts: RowCounts) -> list[Mapping]:
+        """Texts, or pairs of them, of a classifier, which reads one row of each: what is too long is cut."""
+        encoded = []
+        for start in range(0, len(rows), TOKENISED_TOGETHER):
+            part = rows[start : start + TOKENISED_TOGETHER]
+            pairs = [part["text"], part["text_pair"]] if "text_pair" in part else [part["text"]]
+            whole = self.tokenizer(*pairs, verbose=False)["input_ids"]
+            cut = self.tokenizer(*pairs, truncation=True, max_length=self.max_length)
+            for number, label in enumerate(part["label"]):
+                if (more := len(whole[number]) - len(cut["input_ids"][number])) > 0:
+                    counts.cut_rows, counts.cut_tokens = counts.cut_rows + 1, counts.cut_tokens + more
+                encoded.append({name: values[number] for name, values in cut.items()} | {"labels": label})
+        return encoded
 
     def _texts(self, texts, counts: RowCounts) -> list[Mapping]:
         encoded = []
@@ -136,28 +158,63 @@ def prepare_rows(rows, what: str, tokenizer, max_length: int, **settings) -> Dat
     return Preparation(tokenizer, max_length, **settings)(rows, what)
 
 
-def _with_columns(rows: Dataset) -> Dataset:
+def _head(model) -> str | None:
+    """transformers' name of the loss that a model has ("ForCausalLM", "ForSequenceClassification" ...)."""
+    if model is None:
+        return None
+    model = model.get_base_model() if is_peft(model) else model
+    return getattr(model, "loss_type", None)
+
+
+def _with_columns(rows: Dataset, what: str) -> Dataset:
     """Rows of token ids with the columns that they came without; labels that no real token predicts are -100."""
+    if "start_positions" in rows.column_names:
+        spans = [[[first], [last]] for first, last in zip(rows["start_positions"], rows["end_positions"])]
+        rows = rows.remove_columns([name for name in ("labels",) if name in rows.column_names])
+        rows = rows.add_column("labels", spans)
     if "labels" not in rows.column_names:
         rows = rows.add_column("labels", list(rows["input_ids"]))
     if "attention_mask" not in rows.column_names:
         rows = rows.add_column("attention_mask", [[1] * len(ids) for ids in rows["input_ids"]])
-    elif not all(map(all, rows["attention_mask"])):
+    elif is_token_labels(rows[0]["labels"]) and not all(map(all, rows["attention_mask"])):
         pairs = zip(rows["labels"], rows["attention_mask"])
         labels = [scored_labels(torch.tensor([row]), torch.tensor([mask]))[0].tolist() for row, mask in pairs]
         rows = rows.remove_columns("labels").add_column("labels", labels)
-    return rows.select_columns(["input_ids", "attention_mask", "labels"])
+    names = ["input_ids", "attention_mask", "token_type_ids", "labels"]
+    return rows.select_columns([name for name in names if name in rows.column_names])
 
 
-def _check_classes(model, rows: Dataset, what: str):
-    """Refuse labels that are no class of the model (-100, which counts for nothing, may stand)."""
-    classes = getattr(model.config, "num_labels", None)
+def _fitted_labels(model, rows: Dataset, what: str) -> Dataset:
+    """Rows whose labels fit the model's head: classes, or for a regression floating values.
+
+    Raises:
+        InputError: labels of another kind than the head's, or of no class (-100, which counts for nothing, may stand).
+    """
+    head, label = _head(model), rows[0]["labels"]
+    by_token, classes = is_token_labels(label), getattr(model.config, "num_labels", None)
+    if head == "ForQuestionAnswering" and not (isinstance(label, list) and not by_token):
+        raise InputError(f"the {what} set has no spans: give start_positions and end_positions for this model")
+    if head == "ForSequenceClassification":
+        if isinstance(label, list):
+            raise InputError(f"the {what} set has labels of tokens: a classifier needs one label for each row")
+        if model.config.problem_type == "multi_label_classification":
+            raise InputError("several labels of one row are not supported: load the model with another problem_type")
+        if model.config.problem_type == "regression" or classes == 1:
+            if classes != 1:
+                raise InputError(f"a regression with {classes} outputs is not supported: load it with num_labels=1")
+            return rows.remove_columns("labels").add_column("labels", [float(value) for value in rows["labels"]])
+        if isinstance(label, float):
+            raise InputError(
+                f"the {what} set has labels that are values and the model {classes} classes: give classes, or load "
+                "it with num_labels=1 for a regression"
+            )
     for number, label in enumerate(rows["labels"], 1):
         if isinstance(label, int) and classes is not None and label != IGNORE and not 0 <= label < classes:
             raise InputError(
                 f"{what} row {number} has the label {label} and the model {classes} classes, 0 to {classes - 1}: give "
                 "the model's own classes, or load it with num_labels"
             )
+    return rows
 
 
 def _labelled(rows: Dataset, what: str) -> int:
@@ -167,10 +224,8 @@ def _labelled(rows: Dataset, what: str) -> int:
         InputError: there is none at all.
     """
     # The first token's label is predicted by nothing.
-    numbers = [
-        sum(label != -100 for label in (labels[1:] if isinstance(labels, list) else [labels]))
-        for labels in rows["labels"]
-    ]
+    parts = lambda labels: labels[is_token_labels(labels) :] if isinstance(labels, list) else [labels]
+    numbers = [sum(label not in (-100, [-100]) for label in parts(labels)) for labels in rows["labels"]]
     if not any(numbers):
         raise InputError(f"every label of the {what} set is ignored (-100): give rows whose answer carries labels")
     if unlabelled := numbers.count(0):

@@ -31,9 +31,15 @@ def check_limit(limit: int | None):
         raise InputError(f"limit={limit}: give at least 1, or leave it out for all rows")
 
 
+def is_token_labels(labels) -> bool:
+    """Whether the labels of a row are one for each token, not one for the row or those of a span's ends."""
+    return isinstance(labels, list) and not isinstance(labels[0], list)
+
+
 def row_hashes(rows: Dataset) -> list[str]:
     """SHA-256 of what each row teaches: inputs and labels, whatever else its columns hold."""
-    columns = [name for name in ("input_ids", "pixel_values", "image", "labels") if name in rows.column_names]
+    inputs = ("input_ids", "token_type_ids", "pixel_values", "image", "labels")
+    columns = [name for name in inputs if name in rows.column_names]
     if "image" in columns:
         # The encoded file stands for the picture: decoding it to hash pixels would cost many times as much.
         rows = rows.cast_column("image", Image(decode=False))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..errors import InputError
 from ..objectives import count_predictions, count_rows
 from ..runtime.fields import Range, check_fields
 
@@ -254,6 +255,18 @@ class Method(abc.ABC):
     ):
         """Train once and show every value of the search to `evaluate(model, values)`; the best stays in the model."""
         raise TypeError(f"{type(self).__name__} has no candidates that share a training")
+
+
+def check_classes(run: Run, objective: str):
+    """Refuse an objective of classes on values.
+
+    Raises:
+        InputError: the forget rows are those of a regression.
+    """
+    if isinstance(run.forget_dataset[0]["labels"], float):
+        raise InputError(
+            f"objective={objective!r} needs wrong classes, which a regression does not have: choose one of its loss"
+        )
 
 
 SETTING_TYPES = (str, int, float, bool, type(None), list, tuple, dict)

@@ -9,7 +9,7 @@ import torch
 
 from .. import objectives
 from ..runtime.fields import Range
-from .base import Method, split_labels
+from .base import Method, check_classes, split_labels
 from .reference import Reference, cite
 from .rmu import RMU
 
@@ -114,6 +114,8 @@ class FirstOrder(Method):
         return self.baseline.retain
 
     def prepare(self, run):
+        if self.objective == "random_label":
+            check_classes(run, self.objective)
         self._reference = Reference(run.model) if self.baseline.reference else None
 
     def finish(self, run):
@@ -132,7 +134,7 @@ class FirstOrder(Method):
 
     def _forget_term(self, model, batch, counts):
         inputs, labels = split_labels(batch)
-        logits = model(**inputs).logits
+        logits = objectives.logits_of(model(**inputs), inputs.get("attention_mask"))
         if self.objective in ("npo", "simnpo"):
             nll, lengths = objectives.sequence_nll(logits, labels)
             if self.objective == "npo":
@@ -154,7 +156,7 @@ class FirstOrder(Method):
 
     def _retain_term(self, model, batch, counts):
         inputs, labels = split_labels(batch)
-        logits = model(**inputs).logits
+        logits = objectives.logits_of(model(**inputs), inputs.get("attention_mask"))
         nll = objectives.cross_entropy(logits, labels).sum() / counts.retain_tokens
         if self.objective == "kl":
             kl = objectives.kl_divergence(logits, self._reference.logits(inputs), labels)

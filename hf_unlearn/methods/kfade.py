@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..runtime.fields import Range
 from ..runtime.hub import public_name
 from ..runtime.modules import checkpointed_in_eval_mode
-from .base import split_labels
+from .base import check_classes, split_labels
 from .natural_gradient import NaturalGradient
 from .reference import cite
 
@@ -110,6 +110,11 @@ class KFade(NaturalGradient):
     def alpha(self) -> float:
         return self.step_norm if self.step_norm is not None else math.sqrt(2 * self.kl_budget)
 
+    def prepare(self, run):
+        if self.objective in RISING:
+            check_classes(run, self.objective)
+        super().prepare(run)
+
     def make_curvature(self, run):
         if not self._named:
             given = isinstance(self.curvature, Curvature) and bool(self.curvature.names)
@@ -131,7 +136,7 @@ class KFade(NaturalGradient):
         # Not restored here: the backward repeats checkpointed layers. Trainer calls train() before every batch.
         model.eval()
         with checkpointed_in_eval_mode(model):
-            logits = model(**inputs).logits
+            logits = objectives.logits_of(model(**inputs), inputs.get("attention_mask"))
         nll = objectives.cross_entropy(logits, labels).sum() / counts.forget_tokens
         if self.objective == "cross_entropy":
             return nll, {"forget_loss": nll.detach()}

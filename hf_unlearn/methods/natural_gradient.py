@@ -19,8 +19,9 @@ from torch import nn
 
 from ..curvature import Curvature, plan, select_targets
 from ..curvature.targets import covered_share, tell_covered_share
-from ..data.rows import sample_rows
+from ..data.rows import is_token_labels, sample_rows
 from ..errors import InputError, LimitError, NumericalError
+from ..evaluation.sample_kl import SampleKL
 from ..evaluation.specificity import TokenKL
 from ..optim import NaturalGradientAscent
 from ..runtime.modules import trainable
@@ -62,7 +63,7 @@ class NaturalGradient(Method):
         self._covered: dict[str, float] = {}
         self._before_step: Callable[[NaturalGradientAscent], None] | None = None
         self._frozen = contextlib.ExitStack()
-        self._meter: TokenKL | None = None
+        self._meter: TokenKL | SampleKL | None = None
 
     @property
     def own_steps(self) -> int:
@@ -323,14 +324,17 @@ class Sweep:
     best: int = -1
 
 
-def kl_meter(run: Run) -> TokenKL | None:
+def kl_meter(run: Run) -> TokenKL | SampleKL | None:
     """Measures KL(original || model) on `args.kl_rows` retain rows; None where there is nothing to measure."""
     rows = run.retain_dataset
-    if rows is None or run.args.kl_rows < 1 or not isinstance(rows[0]["labels"], list):
+    if rows is None or run.args.kl_rows < 1:
         return None
     rows = sample_rows(rows, run.args.kl_rows, run.args.seed)
+    loader = run.loader(rows, run.args.curvature_batch_size)
     # The model is changed in place, so what it says now must be remembered.
-    meter = TokenKL(run.model, run.loader(rows, run.args.curvature_batch_size), cache_bytes=KL_CACHE_BYTES)
+    if not is_token_labels(rows[0]["labels"]):
+        return SampleKL(run.model, loader)
+    meter = TokenKL(run.model, loader, cache_bytes=KL_CACHE_BYTES)
     if meter.cached:
         return meter
     logger.warning(f"kl_rows={len(rows)} is too many to remember the original's answers: the KL will not be measured")

@@ -8,6 +8,7 @@ import re
 import torch
 from torch import Tensor, nn
 
+from ..objectives import logits_of
 from ..runtime.modules import evaluation_mode
 from ..runtime.sharded import is_sharded, placed_like, reshard, temporary_weights
 
@@ -25,14 +26,15 @@ class Reference:
         """What the model said then, in evaluation mode and without a graph. Collective for a sharded model."""
         if not is_sharded(self.model):
             with evaluation_mode(self.model):
-                return torch.func.functional_call(self.model, self.tensors, kwargs=inputs).logits
+                outputs = torch.func.functional_call(self.model, self.tensors, kwargs=inputs)
+            return logits_of(outputs, inputs.get("attention_mask"))
         # FSDP puts the gathered weights where a functional call puts its tensors, and the current ones would answer.
         reshard(self.model)
         named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         # Taken whole before the model was spread; each process needs its part alone.
         self.tensors.update({name: placed_like(tensor, named[name]) for name, tensor in self.tensors.items()})
         with temporary_weights(self.model, self.tensors), evaluation_mode(self.model):
-            return self.model(**inputs).logits
+            return logits_of(self.model(**inputs), inputs.get("attention_mask"))
 
 
 @functools.cache

@@ -3,17 +3,14 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
-
-import torch
+from collections.abc import Callable, Mapping
 
 from ..data.prompts import QATemplate, encode_qa
-from ..data.rows import sample_rows
-from ..errors import NumericalError, first_line
+from ..data.rows import is_token_labels, sample_rows
+from ..errors import first_line
+from ..evaluation.sample_kl import SampleKL
 from ..evaluation.scoring import generate_ids, prompt_ids
 from ..evaluation.specificity import TokenKL
-from ..objectives import predictions
-from ..runtime.modules import evaluation_mode, model_device
 
 
 logger = logging.getLogger(__name__)
@@ -56,38 +53,16 @@ def before_and_after(trainer) -> dict:
 def _meter(trainer, rows) -> Callable:
     """Of the model as it is now: a function of a model, (loss now, its loss, KL(now || it)), means over labels."""
     loader = trainer.loader(rows, trainer.args.curvature_batch_size)
-    if isinstance(rows[0]["labels"], list):
+    if is_token_labels(rows[0]["labels"]):
         meter = TokenKL(trainer.model, loader, CACHE_BYTES, top_k="auto")
+    else:
+        meter = SampleKL(trainer.model, loader)
 
-        def measure(model):
-            result = meter(model)
-            return result.reference_nll, result.nll, result.mean
+    def measure(model):
+        result = meter(model)
+        return result.reference_nll, result.nll, result.mean
 
-        return measure
-    batches = list(loader)
-    reference, labels = _class_log_probs(trainer.model, batches)
-
-    def measure_classes(model):
-        now, _ = _class_log_probs(model, batches)
-        losses = [-log_probs.gather(1, labels[:, None]).mean().item() for log_probs in (reference, now)]
-        return *losses, (reference.exp() * (reference - now)).sum(1).mean().item()
-
-    return measure_classes
-
-
-@torch.no_grad()
-def _class_log_probs(model, batches: Iterable[Mapping]) -> tuple[torch.Tensor, torch.Tensor]:
-    """log p (n, C) of classifications, and their labels (n,)."""
-    found = []
-    with evaluation_mode(model):
-        for batch in batches:
-            inputs = {name: value.to(model_device(model)) for name, value in batch.items() if name != "labels"}
-            logits, labels, _ = predictions(model(**inputs).logits.cpu(), batch["labels"].cpu())
-            found.append((logits.double().log_softmax(-1), labels))
-    log_probs, labels = (torch.cat(part) for part in zip(*found))
-    if not torch.isfinite(log_probs).all():
-        raise NumericalError("the model's logits are not finite: it diverged; use a smaller step")
-    return log_probs, labels
+    return measure
 
 
 def answers(trainer, prompts: Mapping[str, list[str]]) -> dict:

@@ -273,9 +273,10 @@ class UnlearnTrainer(Trainer):
         if return_outputs or not model.training:
             labels = inputs["labels"]
             outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
-            nll = objectives.cross_entropy(outputs.logits, labels)
+            logits = objectives.logits_of(outputs, inputs.get("attention_mask"))
+            nll = objectives.cross_entropy(logits, labels)
             loss = nll.sum() / max(len(nll), 1)
-            return (loss, {"logits": outputs.logits}) if return_outputs else loss
+            return (loss, {"logits": logits}) if return_outputs else loss
         loss, parts = self.method.loss(model, inputs, counts)
         if not torch.isfinite(loss):
             raise NumericalError(

@@ -10,6 +10,7 @@ import torch
 
 from ..deltas import UpdateDelta, delta_config
 from ..errors import InputError, first_line
+from ..objectives import logits_of
 from ..optim import fp32_weights
 from ..runtime.checkpoints import base_tensors, can_merge, merged_weights, tied_names
 from ..runtime.modules import evaluation_mode, is_peft, model_inputs
@@ -78,9 +79,9 @@ def misfit(trainer, delta: UpdateDelta) -> str | None:
     batch = model_inputs(model, trainer.single_collator(rows))
     try:
         with evaluation_mode(model):
-            wanted = model(**batch).logits.double()
+            wanted = logits_of(model(**batch), batch.get("attention_mask")).double()
             with _base_and_update(trainer, delta):
-                gap = float((model(**batch).logits.double() - wanted).abs().max())
+                gap = float((logits_of(model(**batch), batch.get("attention_mask")).double() - wanted).abs().max())
     except InputError as error:  # the update has no place in the base model
         return first_line(error)
     except Exception as error:

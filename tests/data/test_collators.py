@@ -2,6 +2,7 @@
 """Collators: padding, masks and labels."""
 
 import pytest
+import torch
 
 from hf_unlearn.data.collators import CausalCollator, UnlearnCollator
 from hf_unlearn.errors import InputError
@@ -34,3 +35,20 @@ def test_unlearn_collator():
     batch = UnlearnCollator(CausalCollator(0))(pairs)
     assert batch["forget"]["input_ids"].tolist() == [[1, 2], [4, 0]]
     assert batch["retain"]["labels"].tolist() == [[3, -100, -100], [5, 6, 7]]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_labels_of_rows_and_of_spans(side):
+    rows = [
+        {"input_ids": [1, 2, 3], "token_type_ids": [0, 0, 1], "labels": 2},
+        {"input_ids": [4], "token_type_ids": [1], "labels": 0},
+    ]
+    collate = CausalCollator(9, side)
+    batch = collate(rows)
+    assert batch["labels"].tolist() == [2, 0] and batch["labels"].dtype == torch.long
+    assert batch["token_type_ids"].tolist() == [[0, 0, 1], [1, 0, 0] if side == "right" else [0, 0, 1]]
+    values = collate([row | {"labels": value} for row, value in zip(rows, (2.5, 0.0))])
+    assert values["labels"].tolist() == [2.5, 0] and values["labels"].is_floating_point()
+    spans = collate([row | {"labels": span} for row, span in zip(rows, ([[0], [2]], [[0], [-100]]))])
+    moved = 0 if side == "right" else 2  # the places that padding on the left gives to the tokens
+    assert spans["labels"].tolist() == [[[0], [2]], [[moved], [-100]]]

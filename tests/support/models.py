@@ -45,3 +45,19 @@ def answer_loss(model, rows) -> float:
     with torch.no_grad():
         losses = [model(**{name: torch.tensor([value]) for name, value in row.items()}).loss.item() for row in rows]
     return sum(losses) / len(losses)
+
+
+def make_bert(head="classes", vocab_size=50, layers=2, heads=2, seed=0, **kwargs):
+    """A random tiny BERT in eval mode with a head for 3 "classes", a "regression" or a "span"."""
+    from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 64, "pad_token_id": 0} | kwargs
+    config = BertConfig(
+        vocab_size=vocab_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_labels={"classes": 3, "regression": 1, "span": 2}[head],
+        **sizes,
+    )
+    return (BertForQuestionAnswering if head == "span" else BertForSequenceClassification)(config).eval()
