@@ -6,7 +6,7 @@ FLOORS = (
     {"errors", "objectives", "peft_types", "version"},
     {"__init__"},
     {"runtime", "models"},
-    {"curvature", "data", "deltas", "optim", "requests", "tuners"},
+    {"curvature", "data", "deltas", "optim", "requests", "structure", "tuners"},
     {"evaluation", "ntk", "report"},
     {"methods"},
     {"miniature", "trainer"},

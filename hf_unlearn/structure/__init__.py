@@ -1,0 +1,8 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Heads and filters of transformers: which matter to a request, and masks that let an update change these alone."""
+
+from .heads import Filters, Heads, Layout, Structures, find_structures
+from .mask import StructureMask
+
+
+__all__ = ["Filters", "Heads", "Layout", "StructureMask", "Structures", "find_structures"]
