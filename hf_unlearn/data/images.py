@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError, first_line
+from .rows import split_rows
 
 
 IMAGE_COLUMNS = ("image", "img", "pixels")
@@ -124,22 +125,6 @@ def split_class(rows: Dataset, forget: int | str) -> tuple[Dataset, Dataset]:
     """
     number = find_class(rows, forget)
     return split_rows(rows, [row for row, label in enumerate(rows["labels"]) if label == number])
-
-
-def split_rows(rows: Dataset, forget: Sequence[int]) -> tuple[Dataset, Dataset]:
-    """(forget rows, retain rows) by row number.
-
-    Raises:
-        InputError: nothing or everything is to be forgotten, or no such row.
-    """
-    chosen = set(forget)
-    if not chosen:
-        raise InputError("no row is to be forgotten: name at least one")
-    if wrong := [row for row in chosen if not 0 <= row < len(rows)]:
-        raise InputError(f"there is no row {wrong[0]}: the data has {len(rows)}")
-    if len(chosen) == len(rows):
-        raise InputError("every row is to be forgotten, so nothing is left to retain: train a new model instead")
-    return rows.select(sorted(chosen)), rows.select([row for row in range(len(rows)) if row not in chosen])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 """Rows of forget and retain sets: chosen, paired and fingerprinted."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from datasets import Dataset, Image
@@ -23,6 +23,34 @@ def sample_rows(rows: Dataset, count: int | None, seed: int = 0) -> Dataset:
         return rows
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     return rows.select(sorted(order[:count].tolist()))
+
+
+def split_rows(rows: Dataset, forget: Sequence[int]) -> tuple[Dataset, Dataset]:
+    """(forget rows, retain rows) by row number.
+
+    Raises:
+        InputError: nothing or everything is to be forgotten, or no such row.
+    """
+    chosen = set(forget)
+    if not chosen:
+        raise InputError("no row is to be forgotten: name at least one")
+    if wrong := [row for row in chosen if not 0 <= row < len(rows)]:
+        raise InputError(f"there is no row {wrong[0]}: the data has {len(rows)}")
+    if len(chosen) == len(rows):
+        raise InputError("every row is to be forgotten, so nothing is left to retain: train a new model instead")
+    return rows.select(sorted(chosen)), rows.select([row for row in range(len(rows)) if row not in chosen])
+
+
+def draw_request(rows: Dataset, forget: int, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """(forget rows, retain rows): `forget` rows drawn at random, each side in the data's order.
+
+    Raises:
+        InputError: no row, or not fewer than there are.
+    """
+    if not 1 <= forget < len(rows):
+        raise InputError(f"forget={forget}: give 1 to {len(rows) - 1}, for there are {len(rows)} training rows")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return split_rows(rows, order[:forget])
 
 
 def check_limit(limit: int | None):

@@ -103,6 +103,8 @@ class Method(abc.ABC):
         label: name for tables and cards.
         paper: title, id and BibTeX entry, for the card.
         paired: batches are `{"forget": ..., "retain": ...}` pairs instead of forget rows alone.
+        retain_alone: batches are retain rows alone, and an epoch is one of these; counts of a step stand where those
+            of forget rows do.
         needs_retain: a retain dataset must be given.
         even_batches: all processes get the same number of batches, for which rows may be repeated. False: no row
             counts twice in a step.
@@ -118,6 +120,7 @@ class Method(abc.ABC):
     label: ClassVar[str]
     paper: ClassVar[dict[str, str]] = {}
     paired: bool = False
+    retain_alone: bool = False
     needs_retain: bool = True
     even_batches: ClassVar[bool] = True
     own_update: ClassVar[bool] = False

@@ -2,7 +2,7 @@
 """First-order baselines: one loss, the trainer's own optimiser. All of them stand in one table, `BASELINES`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -26,7 +26,7 @@ class Baseline:
     defaults: Mapping[str, float] = field(default_factory=dict)  # settings where they are not those of most
 
 
-DEFAULTS = {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0}
+DEFAULTS = {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "l1_weight": 0.0}
 BASELINES = {
     # Gradient ascent on the forget loss.
     "ga": Baseline("GA", "ga2022", retain=False),
@@ -44,6 +44,8 @@ BASELINES = {
     "random_label": Baseline("Random Label", "random_label2020", retain=False),
     # Going on with the training on the retain rows alone.
     "finetune": Baseline("Finetune", forget=False),
+    # The same with a penalty on the absolute values of the weights, for rows that share them forget faster.
+    "l1_sparse": Baseline("l1-sparse", "l1_sparse2023", forget=False, defaults={"l1_weight": 5e-5}),
 }
 
 
@@ -56,14 +58,18 @@ class FirstOrder(Method):
 
     Args:
         objective (`str`, defaults to `"grad_diff"`):
-            `"ga"`, `"grad_diff"`, `"kl"`, `"npo"`, `"simnpo"`, `"rmu"` or `"finetune"`; for classifiers `"max_loss"`
-            (the same as `"ga"`, under the name it has there) and `"random_label"`, whose labels are drawn anew at
-            every step, uniformly over the wrong classes.
+            `"ga"`, `"grad_diff"`, `"kl"`, `"npo"`, `"simnpo"`, `"rmu"`, or `"finetune"` and `"l1_sparse"`, which see
+            retain rows alone, so that an epoch is one of these; for classifiers `"max_loss"` (the same as `"ga"`,
+            under the name it has there) and `"random_label"`, whose labels are drawn anew at every step, uniformly
+            over the wrong classes.
         beta (`float`, *optional*):
             Inverse temperature of NPO (default 0.1) and SimNPO (default 4.5), on summed and on mean token NLL.
         gamma (`float`, defaults to `0.0`): Margin of SimNPO.
         forget_weight (`float`, *optional*): Weight of the forget term; 0.125 for SimNPO (open-unlearning), else 1.
         retain_weight (`float`, *optional*): Weight of the retain term, 1. GA, Max Loss and Random Label have none.
+        l1_weight (`float`, *optional*):
+            Weight of the sum of the absolute values of all that is trained: 5e-5 for l1-sparse (SPE-Unlearn's, section
+            4.1), else 0.
 
     Raises:
         InputError: an unknown objective, a value out of range.
@@ -74,11 +80,12 @@ class FirstOrder(Method):
     gamma: float = 0.0
     forget_weight: float | None = None
     retain_weight: float | None = None
+    l1_weight: float | None = None
 
     allowed: ClassVar[dict] = {
         "objective": (*BASELINES, "rmu"),
         "beta": Range(above=0),
-        **dict.fromkeys(("forget_weight", "retain_weight"), Range(least=0)),
+        **dict.fromkeys(("forget_weight", "retain_weight", "l1_weight"), Range(least=0)),
     }
 
     def __new__(cls, objective: str = "grad_diff", *args, **settings):
@@ -107,7 +114,11 @@ class FirstOrder(Method):
 
     @property
     def paired(self) -> bool:
-        return self.baseline.retain
+        return self.baseline.retain and self.baseline.forget
+
+    @property
+    def retain_alone(self) -> bool:
+        return not self.baseline.forget
 
     @property
     def needs_retain(self) -> bool:
@@ -123,6 +134,9 @@ class FirstOrder(Method):
 
     def loss(self, model, inputs, counts):
         forget, retain = (inputs["forget"], inputs["retain"]) if self.paired else (inputs, None)
+        if self.retain_alone:
+            forget, retain = None, inputs
+            counts = replace(counts, retain_tokens=counts.forget_tokens, retain_rows=counts.forget_rows)
         parts, total = {}, 0.0
         if self.baseline.forget:
             term, parts["forget_loss"] = self._forget_term(model, forget, counts)
@@ -130,6 +144,11 @@ class FirstOrder(Method):
         if retain is not None:
             term, parts["retain_loss"] = self._retain_term(model, retain, counts)
             total = total + self.retain_weight * term
+        if self.l1_weight:
+            # Once a step: each micro-batch bears the share that it has of the step's labels.
+            share = objectives.count_predictions(retain["labels"]) / counts.retain_tokens
+            moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            total = total + self.l1_weight * share * sum(parameter.abs().sum() for parameter in moving)
         return total, parts
 
     def _forget_term(self, model, batch, counts):

@@ -122,9 +122,9 @@ class UnlearnTrainer(Trainer):
         self._parts_since, self._begun = 0, False
         self.base_weights: dict[str, torch.Tensor] = {}
         self.merged_before: dict[str, torch.Tensor] = {}
-        rows = (
-            PairedRows(self.forget_dataset, self.retain_dataset, args.seed) if method.paired else self.forget_dataset
-        )
+        rows = self.retain_dataset if method.retain_alone else self.forget_dataset
+        if method.paired:
+            rows = PairedRows(self.forget_dataset, self.retain_dataset, args.seed)
         args = method.configure(args, len(self.forget_dataset))
         with input_errors():
             super().__init__(

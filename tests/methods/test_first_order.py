@@ -17,7 +17,7 @@ from tests.support.methods import (
     run,
     trained_adapter,
 )
-from tests.support.trainers import COLLATE, FORGET, RETAIN, make_trainer, trained_llama
+from tests.support.trainers import COLLATE, FORGET, RETAIN, logged, make_trainer, trained_llama, weights
 
 
 def test_unknown_first_order_objective():
@@ -50,7 +50,11 @@ def test_first_order_terms_and_weights():
     }
     for objective, value in expected.items():
         method = FirstOrder(objective, beta=3.0, gamma=0.2, forget_weight=0.5, retain_weight=2.0)
-        loss, parts = method.loss(model, inputs, counts)
+        alone = objective == "finetune"
+        if alone:  # a step of retain rows alone, and their counts
+            counts, both = Counts(counts.retain_tokens, counts.retain_rows), counts
+        loss, parts = method.loss(model, inputs["retain"] if alone else inputs, counts)
+        counts = both if alone else counts
         assert loss.item() == pytest.approx(value, rel=1e-5), objective
         assert parts["retain_loss"].item() == pytest.approx(-mean["retain"], rel=1e-5)
         assert objective == "finetune" or parts["forget_loss"].item() == pytest.approx(-mean["forget"], rel=1e-5)
@@ -141,3 +145,34 @@ def test_steps_below_the_spacing_of_bf16_weights_are_not_lost(tmp_path):
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 4 and again.update_delta().sha256() == trainer.update_delta().sha256()
     assert all(torch.equal(parameter, after[name]) for name, parameter in again.model.named_parameters())
+
+
+def test_finetuning_goes_over_all_retain_rows(tmp_path):
+    model = trained_llama()
+    trainer = make_trainer(
+        model, FirstOrder("finetune"), tmp_path, num_train_epochs=2, per_device_train_batch_size=8, logging_steps=1
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2 * len(RETAIN) // 8
+    assert len(logged(trainer, "retain_loss")) == 6 and logged(trainer, "forget_loss") == []
+
+
+def test_the_penalty_of_l1_sparse_counts_once_a_step(tmp_path):
+    """One step of SGD is that of finetuning, less the weights' signs; in however many batches it is made."""
+    rate, updates = 0.01, {}
+    for name, settings, parts in (
+        *(("plain", {"objective": "finetune"}, 1), ("whole", {"objective": "l1_sparse", "l1_weight": 0.1}, 1)),
+        *(("in parts", {"objective": "l1_sparse", "l1_weight": 0.1}, 3), ("default", {"objective": "l1_sparse"}, 1)),
+    ):
+        model = trained_llama()
+        before = weights(model)
+        trainer = make_trainer(
+            model, FirstOrder(**settings), tmp_path / name, max_steps=1, optim="sgd", learning_rate=rate,
+            per_device_train_batch_size=24 // parts, gradient_accumulation_steps=parts, max_grad_norm=0,
+        )  # fmt: skip
+        trainer.train()
+        updates[name] = {key: value - before[key] for key, value in weights(model).items()}
+    for key, value in before.items():
+        for name, weight in (("whole", 0.1), ("in parts", 0.1), ("default", 5e-5)):
+            penalty = updates[name][key] - updates["plain"][key]
+            assert torch.allclose(penalty, -rate * weight * value.sign(), atol=2e-7), (key, name)
