@@ -8,17 +8,14 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..runtime.modules import checkpointed_in_eval_mode, evaluation_mode, trainable
-from ..runtime.sharded import reshard
+from ..runtime.modules import measuring
 
 
 class Capture:
     """Within the context, a forward and backward through `model` report each target's input and output gradient.
 
     Weights are frozen, so autograd makes gradients of activations only, and the backward stops at the lowest target:
-    its output is where the graph begins. The model is in eval mode, and layers with gradient checkpointing enabled are
-    checkpointed all the same, non-reentrant whatever the user chose: reentrant checkpointing needs an input that
-    requires grad, and here the graph begins inside the layer. Everything is restored on exit.
+    its output is where the graph begins (`runtime.modules.measuring`). Everything is restored on exit.
 
     What `on_input(name, input)` returns in the forward is kept for `on_gradient(name, kept, gradient of the output)`.
     """
@@ -36,13 +33,8 @@ class Capture:
         self._recording = False
 
     def __enter__(self):
-        reshard(self.model)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(trainable(self.model))
-            # Before the flags are restored: the weights that FSDP2 has gathered are not the ones that were frozen.
-            stack.callback(reshard, self.model)
-            stack.enter_context(evaluation_mode(self.model, grad=True))
-            stack.enter_context(checkpointed_in_eval_mode(self.model))
+            stack.enter_context(measuring(self.model))
             for name, module in self.targets.items():
                 stack.callback(module.register_forward_hook(functools.partial(self._hook, name)).remove)
             self._settings = stack.pop_all()

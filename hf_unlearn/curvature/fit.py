@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..runtime.files import sha256_json, sha256_tensor
-from ..runtime.modules import model_device
+from ..runtime.modules import is_causal, model_device
 from ..runtime.processes import Processes, own
 from ..runtime.provenance import code_sha256
 from ..runtime.sharded import whole
@@ -20,7 +20,7 @@ from .batches import check_readable, read_batch
 from .costs import measured_stage
 from .fisher import FISHERS
 from .layout import make_layout, parse_bytes, shared_inputs, tensor_weight
-from .passes import Progress, data_digest, is_causal, run_pass
+from .passes import Progress, data_digest, run_pass
 from .resume import FitCheckpoint, restore
 from .targets import is_transposed, select_targets, unwrap
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..runtime.files import sha256_tensor
-from ..runtime.modules import model_device, positions_behind_padding, takes_positions
+from ..runtime.modules import is_causal, model_device, positions_behind_padding, takes_positions
 from ..runtime.processes import LostProcess, Processes
 from ..runtime.sharded import is_sharded, reshard
 from .batches import Batch, check_readable, read_batch
@@ -197,23 +197,6 @@ def _check_same(digests: list[list[str]], first: int):
             f"process {', '.join(map(str, different))} read other data than process 0 (batch {first + place}): give "
             "all processes the same rows in the same order (a sampler that shuffles needs its own seeded generator)"
         )
-
-
-def is_causal(model: nn.Module) -> bool:
-    """Whether (B, T) labels are shifted by one, as transformers does for causal language models.
-
-    Raises:
-        InputError: an encoder-decoder model, whose two token grids this does not tell apart.
-    """
-    from transformers import PreTrainedModel
-
-    model = unwrap(model)
-    if not isinstance(model, PreTrainedModel):
-        return False
-    if model.config.is_encoder_decoder:
-        raise InputError(f"{type(model).__name__} is an encoder-decoder; curvature needs a decoder or an encoder")
-    # None stands for a class name that says nothing (GPT2LMHeadModel); transformers then takes the causal loss.
-    return model.loss_type in (None, "ForCausalLM")
 
 
 def forward(body: nn.Module, inputs: Mapping, hidden: bool) -> Tensor:

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import InputError
+from .sharded import reshard
+
 
 @contextlib.contextmanager
 def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable]]):
@@ -56,6 +59,24 @@ def trainable(model: nn.Module, parameters: Iterable[Tensor] = ()):
             parameter.requires_grad_(required)
 
 
+@contextlib.contextmanager
+def measuring(model: nn.Module):
+    """Inside, a backward makes gradients of activations alone, in eval mode; all settings come back at the end.
+
+    Weights are frozen, so the graph begins where an activation is told to require gradients. Layers with gradient
+    checkpointing are checkpointed all the same, non-reentrant whatever the user chose: reentrant checkpointing needs
+    an input that requires gradients, and here the graph begins inside the layer.
+    """
+    reshard(model)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(trainable(model))
+        # Before the flags are restored: the weights that FSDP2 has gathered are not the ones that were frozen.
+        stack.callback(reshard, model)
+        stack.enter_context(evaluation_mode(model, grad=True))
+        stack.enter_context(checkpointed_in_eval_mode(model))
+        yield
+
+
 def is_peft(model: nn.Module) -> bool:
     """Whether a model is wrapped by PEFT, which is not imported to find out."""
     peft = sys.modules.get("peft")
@@ -81,6 +102,23 @@ def checkpointed_in_eval_mode(model):
     saving = lambda layer: functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     with replaced_forwards((layer, saving(layer)) for layer in layers):
         yield
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether (B, T) labels are shifted by one, as transformers does for causal language models.
+
+    Raises:
+        InputError: an encoder-decoder model, whose two token grids this does not tell apart.
+    """
+    from transformers import PreTrainedModel
+
+    model = model.get_base_model() if is_peft(model) else model
+    if not isinstance(model, PreTrainedModel):
+        return False
+    if model.config.is_encoder_decoder:
+        raise InputError(f"{type(model).__name__} is an encoder-decoder; give a decoder or an encoder")
+    # None stands for a class name that says nothing (GPT2LMHeadModel); transformers then takes the causal loss.
+    return model.loss_type in (None, "ForCausalLM")
 
 
 def takes_positions(model: nn.Module) -> bool:
