@@ -2,7 +2,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Costs of Fast-NTK: Jacobians against torch.func, the primal solver from 1,000 to 50,000 images, a request.
 
-    python benchmarks/ntk.py [--data_dir path/to/data] [--parts jacobian request scale] [--scale 1000 5000 10000 50000]
+    python benchmarks/ntk.py --data_dir path/to/data
+    python benchmarks/ntk.py --parts scale --scale 1000 5000 10000 50000  # one part, on noise
 
 The model is a CIFAR ResNet-20 whose BatchNorm and head are tuned through the adapter that the recipes use (2,026
 parameters): the published weights and CIFAR-10 from `--data_dir` where it is given (rows are taken again, shifted and

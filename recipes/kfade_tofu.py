@@ -5,7 +5,7 @@
     accelerate launch recipes/kfade_tofu.py --config recipes/configs/kfade_tofu_llama2_7b.yaml
     python recipes/kfade_tofu.py --config recipes/configs/kfade_tofu_tiny.yaml --data_dir path/to/tofu
     python recipes/kfade_tofu.py                         # the embedded default: no data, no downloads, minutes
-    python recipes/kfade_tofu.py --config ... --dry_run  # what it would do and cost, on the meta device
+    python recipes/kfade_tofu.py --dry_run               # what it would do and cost, on the meta device
 
 The YAML names the data, the models and one line per method with its search (docs/recipes.md). Everything lands in
 `--output_dir`: report.html (open it first), results.json, the figures, the per-item logs of the chosen candidates in

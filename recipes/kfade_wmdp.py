@@ -4,7 +4,7 @@
 
     accelerate launch recipes/kfade_wmdp.py --config recipes/configs/kfade_wmdp_zephyr_7b.yaml --data_dir path/to/data
     python recipes/kfade_wmdp.py                         # the embedded miniature: no data, no downloads, minutes
-    python recipes/kfade_wmdp.py --config ... --dry_run  # what it would do and cost, on the meta device
+    python recipes/kfade_wmdp.py --dry_run               # what it would do and cost, on the meta device
 
 The YAML names the stages (what to forget, what to keep, the task that asks), the model and one line per method with
 its search: another domain is another file (docs/recipes.md). Everything lands in `--output_dir`: report.html (open it

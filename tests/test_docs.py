@@ -27,14 +27,13 @@ from hf_unlearn.experiments.problems.tofu import TofuData, TofuEvaluation
 from hf_unlearn.experiments.problems.wmdp import WmdpEvaluation
 from hf_unlearn.experiments.settings import MOVED, SECTIONS, make_experiment
 from tests.support.floors import FLOORS
+from tests.support.pages import FENCE, PAGES, PROGRAMS, ROOT, pieces
 
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 MAP, RECIPES = ROOT / "docs/README.md", ROOT / "docs/recipes.md"
 WIDTH = 119
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 GENERATED = re.compile(r"^<!-- \w+:begin -->\n.*?^<!-- \w+:end -->", re.MULTILINE | re.DOTALL)
+TARGETS = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 # Folders from which a page may name a file.
 PLACES = ("", "hf_unlearn", "recipes", "recipes/configs", "benchmarks", "docs")
 
@@ -67,7 +66,7 @@ def long_lines(text: str) -> list[str]:
 
 def floors(text: str) -> list[set[str]]:
     """Rooms by floor, from the top, as the map draws them."""
-    drawn = re.search(r"<!-- floors:begin.*?```\n(.*?)```", text, re.DOTALL).group(1)
+    drawn = re.search(r"<!-- floors:begin.*?```text\n(.*?)```", text, re.DOTALL).group(1)
     return [{re.split(r"[./\s]", line)[0] for line in floor.splitlines()} for floor in drawn.split("\n\n")]
 
 
@@ -97,20 +96,23 @@ def is_there(name: str) -> bool:
 
 
 def wrong_commands(text: str) -> list[str]:
-    """Commands of `hf-unlearn` and of recipes that their parsers refuse; inline only the command's name is known."""
+    """Commands of `hf-unlearn` and of recipes that their parsers refuse, and targets that the Makefile does not have.
+
+    Inline a command of `hf-unlearn` may be a part of one: its name must be known.
+    """
     known = next(action for action in make_parser()._actions if action.choices).choices
     wrong = [one for one in re.findall(r"hf-unlearn ([a-z]+)", "\n".join(code(text))) if one not in known]
-    lines = "\n".join(block for language, block in FENCE.findall(text) if language in ("", "bash"))
-    for line in lines.replace("\\\n", " ").splitlines():
-        recipe = re.search(r"\brecipes/\w+\.py", line)
-        if not line.startswith("hf-unlearn") and not recipe:
-            continue
-        words = shlex.split(line, comments=True)
+    lines = [piece.text for piece in pieces(text, "") if piece.language == "bash"]
+    lines += [line for line in code(text) if line.startswith("make ") or re.search(r"\brecipes/\w+\.py .", line)]
+    for line in lines:
+        words, recipe = shlex.split(line), re.search(r"\brecipes/\w+\.py", line)
         try:
             if recipe:
                 load_recipe(recipe.group()).parse_arguments(words[words.index(recipe.group()) + 1 :])
-            else:
+            elif words[0] == "hf-unlearn":
                 parse(words[1:])
+            elif words[0] == "make" and words[1] not in TARGETS:
+                wrong.append(line)
         except (SystemExit, InputError, FileNotFoundError):
             wrong.append(line)
     return wrong
@@ -133,6 +135,12 @@ def test_a_page_names_what_exists(page):
     text = page.read_text(encoding="utf-8")
     faults = {check.__name__: check(text) for check in CHECKS} | {"dead_links": dead_links(text, page)}
     assert {name: found for name, found in faults.items() if found} == {}
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_program_is_called_as_its_docstring_says(program):
+    told = ast.get_docstring(ast.parse(program.read_text(encoding="utf-8")))
+    assert wrong_commands(told) == []
 
 
 def test_yaml_and_recipes_keep_the_width():
@@ -180,7 +188,10 @@ def test_the_dialect_is_documented():
         (missing_names, "```python\nfrom hf_unlearn.data.rows import some_rows\n```\n"),
         (wrong_commands, "`hf-unlearn ledger`"),
         (wrong_commands, "```bash\nhf-unlearn inspect path --all\n```\n"),
-        (wrong_commands, "```\npython recipes/kfade_tofu.py --epochs 3\n```\n"),
+        (wrong_commands, "```bash\npython recipes/kfade_tofu.py --epochs 3\n```\n"),
+        (wrong_commands, "    python recipes/kfade_tofu.py \\\n        --epochs 3\n"),
+        (wrong_commands, "see `recipes/kfade_tofu.py --epochs 3`"),
+        (wrong_commands, "`make coffee`"),
         (lambda text: dead_links(text, MAP), "[a page](absent.md)"),
         (lambda text: unlinked(text, MAP.parent), "[K-FADE](kfade.md)"),
     ],

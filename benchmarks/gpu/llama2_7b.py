@@ -3,7 +3,7 @@
 
     python benchmarks/gpu/llama2_7b.py                  # 7.5 minutes on an H100 or H200
     python benchmarks/gpu/llama2_7b.py --device cpu --hidden 64 --intermediate 96 --heads 4 --layers 4 --vocab 128 \
-        --length 16 --batch_size 2 --target_layers 1-2 --sequences 8 --output /tmp/small.json
+        --length 16 --batch_size 2 --target_layers 1-2 --sequences 8 --output outputs/small.json
 
 The model is made on the device from its configuration, in bf16; the tokens are random. Speed does not depend on
 either. The WMDP setting of K-FADE comes first (MLPs of layers 3-6), then all MLPs. Every stage gets a share of

@@ -21,13 +21,16 @@ ROWS = [
 STEPS = ("kl_budget=1e-5", "damping=1e-6", "steps=2")
 
 
-def make_request(folder):
-    """`model/`, `forget.jsonl` and `retain.jsonl` in a folder, which is returned; deterministic."""
+def make_request(folder, steps=150):
+    """`model/`, `forget.jsonl` and `retain.jsonl` in a folder, which is returned; deterministic.
+
+    After 150 steps the model is certain of its answers, after 50 it gives them a probability of 0.98.
+    """
     tokenizer = train_tokenizer([f"Question: {row['question']} Answer: {row['answer']}" for row in ROWS], 300)
     model = make_llama(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64).train()
     batch = CausalCollator(0)(list(tokenize_qa(Dataset.from_list(ROWS), tokenizer, QATemplate(), 64)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(150):
+    for _ in range(steps):
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
