@@ -29,11 +29,11 @@ from .layout import assign_weights, tensor_weight
 
 CONFIG_FILE = "curvature_config.json"
 FILES = ("curvature-*.safetensors", CONFIG_FILE)
-FORMAT = 3
+FORMAT = 4
 SHAPE = {
     "sha256": str,
     "kind": str,
-    "targets": {str: {"shape": [int], "transposed": bool}},
+    "targets": {str: {"shape": [int], "kept": [int], "transposed": bool}},
     "weights_sha256": {str: str},
     "files": {str: {str: str}},
 }

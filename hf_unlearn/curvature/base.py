@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError, NumericalError
 from ..runtime.processes import Processes
@@ -17,6 +17,7 @@ from .costs import StageCost, Workload
 from .fit import CurvatureFit
 from .layout import Group
 from .linalg import check_finite, matmul_precision
+from .targets import Target
 
 
 class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
@@ -24,7 +25,11 @@ class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
 
     G is per predicted token: G = (1 / N) sum over sequences, N predicted tokens (samples for classifiers), so that for
     a small step v the mean KL between the model's predictions before and after is v^T G v / 2 nats a token. Biases
-    are not in it. Every block is diagonal in a Kronecker product of two orthogonal bases; a subclass says which.
+    are in it only where a fit asks for them. Every block is diagonal in a Kronecker product of two orthogonal bases; a
+    subclass says which.
+
+    A fit may be given a mask: rows and columns of the weights that are kept. G is then over these entries alone, at
+    the cost of these: gradients come whole and are cut, steps come whole and are 0 outside of the mask.
 
     After a fit on several processes each holds the tensors of its own weights only. Then `fit`, `solve`, `norm`,
     `save_pretrained` and `push_to_hub` are collective: all processes call them with equal arguments, for equal bits.
@@ -34,7 +39,7 @@ class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
     Attributes:
         kind (`str`): name of the class in files and arguments.
         passes (`tuple[str, ...]`): names of the passes over the data; a last one adds up eigenvalues.
-        names (`list[str]`): `state_dict` names of the weights.
+        names (`list[str]`): `state_dict` names of the weights (and biases).
         metadata (`dict`): JSON-able account of the fit; the same on all processes but for seconds and memory.
         tensors (`dict[str, Tensor]`): what this process holds.
         owners (`dict[str, int]`): name -> rank of the process that holds its tensors; empty when this one holds all.
@@ -78,12 +83,12 @@ class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
         """FLOPs of one solve with one weight."""
         return d_out * d_in
 
-    def fill(self, targets: Mapping[str, nn.Module]):
+    def fill(self, targets: Mapping[str, Target]):
         """Set `self.tensors` without data, in kinds that make no pass."""
         raise TypeError(f"{type(self).__name__} makes passes over the data")
 
     @abc.abstractmethod
-    def make_sums(self, description: str, targets: Mapping[str, nn.Module], leaders: Mapping[str, str]):
+    def make_sums(self, description: str, targets: Mapping[str, Target], leaders: Mapping[str, str]):
         """What the pass of that name adds up for these targets: `KroneckerSums`, `SquareSums`, or the like."""
 
     def take(self, sums, tokens: int, show: bool):
@@ -98,14 +103,14 @@ class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
         return {"largest": float(largest), "dtype": str(largest.dtype).removeprefix("torch.")}
 
     def _eigenvalues(self, name: str) -> Tensor:
-        """Eigenvalues of the block, (d_out, d_in) or a scalar, in the basis of `_rotate`."""
+        """Eigenvalues of the block, (d_out, d_in) of what is kept or a scalar, in the basis of `_rotate`."""
         return self.tensors[f"eigenvalues.{name}"]
 
     def _largest(self, name: str) -> Tensor:
         return self._eigenvalues(name).max()
 
     def _rotate(self, name: str, matrix: Tensor) -> Tensor:
-        """The matrix (d_out, d_in) in the block's eigenbasis; the identity unless a subclass has bases."""
+        """The kept matrix (d_out, d_in) in the block's eigenbasis; the identity unless a subclass has bases."""
         return matrix
 
     def _unrotate(self, name: str, matrix: Tensor) -> Tensor:
@@ -115,11 +120,12 @@ class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
         """(G + damping I)^-1 applied to gradients of some of the weights.
 
         Args:
-            gradients (`Mapping[str, Tensor]`): name -> gradient, shaped like the weight.
+            gradients (`Mapping[str, Tensor]`): name -> gradient, shaped like the weight, whatever a mask keeps of it.
             damping (`float`): not negative, in the units of G's eigenvalues.
 
         Returns:
-            `dict[str, Tensor]`: name -> step, fp32 (fp64 for an fp64 model), on the device of its gradient.
+            `dict[str, Tensor]`: name -> step, shaped like the weight and 0 outside of the mask, fp32 (fp64 for an fp64
+            model), on the device of its gradient.
 
         Raises:
             InputError: a name or shape that was not fitted, a negative damping.
@@ -168,7 +174,7 @@ class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
         return squares
 
     def norm(self, steps: Mapping[str, Tensor]) -> float:
-        """sqrt(v^T G v) over all the steps together, without damping."""
+        """sqrt(v^T G v) over all the steps together, without damping; what lies outside of the mask is not in G."""
         self.processes.doing = "a norm under the curvature"
         squares = {}
         for name in sorted(steps):
@@ -183,10 +189,10 @@ class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
     def spectrum(self, name: str) -> dict:
         """Spectrum of one weight's block, whose tensors this process holds.
 
-        `size` is d_out * d_in, `effective_rank` (sum of eigenvalues)^2 / sum of their squares, `condition` the
-        `largest` eigenvalue / the smallest positive one.
+        `size` is d_out * d_in of what is kept, `effective_rank` (sum of eigenvalues)^2 / sum of their squares,
+        `condition` the `largest` eigenvalue / the smallest positive one.
         """
-        size = math.prod(self.metadata["targets"][name]["shape"])
+        size = math.prod(self.metadata["targets"][name]["kept"])
         values = self._eigenvalues(name).double().reshape(-1).expand(size)  # the identity has one value for all
         positive = values[values > 0]
         largest = float(values.max())
@@ -204,19 +210,32 @@ class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
     def _check(self, name: str, matrix: Tensor):
         target = self.metadata.get("targets", {}).get(name)
         if target is None:
-            raise InputError(f"{name} has no curvature: fit it with target_modules that cover it")
+            masked = " and a mask that keeps part of it" if self.metadata.get("kept_sha256") else ""
+            raise InputError(f"{name} has no curvature: fit it with target_modules that cover it{masked}")
         if list(matrix.shape) != target["shape"]:
             raise InputError(f"{name}: expected shape {target['shape']}, got {list(matrix.shape)}")
 
     def _to_basis(self, name: str, matrix: Tensor) -> Tensor:
-        """In the eigenbasis, on the matrix's own device, to which one weight's bases come at a time."""
-        transposed = self.metadata["targets"][name]["transposed"]
+        """What is kept, in the eigenbasis, on the matrix's own device, to which one weight's bases come at a time."""
+        target = self.metadata["targets"][name]
         matrix = matrix.to(self._eigenvalues(name).dtype)
-        return self._rotate(name, matrix.T if transposed else matrix)
+        matrix = matrix.T if target["transposed"] else matrix.reshape(len(matrix), -1)
+        for dim, index in self._kept(name, matrix.device):
+            matrix = matrix.index_select(dim, index)
+        return self._rotate(name, matrix)
 
     def _from_basis(self, name: str, matrix: Tensor) -> Tensor:
-        matrix = self._unrotate(name, matrix)
-        return matrix.T.contiguous() if self.metadata["targets"][name]["transposed"] else matrix
+        target, matrix = self.metadata["targets"][name], self._unrotate(name, matrix)
+        d_out, d_in = target["shape"][::-1] if target["transposed"] else (*target["shape"], 1)[:2]
+        for dim, index in reversed(self._kept(name, matrix.device)):
+            size = (d_out, matrix.shape[1]) if dim == 0 else (matrix.shape[0], d_in)
+            matrix = matrix.new_zeros(size).index_copy_(dim, index, matrix)
+        return matrix.T.contiguous() if target["transposed"] else matrix.reshape(target["shape"])
+
+    def _kept(self, name: str, device: torch.device) -> list[tuple[int, Tensor]]:
+        """(0, places of the kept rows) and (1, those of the columns), where these are not all."""
+        found = ((dim, self.tensors.get(f"{side}.{name}")) for dim, side in enumerate(("rows", "columns")))
+        return [(dim, index.to(device)) for dim, index in found if index is not None]
 
     def _check_damping(self, names: Iterable[str], damping: float):
         """Warn of a damping too small for the eigenvalues, in kinds whose eigenvalues have rounding errors."""

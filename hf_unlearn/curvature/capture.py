@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..runtime.modules import measuring
+from .targets import Target
 
 
 class Capture:
-    """Within the context, a forward and backward through `model` report each target's input and output gradient.
+    """Within the context, a forward and backward through `model` report each target's input and output gradient,
+    of a masked target those parts that it keeps.
 
     Weights are frozen, so autograd makes gradients of activations only, and the backward stops at the lowest target:
     its output is where the graph begins (`runtime.modules.measuring`). Everything is restored on exit.
@@ -23,7 +25,7 @@ class Capture:
     def __init__(
         self,
         model: nn.Module,
-        targets: Mapping[str, nn.Module],
+        targets: Mapping[str, Target],
         on_input: Callable[[str, Tensor], Tensor | None],
         on_gradient: Callable[[str, Tensor | None, Tensor], None],
     ):
@@ -35,8 +37,9 @@ class Capture:
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             stack.enter_context(measuring(self.model))
-            for name, module in self.targets.items():
-                stack.callback(module.register_forward_hook(functools.partial(self._hook, name)).remove)
+            for name, target in self.targets.items():
+                hook = functools.partial(self._hook, name, target)
+                stack.callback(target.module.register_forward_hook(hook).remove)
             self._settings = stack.pop_all()
         return self
 
@@ -67,7 +70,7 @@ class Capture:
                     "and unused layers have no curvature to measure: leave them out of target_modules"
                 )
 
-    def _hook(self, name: str, module: nn.Module, args: tuple, output: Tensor):
+    def _hook(self, name: str, target: Target, module: nn.Module, args: tuple, output: Tensor):
         if not output.requires_grad:
             output.requires_grad_()
         if not self._recording:
@@ -79,10 +82,10 @@ class Capture:
             )
         self.inputs_seen.add(name)
         # Not detached: targets that share an input are known by the identity of the tensor.
-        kept = self.on_input(name, args[0])
+        kept = self.on_input(name, target.inputs(args[0]))
 
         def gradient_hook(gradient):
             self.gradients_seen.add(name)
-            self.on_gradient(name, kept, gradient.detach())
+            self.on_gradient(name, kept, target.gradients(gradient.detach()))
 
         output.register_hook(gradient_hook)

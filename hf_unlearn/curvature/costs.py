@@ -16,7 +16,7 @@ from .artifact import KINDS
 from .layout import Group, Layout, entry_bytes, make_layout, parse_bytes, shared_inputs
 from .linalg import block_rows
 from .sums import break_even
-from .targets import linear_modules, select_targets, unwrap
+from .targets import Kept, Target, linear_modules, make_targets, unwrap
 
 
 @dataclass
@@ -148,6 +148,7 @@ def plan(
     *,
     kind: str = "ekfac",
     target_modules: str | list[str] | None = None,
+    kept: Kept | None = None,
     sequences: int,
     sequence_length: int,
     num_processes: int = 1,
@@ -162,6 +163,7 @@ def plan(
         model (`nn.Module`): a transformers model.
         kind (`str`, *optional*, defaults to `"ekfac"`): of the curvature.
         target_modules (`str` or `list[str]`, *optional*, defaults to `None`): see `select_targets`.
+        kept (`Mapping`, *optional*, defaults to `None`): what a mask keeps of the weights, see `make_targets`.
         sequences (`int`): sequences of the data.
         sequence_length (`int`): tokens of each.
         num_processes (`int`, *optional*, defaults to `1`): of the fit.
@@ -172,7 +174,7 @@ def plan(
     """
     if kind not in KINDS:
         raise InputError(f"curvature must be one of {', '.join(reversed(KINDS))}, not {kind!r}")
-    targets = select_targets(model, target_modules)
+    targets = make_targets(model, target_modules, kept)
     curvature, limit = KINDS[kind], parse_bytes(max_factor_memory)
     layout = make_layout(curvature, targets, _leaders(model, targets), num_processes, limit)
     work = Workload(layout, sequences, sequence_length, entry_bytes(targets))
@@ -190,7 +192,7 @@ def plan(
         ]
         if num_processes > 1:
             rows = sum(sum(group.factors) for group in work.groups)
-            width = rows * next(iter(targets.values())).weight.itemsize / blocks
+            width = rows * next(iter(targets.values())).parameter.itemsize / blocks
             sent = width * (num_processes - 1) / num_processes
             stages.append(StageCost("exchange", 0, 0, f"{format_bytes(sent)} a token sent to the owners, each pass"))
     stages += curvature.costs(work)
@@ -202,7 +204,7 @@ def plan(
     return Plan(kind, list(targets), work.tokens, num_processes, stages, blocks, held)
 
 
-def _leaders(model: nn.Module, targets: Mapping[str, nn.Module]) -> dict[str, str]:
+def _leaders(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, str]:
     """Name -> the first target that takes the same tensor."""
     inner, device = unwrap(model), next(model.parameters()).device
     if inner.main_input_name == "pixel_values":

@@ -22,7 +22,7 @@ from .fisher import FISHERS
 from .layout import make_layout, parse_bytes, shared_inputs, tensor_weight
 from .passes import Progress, data_digest, run_pass
 from .resume import FitCheckpoint, restore
-from .targets import is_transposed, select_targets, unwrap
+from .targets import Kept, Target, kept_sha256, make_targets, unwrap
 
 
 NO_TOKENS = "no token to predict in the curvature data: the dataloader is empty or all labels are -100"
@@ -40,6 +40,8 @@ class CurvatureFit:
         dataloader: Iterable[Mapping],
         *,
         target_modules: str | list[str] | None = None,
+        kept: Kept | None = None,
+        biases: bool = False,
         fisher: str = "sampled",
         seed: int = 0,
         accelerator=None,
@@ -57,6 +59,11 @@ class CurvatureFit:
                 `input_ids` and `labels` (B,). Not prepared by an accelerator, and in the same order each time and on
                 every process (a sampler that shuffles needs a seeded generator of its own).
             target_modules (`str` or `list[str]`, *optional*, defaults to `None`): MLP linears; see `select_targets`.
+            kept (`Mapping[str, tuple[Tensor | None, Tensor | None]]`, *optional*, defaults to `None`): what a mask
+                keeps: name of a weight -> (rows, columns), see `make_targets`. Nothing else is measured or held.
+            biases (`bool`, *optional*, defaults to `False`): whether the biases of the targets are measured too, as
+                weights (d_out, 1) with an input of 1. Their numbers are few in a `Diagonal`; in K-FAC and EK-FAC each
+                has a factor as wide as its weight's.
             fisher (`str`, *optional*, defaults to `"sampled"`): "sampled": labels drawn from the model; "probe":
                 random signs in place of a drawn label, at the same cost and a little more accurate; "exact": one
                 backward per class and position, no randomness, for small models; "empirical": the data's own labels,
@@ -76,20 +83,21 @@ class CurvatureFit:
             checkpoint_every (`int`, *optional*, defaults to `100`): batches between writes of the factors; 0 for none.
 
         Raises:
-            InputError: no data, labels all ignored, no or unsuitable target, a target that never runs, weights that
-                share an input and exceed `max_factor_memory`, processes unlike in code, settings, weights or data.
+            InputError: no data, labels all ignored, no or unsuitable target, a mask of other weights, a target that
+                never runs, weights that share an input and exceed `max_factor_memory`, processes unlike in code,
+                settings, weights or data.
             NumericalError: a factor is not finite; the message names it.
             ConnectionError: another process stopped.
         """
         processes = self.processes = Processes(accelerator)
         self.owners, limit = {}, parse_bytes(max_factor_memory)
 
-        def checked_targets() -> dict[str, nn.Module]:
+        def checked_targets() -> dict[str, Target]:
             if fisher not in FISHERS:
                 raise InputError(f"fisher must be one of {', '.join(FISHERS)}, not {fisher!r}")
             if isinstance(dataloader, Iterator):
                 raise InputError("the dataloader can be read only once; pass a DataLoader or a list of batches")
-            return select_targets(model, target_modules)
+            return make_targets(model, target_modules, kept, biases)
 
         targets = own(processes, checked_targets)
         checked = processes.size > 1 or checkpoint_dir is not None
@@ -101,9 +109,14 @@ class CurvatureFit:
             "unit": "per predicted token",
             "fisher": fisher,
             "seed": seed,
+            "kept_sha256": kept_sha256(targets),
             "targets": {
-                name: {"shape": list(module.weight.shape), "transposed": is_transposed(module)}
-                for name, module in targets.items()
+                name: {
+                    "shape": list(target.parameter.shape),
+                    "kept": list(target.widths),
+                    "transposed": target.transposed,
+                }
+                for name, target in targets.items()
             },
             "stages": {},
             "processes": processes.size,
@@ -111,6 +124,7 @@ class CurvatureFit:
         }
         if not self.passes:
             self.metadata |= {"sequences": 0, "predicted_tokens": 0}
+            self._hold_indices(targets)
             self.fill(targets)
             return self
         leaders = own(processes, lambda: _leaders(model, dataloader, targets))
@@ -118,6 +132,7 @@ class CurvatureFit:
         for name, leader in leaders.items():
             self.metadata["targets"][name]["input"] = leader
         self.owners = {name: layout.owners[leader] for name, leader in leaders.items()} if processes.size > 1 else {}
+        self._hold_indices(targets)
         same_fit = sha256_json(identity | {"processes": processes.size})
         checkpoint = FitCheckpoint(checkpoint_dir, same_fit, processes, checkpoint_every)
         checkpoint.remove_others()
@@ -129,14 +144,14 @@ class CurvatureFit:
         for number, block in enumerate(layout.blocks, 1):
             of_blocks = f", block {number} of {len(layout.blocks)}" if len(layout.blocks) > 1 else ""
             members = {name for group in block for name in group.names}
-            inside = {name: module for name, module in targets.items() if name in members}
-            held = {name: module for name, module in inside.items() if self.holds(name)}
+            inside = {name: target for name, target in targets.items() if name in members}
+            held = {name: target for name, target in inside.items() if self.holds(name)}
             earlier = set(self.tensors)
             for description, stage in zip(self.passes, stages):
                 if stage < at_stage:
                     done = checkpoint.progress(stage, None)
                     for key, tensor in checkpoint.load(stage)[0].items():
-                        self.tensors[key] = tensor.to(targets[tensor_weight(key)].weight.device)
+                        self.tensors[key] = tensor.to(targets[tensor_weight(key)].device)
                 else:
                     rounds = at_round if stage == at_stage else 0
                     run_one = functools.partial(run, inside, description=f"{description}{of_blocks}", show=progress)
@@ -151,6 +166,12 @@ class CurvatureFit:
                 self.metadata["targets"][name] |= about
         checkpoint.remove()
         return self
+
+    def _hold_indices(self, targets: Mapping[str, Target]):
+        """Put the kept rows and columns of this process's own weights among its tensors."""
+        for name, target in targets.items():
+            if self.holds(name):
+                self.tensors |= {f"{side}.{name}": index.to(target.device) for side, index in target.index.items()}
 
     def _run_stage(self, description, held, earlier, run, checkpoint, stage: int, rounds: int, show: bool) -> Progress:
         """One pass and what is made of it, from `rounds` rounds on that are already in the checkpoint."""
@@ -207,8 +228,8 @@ def _identify(kind: str, model: nn.Module, targets, fisher, seed, limit, checked
     """What tells this model from another, for the metadata; and what processes, and parts of one fit, must share."""
     import transformers
 
-    for name, module in targets.items():
-        if module.weight.is_meta:
+    for name, target in targets.items():
+        if target.parameter.is_meta:
             raise InputError(
                 f"{name} is offloaded (on the meta device): load the model with a device_map that keeps the target "
                 "layers on a device, or leave them out of target_modules"
@@ -224,14 +245,14 @@ def _identify(kind: str, model: nn.Module, targets, fisher, seed, limit, checked
     about = {
         "model_class": type(inner).__name__,
         "model_config_sha256": sha256_json(config),
-        "weights_sha256": {name: sha256_tensor(whole(module.weight)) for name, module in targets.items()},
+        "weights_sha256": {name: sha256_tensor(whole(target.parameter)) for name, target in targets.items()},
         "versions": {"hf_unlearn": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     if not checked:
         return about, {}
     identity = {
         "code": [code_sha256(), about["versions"]],
-        "settings": [kind, fisher, seed, limit, list(targets), about["model_class"], config],
+        "settings": [kind, fisher, seed, limit, list(targets), kept_sha256(targets), about["model_class"], config],
         "weights": sha256_json([about["weights_sha256"], _checksums(model, targets)]),
     }
     return about, identity
@@ -239,7 +260,7 @@ def _identify(kind: str, model: nn.Module, targets, fisher, seed, limit, checked
 
 def _checksums(model: nn.Module, targets) -> dict[str, tuple]:
     """Sums and norms of the weights that are no target: a hash of a large model would take as long as a pass."""
-    chosen = {id(module.weight) for module in targets.values()}
+    chosen = {id(target.parameter) for target in targets.values()}
     found = {}
     for name, parameter in model.named_parameters():
         if id(parameter) not in chosen and not parameter.is_meta:

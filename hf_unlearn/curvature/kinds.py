@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Kinds of curvature, from the simplest on: identity, diagonal, K-FAC, EK-FAC. Each states what it holds and costs."""
 
+import copy
 import warnings
 from collections.abc import Iterable
 
@@ -8,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..runtime.files import sha256_json
 from .artifact import KINDS
 from .base import Curvature
 from .costs import factor_costs, measured_stage, square_cost
 from .linalg import eigendecompose, mirror_
 from .sums import KroneckerSums, SquareSums
-from .targets import factor_dtype
 
 
 class Identity(Curvature):
@@ -33,9 +34,9 @@ class Identity(Curvature):
         return []
 
     def fill(self, targets):
-        self.tensors = {
-            f"eigenvalues.{name}": torch.ones((), dtype=factor_dtype(module.weight), device=module.weight.device)
-            for name, module in targets.items()
+        self.tensors |= {
+            f"eigenvalues.{name}": torch.ones((), dtype=target.dtype, device=target.device)
+            for name, target in targets.items()
         }
 
     def make_sums(self, description, targets, leaders):
@@ -45,7 +46,13 @@ class Identity(Curvature):
 class Diagonal(Curvature):
     """diag(G) = (1 / N) sum over sequences of the squared gradient of the sequence, N predicted tokens.
 
-    The squares are of per-sequence (per-sample) gradients; the square of a batch's gradient is another quantity.
+    The squares are of per-sequence (per-sample) gradients; the square of a batch's gradient is another quantity. With
+    `fisher="empirical"` and a classifier this is the empirical Fisher information of SPE-Unlearn (eq. 3).
+
+    Example:
+        >>> retained = Diagonal().fit(model, everything, fisher="empirical").minus(
+        ...     Diagonal().fit(model, forgotten, fisher="empirical")
+        ... )
     """
 
     kind = "diagonal"
@@ -61,6 +68,58 @@ class Diagonal(Curvature):
 
     def make_sums(self, description, targets, leaders):
         return SquareSums(targets)
+
+    @torch.no_grad()
+    def minus(self, part: "Diagonal") -> "Diagonal":
+        """The diagonal over the rows of this fit that are not in `part`, a fit on some of these rows.
+
+        (N F - N_part F_part) / (N - N_part), where rounding left less than 0 set to 0: what a fit on the rest gives,
+        without reading the rest. That `part` has only rows of this fit is for the caller to see to.
+
+        Args:
+            part (`Diagonal`): of the same model, weights, mask and kind of Fisher.
+
+        Returns:
+            `Diagonal`: a new one; both that it is made of stay as they are.
+
+        Raises:
+            InputError: the fits differ in one of these, their labels were drawn (a draw depends on a row's place in
+                the data, so they are not those of the same rows), or `part` is not smaller than this.
+        """
+        told = "one diagonal cannot be taken from the other: they differ in"
+        if not isinstance(part, Diagonal) or self.names != part.names:
+            raise InputError(f"{told} kind or targets; fit both alike")
+        for what in ("model_config_sha256", "weights_sha256", "kept_sha256", "fisher"):
+            if self.metadata[what] != part.metadata[what]:
+                raise InputError(f"{told} {what}; fit both alike")
+        if self.owners != part.owners:
+            raise InputError(f"{told} the processes that hold them; fit or load both alike")
+        if self.metadata["fisher"] not in ("empirical", "exact"):
+            raise InputError(
+                f"labels of a {self.metadata['fisher']} Fisher are drawn anew in every fit, so one diagonal cannot be "
+                "taken from the other: fit both with fisher='empirical' or 'exact'"
+            )
+        counts = {key: self.metadata[key] - part.metadata[key] for key in ("sequences", "predicted_tokens")}
+        if min(counts.values()) < 1:
+            raise InputError(
+                f"a diagonal of {part.metadata['sequences']} rows cannot be taken from one of "
+                f"{self.metadata['sequences']}: it must be of fewer rows, all of them among the others"
+            )
+        rest = Diagonal()
+        rest.processes, rest.owners = self.processes, dict(self.owners)
+        rest.metadata = copy.deepcopy(self.metadata) | counts | {"stages": {}}
+        digests = [diagonal.metadata["data_sha256"] for diagonal in (self, part)]
+        rest.metadata["data_sha256"] = sha256_json({"of": digests[0], "without": digests[1]})
+        whole, less, left = (about["predicted_tokens"] for about in (self.metadata, part.metadata, counts))
+        for key, tensor in self.tensors.items():
+            if key.startswith("eigenvalues."):
+                taken = part.tensors[key].to(tensor.device)
+                tensor = ((tensor * (whole / left)).sub_(taken, alpha=less / left)).clamp_(min=0)
+            rest.tensors[key] = tensor
+        for found in rest.processes.gather({name: rest.extent(name) for name in rest.names if rest.holds(name)}):
+            for name, about in found.items():
+                rest.metadata["targets"][name] |= about
+        return rest
 
 
 class KFAC(Curvature):

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..runtime.modules import evaluation_mode
 from ..runtime.processes import assign
 from ..runtime.sharded import reshard
-from .targets import factor_dtype, widths
+from .targets import Target
 
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -81,7 +81,7 @@ def parse_bytes(value: int | str | None) -> int | None:
 
 
 def make_layout(
-    kind, targets: Mapping[str, nn.Module], leaders: Mapping[str, str], size: int, limit: int | None = None
+    kind, targets: Mapping[str, Target], leaders: Mapping[str, str], size: int, limit: int | None = None
 ) -> Layout:
     """Spread the groups over `size` processes, in as few blocks as keep every process within `limit` bytes.
 
@@ -91,7 +91,7 @@ def make_layout(
     Raises:
         InputError: one group alone exceeds the limit.
     """
-    shapes = {name: widths(module) for name, module in targets.items()}
+    shapes = {name: target.widths for name, target in targets.items()}
     groups = _groups(kind, leaders, shapes, entry_bytes(targets))
     if limit is not None:
         for group in groups:
@@ -112,18 +112,21 @@ def make_layout(
     return Layout(blocks, owners)
 
 
-def shared_inputs(model: nn.Module, targets: Mapping[str, nn.Module], inputs: Mapping) -> dict[str, str]:
-    """Name -> the first target that takes the same tensor, as one forward on `inputs` in eval mode shows."""
-    seen: dict[int, tuple[str, Tensor]] = {}
+def shared_inputs(model: nn.Module, targets: Mapping[str, Target], inputs: Mapping) -> dict[str, str]:
+    """Name -> the first target that takes the same part of the same tensor, as one forward in eval mode shows."""
+    seen: dict[tuple, tuple[str, Tensor]] = {}
     leaders = {}
 
-    def remember(name, module, args):
+    def remember(name, columns, module, args):
         # The tensor is held: an id is only unique among living objects.
-        leaders[name] = seen.setdefault(id(args[0]), (name, args[0]))[0]
+        part = id(args[0]), None if columns is None else tuple(columns.tolist())
+        leaders[name] = seen.setdefault(part, (name, args[0]))[0]
 
     with contextlib.ExitStack() as stack:
-        for name, module in targets.items():
-            stack.callback(module.register_forward_pre_hook(functools.partial(remember, name)).remove)
+        for name, target in targets.items():
+            if not target.is_bias:
+                hook = functools.partial(remember, name, target.columns)
+                stack.callback(target.module.register_forward_pre_hook(hook).remove)
         stack.callback(reshard, model)
         stack.enter_context(evaluation_mode(model))
         model(**inputs)
@@ -132,20 +135,20 @@ def shared_inputs(model: nn.Module, targets: Mapping[str, nn.Module], inputs: Ma
 
 def tensor_weight(key: str) -> str:
     """The weight that a stored tensor ("vectors.input.NAME", "eigenvalues.NAME") belongs to."""
-    return re.sub(r"^(?:(?:values|vectors)\.(?:input|output)|eigenvalues)\.", "", key)
+    return re.sub(r"^(?:(?:values|vectors)\.(?:input|output)|eigenvalues|rows|columns)\.", "", key)
 
 
 def assign_weights(kind, targets: Mapping[str, Mapping], size: int) -> dict[str, int]:
     """Name -> rank for a fitted curvature of this class, from its metadata."""
-    shapes = {name: about["shape"][::-1] if about["transposed"] else about["shape"] for name, about in targets.items()}
+    shapes = {name: tuple(about["kept"]) for name, about in targets.items()}
     leaders = {name: about["input"] for name, about in targets.items()}
     owners = _assign(_groups(kind, leaders, shapes, 1), size)
     return {name: owners[leader] for name, leader in leaders.items()}
 
 
-def entry_bytes(targets: Mapping[str, nn.Module]) -> int:
+def entry_bytes(targets: Mapping[str, Target]) -> int:
     """Bytes of one number of a factor."""
-    return factor_dtype(next(iter(targets.values())).weight).itemsize
+    return next(iter(targets.values())).dtype.itemsize
 
 
 def _groups(kind, leaders: Mapping[str, str], shapes: Mapping[str, tuple[int, int]], size: int) -> list[Group]:

@@ -20,7 +20,7 @@ from .capture import Capture
 from .exchange import RowKeeper, contents, exchange_rows
 from .fisher import output_gradients
 from .layout import Layout
-from .targets import unwrap
+from .targets import Target, unwrap
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Progress:
 def run_pass(
     model: nn.Module,
     dataloader: Iterable[Mapping],
-    targets: Mapping[str, nn.Module],
+    targets: Mapping[str, Target],
     sums,
     *,
     layout: Layout,
@@ -207,7 +207,7 @@ def forward(body: nn.Module, inputs: Mapping, hidden: bool) -> Tensor:
     return outputs.last_hidden_state if hidden else outputs.logits
 
 
-def split_head(model: nn.Module, batch: Batch, targets: Mapping[str, nn.Module]):
+def split_head(model: nn.Module, batch: Batch, targets: Mapping[str, Target]):
     """(body, head) when the logits are exactly head(body's hidden states), else (model, None).
 
     Then logits can be made a few tokens at a time. Whether it holds (no soft-capping, scaling or prompt tokens) is
@@ -215,7 +215,7 @@ def split_head(model: nn.Module, batch: Batch, targets: Mapping[str, nn.Module])
     """
     inner = unwrap(model)
     head, body = inner.get_output_embeddings(), inner.base_model
-    if head is None or body is inner or head in targets.values():
+    if head is None or body is inner or any(head is target.module for target in targets.values()):
         return model, None
     one = batch.sample()
     with torch.no_grad():

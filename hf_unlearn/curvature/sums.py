@@ -4,12 +4,12 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .batches import Batch
 from .exchange import Rows
 from .linalg import add_gram_, matmul_precision
-from .targets import factor_dtype, widths
+from .targets import Target
 
 
 class KroneckerSums:
@@ -19,13 +19,15 @@ class KroneckerSums:
     input sum, under the name of their leader. Both sums are upper block-rows until mirrored.
     """
 
-    def __init__(self, targets: Mapping[str, nn.Module], leaders: Mapping[str, str]):
+    def __init__(self, targets: Mapping[str, Target], leaders: Mapping[str, str]):
         self.leaders = leaders
         # name -> (d_out, d_out), and leader -> (d_in, d_in) and the rows in it, not as many as in the output's.
-        self.outputs = {name: _zeros(module, widths(module)[0]) for name, module in targets.items()}
-        self.inputs = {
-            name: _zeros(module, widths(module)[1]) for name, module in targets.items() if leaders[name] == name
-        }
+        self.outputs, self.inputs = {}, {}
+        for name, target in targets.items():
+            d_out, d_in = target.widths
+            self.outputs[name] = target.zeros(d_out, d_out)
+            if leaders[name] == name:
+                self.inputs[name] = target.zeros(d_in, d_in)
         self.counts = dict.fromkeys(self.inputs, 0)
 
     def start(self, batch: Batch):
@@ -73,9 +75,9 @@ class SquareSums:
 
     counts: Mapping[str, int] = {}
 
-    def __init__(self, targets: Mapping[str, nn.Module], rotations: Mapping[str, tuple[Tensor, Tensor]] | None = None):
+    def __init__(self, targets: Mapping[str, Target], rotations: Mapping[str, tuple[Tensor, Tensor]] | None = None):
         self.rotations = rotations
-        self.squares = {name: _zeros(module, *widths(module)) for name, module in targets.items()}
+        self.squares = {name: target.zeros(*target.widths) for name, target in targets.items()}
         self._rotated = (None, None)
 
     def start(self, batch: Batch):
@@ -142,8 +144,3 @@ def break_even(d_out: int, d_in: int) -> float:
     n rows cost 2 n (d_in^2 + d_out^2) FLOPs, the gradient 2 d_in d_out (d_in + d_out). 4,937 for 4096 x 11008.
     """
     return d_in * d_out * (d_in + d_out) / (d_in**2 + d_out**2)
-
-
-def _zeros(module: nn.Module, rows: int, columns: int | None = None) -> Tensor:
-    weight = module.weight
-    return torch.zeros(rows, columns or rows, dtype=factor_dtype(weight), device=weight.device)

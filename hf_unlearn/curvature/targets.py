@@ -1,14 +1,16 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Targets: the weights of a model that carry curvature."""
+"""Targets: the weights of a model that carry curvature, whole or the rows and columns of them that a mask keeps."""
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
+from ..runtime.files import sha256_json
 from ..runtime.modules import is_peft
 
 
@@ -23,6 +25,75 @@ MLP_LINEARS = re.compile(
 
 # Where experts are: position embeddings and convolutions have three dimensions too.
 MLP_PLACES = re.compile(r"expert|moe|mlp|ffn|feed_forward", re.IGNORECASE)
+
+
+# Name of a weight or bias -> which of its d_out rows and d_in columns are kept, None for all of them.
+Kept = Mapping[str, tuple[Tensor | None, Tensor | None]]
+
+
+@dataclass(eq=False)
+class Target:
+    """A weight that carries curvature, or the bias beside it, or what a mask keeps of either.
+
+    Rows are outputs and columns are inputs, however the weight is stored. A bias is a weight (d_out, 1) whose input is
+    always 1. Indices lie on the CPU, in ascending order; `None` stands for all.
+    """
+
+    module: nn.Module
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    is_bias: bool = False
+    _copies: dict = field(default_factory=dict, repr=False)  # of the indices, on the devices of activations
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return self.module.bias if self.is_bias else self.module.weight
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the parameter is stored (in, out)."""
+        return not self.is_bias and is_transposed(self.module)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is added up: fp32, and fp64 for an fp64 model; a bf16 sum has negative eigenvalues."""
+        return factor_dtype(self.parameter)
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameter.device
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """(d_out, d_in) of what is kept."""
+        d_out, d_in = (len(self.parameter), 1) if self.is_bias else widths(self.module)
+        return d_out if self.rows is None else len(self.rows), d_in if self.columns is None else len(self.columns)
+
+    @property
+    def index(self) -> dict[str, Tensor]:
+        """The rows and the columns that are kept, where these are not all."""
+        found = {"rows": self.rows, "columns": self.columns}
+        return {side: index for side, index in found.items() if index is not None}
+
+    def inputs(self, tensor: Tensor) -> Tensor:
+        """Of the module's input (..., d_in) what meets the kept columns: the tensor itself where these are all."""
+        return tensor.new_ones(*tensor.shape[:-1], 1) if self.is_bias else self._part("columns", tensor)
+
+    def gradients(self, tensor: Tensor) -> Tensor:
+        """Of a gradient at the module's output (..., d_out) what meets the kept rows."""
+        return self._part("rows", tensor)
+
+    def zeros(self, rows: int, columns: int) -> Tensor:
+        return torch.zeros(rows, columns, dtype=self.dtype, device=self.device)
+
+    def _part(self, side: str, tensor: Tensor) -> Tensor:
+        index = self.index.get(side)
+        if index is None:
+            return tensor
+        key = side, tensor.device
+        if key not in self._copies:
+            self._copies[key] = index.to(tensor.device)
+        return tensor.index_select(-1, self._copies[key])
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -107,6 +178,82 @@ def select_targets(model: nn.Module, target_modules: str | list[str] | None = No
         if not module.weight.is_floating_point():
             raise InputError(f"target_modules: {name}.weight is {module.weight.dtype}; load the model unquantised")
     return {f"{name}.weight": module for name, module in chosen.items()}
+
+
+def make_targets(
+    model: nn.Module,
+    target_modules: str | list[str] | None = None,
+    kept: Kept | None = None,
+    biases: bool = False,
+) -> dict[str, Target]:
+    """What carries curvature: `state_dict` name -> target, in the order of the model.
+
+    Args:
+        model (`nn.Module`): also wrapped by PEFT.
+        target_modules (`str` or `list[str]`, *optional*, defaults to `None`): see `select_targets`; with `kept` None
+            stands for all that it names.
+        kept (`Mapping[str, tuple[Tensor | None, Tensor | None]]`, *optional*, defaults to `None`): name -> (rows,
+            columns), the places that are kept of the d_out rows and d_in columns of a weight, also of one that is
+            stored (in, out); None for all of them. Of what is not named, or has no place that is kept, nothing is. A
+            bias has rows alone.
+        biases (`bool`, *optional*, defaults to `False`): whether the biases of these modules (that are in `kept`) are
+            targets too. Without it biases in `kept` are left out.
+
+    Raises:
+        InputError: as `select_targets`; `kept` names what is no weight or bias of a linear layer, holds places that
+            the weight does not have or has only once, or nothing at all of the targets.
+    """
+    linears = {} if kept is None else linear_modules(model)
+    for name in kept or ():
+        module, _, end = name.rpartition(".")
+        if module not in linears or end not in ("weight", "bias") or getattr(linears[module], end) is None:
+            raise InputError(f"the mask keeps part of {name}, which is no weight or bias of a linear layer")
+    if kept is not None and target_modules is None:
+        target_modules = sorted({name.rpartition(".")[0] for name in kept})
+    targets = {}
+    for name, module in select_targets(model, target_modules).items():
+        bias = f"{name.removesuffix('.weight')}.bias"
+        for part in (name, bias) if biases and module.bias is not None else (name,):
+            is_bias = part == bias
+            if kept is None:
+                targets[part] = Target(module, is_bias=is_bias)
+            elif part in kept:
+                whole = Target(module, is_bias=is_bias).widths
+                rows, columns = (
+                    _checked_index(part, side, index, size)
+                    for side, index, size in zip(("rows", "columns"), kept[part], whole)
+                )
+                target = Target(module, rows, columns, is_bias)
+                if all(target.widths):
+                    targets[part] = target
+    if not targets:
+        raise InputError("the mask keeps nothing of the weights in target_modules: choose others, or another mask")
+    return targets
+
+
+def _checked_index(name: str, side: str, index: Tensor | None, size: int) -> Tensor | None:
+    """The places in ascending order on the CPU; None for all of them."""
+    if index is None:
+        return None
+    places = torch.as_tensor(index)
+    if places.dim() != 1 or places.dtype == torch.bool or places.is_floating_point() or places.is_complex():
+        raise InputError(
+            f"the mask: {side} of {name} must be places in one dimension, not {places.dtype} {list(places.shape)}"
+        )
+    places = places.cpu().long()
+    found = places.unique()
+    if len(found) < len(places) or (len(found) and not 0 <= int(found[0]) <= int(found[-1]) < size):
+        raise InputError(f"the mask: {side} of {name} must be places from 0 to {size - 1}, each of them once")
+    return None if len(found) == size else found
+
+
+def kept_sha256(targets: Mapping[str, Target]) -> str | None:
+    """A hash of what is kept of the targets; None where that is all."""
+    if not any(target.index for target in targets.values()):
+        return None
+    return sha256_json(
+        {name: {side: index.tolist() for side, index in target.index.items()} for name, target in targets.items()}
+    )
 
 
 def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from accelerate import debug_launcher
 
-from hf_unlearn.curvature import Curvature, select_targets
+from hf_unlearn.curvature import Curvature
 from hf_unlearn.curvature.capture import Capture
 from hf_unlearn.curvature.layout import shared_inputs
+from hf_unlearn.curvature.targets import make_targets
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.optim import NaturalGradientAscent
 from hf_unlearn.runtime.sharded import is_dtensor, whole
@@ -232,7 +233,7 @@ def sharded_itself(folder):
     assert all(map(is_dtensor, model.parameters()))
     # A forward without a backward leaves the outermost weights whole, unless they are given up.
     inputs = {name: value for name, value in rows()[0].items() if name != "labels"}
-    assert set(shared_inputs(model, select_targets(model), inputs)) == set(curvature.names)
+    assert set(shared_inputs(model, make_targets(model), inputs)) == set(curvature.names)
     assert all(map(is_dtensor, model.parameters()))
     with Capture(model, {}, None, None), torch.no_grad():
         model(**inputs)

@@ -16,9 +16,9 @@ from hf_unlearn.curvature import (
     Identity,
     make_curvature,
     plan,
-    select_targets,
 )
 from hf_unlearn.curvature.layout import make_layout
+from hf_unlearn.curvature.targets import make_targets
 from hf_unlearn.errors import InputError
 from tests.support.curvature import (
     KIND_NAMES,
@@ -195,7 +195,7 @@ def test_a_new_kind_is_one_class(new_kind, tmp_path):
 
 
 def test_weights_of_a_new_kind_are_spread_over_processes(new_kind):
-    targets = select_targets(tiny())
+    targets = make_targets(tiny())
     leaders = {name: name for name in targets}
     owners = make_layout(new_kind, targets, leaders, 2).owners
     assert owners == make_layout(KFAC, targets, leaders, 2).owners and set(owners.values()) == {0, 1}

@@ -104,7 +104,7 @@ def factors(curvature):
             values = curvature.tensors[key.replace("vectors", "values", 1)]
             found[key] = (tensor * values) @ tensor.T
         elif curvature.kind == "diagonal":
-            found[key] = tensor
+            found[key] = tensor.double()  # what a mask keeps, too
     return found
 
 

@@ -190,9 +190,9 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 def eigenbasis(curvature, name: str) -> Tensor:
-    """Columns are the eigenvectors of a fitted block, of weight.flatten() as it is stored."""
+    """Columns are the eigenvectors of a fitted block, of the kept entries of weight.flatten() as it is stored."""
     target = curvature.metadata["targets"][name]
-    d_out, d_in = reversed(target["shape"]) if target["transposed"] else target["shape"]
+    d_out, d_in = target["kept"]
     if curvature.kind in ("diagonal", "identity"):
         basis = torch.eye(d_out * d_in, dtype=torch.float64)
     else:
@@ -201,6 +201,16 @@ def eigenbasis(curvature, name: str) -> Tensor:
     if target["transposed"]:
         basis = basis[torch.arange(d_out * d_in).view(d_out, d_in).T.flatten()]
     return basis
+
+
+def kept_places(curvature, name: str) -> Tensor:
+    """The places in weight.flatten(), as it is stored, of what a mask keeps."""
+    target = curvature.metadata["targets"][name]
+    places = torch.arange(torch.Size(target["shape"]).numel()).view(target["shape"])
+    for side, dim in (("rows", 0), ("columns", 1)):
+        if (index := curvature.tensors.get(f"{side}.{name}")) is not None:
+            places = places.index_select(1 - dim if target["transposed"] else dim, index)
+    return places.flatten()
 
 
 def dense(curvature, name: str) -> Tensor:
