@@ -122,6 +122,22 @@ def npo(nll: torch.Tensor, reference_nll: torch.Tensor, beta: float) -> torch.Te
     return -2 / beta * F.logsigmoid(beta * (nll - reference_nll))
 
 
+def dpo(
+    nll: torch.Tensor,
+    reference_nll: torch.Tensor,
+    preferred_nll: torch.Tensor,
+    preferred_reference_nll: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """DPO per row (Rafailov et al. 2023, eq. 7) that prefers another answer: -2/beta log sigma(beta (r' - r)), (B,).
+
+    r = log(p / p_ref) of the row's own answer, r' of the preferred one, sums over labels. The factor 2 / beta is that
+    of NPO, to which this comes down where r' does not move.
+    """
+    margin = (nll - reference_nll) - (preferred_nll - preferred_reference_nll)
+    return -2 / beta * F.logsigmoid(beta * margin)
+
+
 def simnpo(nll: torch.Tensor, lengths: torch.Tensor, beta: float, gamma: float = 0.0) -> torch.Tensor:
     """SimNPO per row (Fan et al. 2024, eq. 4): length-normalised and free of a reference model, (B,)."""
     return -2 / beta * F.logsigmoid(beta * nll / lengths.clamp(min=1) - gamma)

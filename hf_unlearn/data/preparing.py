@@ -2,7 +2,7 @@
 """Rows as a model takes them: read, checked, tokenised, packed or cut, with what became of them in numbers."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -151,6 +151,27 @@ class Preparation:
         number = max(1, -(-len(ids) // self.max_length))
         ends = [len(ids) * place // number for place in range(number + 1)]
         return [ids[begin:end] for begin, end in zip(ends, ends[1:])]
+
+
+def with_other_answers(rows, what: str, answers: Sequence[str], seed: int) -> Dataset:
+    """Rows of questions or messages with one of the answers, drawn by the seed, in the place of each one's own.
+
+    As many as a `Preparation` makes of the same rows, in their order.
+
+    Raises:
+        InputError: rows of another kind, which have no answer.
+    """
+    rows, kind = read_dataset(rows, what)
+    if kind not in ("question", "messages"):
+        raise InputError(
+            f"the {what} set needs question and answer, or messages: other answers are put to its questions"
+        )
+    rows, _ = drop_empty(rows, kind, what)
+    drawn = torch.randint(len(answers), (len(rows),), generator=torch.Generator().manual_seed(seed)).tolist()
+    if kind == "question":
+        return Dataset.from_list([{**row, "answer": answers[number]} for row, number in zip(rows, drawn)])
+    turns = lambda row, text: [*row["messages"][:-1], {**row["messages"][-1], "content": text}]
+    return Dataset.from_list([{"messages": turns(row, answers[number])} for row, number in zip(rows, drawn)])
 
 
 def prepare_rows(rows, what: str, tokenizer, max_length: int, **settings) -> Dataset:

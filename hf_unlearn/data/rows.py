@@ -94,14 +94,14 @@ def count_overlap(forget: Dataset, retain: Dataset) -> int:
 
 
 class PairedRows(torch.utils.data.Dataset):
-    """Every forget row with a retain row: `{"forget": ..., "retain": ...}`.
+    """Every forget row with a retain row: `{"forget": ..., "retain": ...}`, and its `"alternative"` if there are any.
 
     Retain rows are drawn without replacement, in an order that depends on the seed and the epoch alone (not on
     workers or processes), and one epoch goes on where the last one stopped, so all of them are used.
     """
 
-    def __init__(self, forget: Dataset, retain: Dataset, seed: int):
-        self.forget, self.retain, self.seed = forget, retain, seed
+    def __init__(self, forget: Dataset, retain: Dataset, seed: int, alternative: Dataset | None = None):
+        self.forget, self.retain, self.seed, self.alternative = forget, retain, seed, alternative
         # In shared memory: a persistent worker keeps the copy of this object that it was started with.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self._orders: dict[int, list[int]] = {}
@@ -113,7 +113,8 @@ class PairedRows(torch.utils.data.Dataset):
         return len(self.forget)
 
     def __getitem__(self, index: int) -> dict:
-        return {"forget": self.forget[index], "retain": self.retain[self._partner(index)]}
+        pair = {"forget": self.forget[index], "retain": self.retain[self._partner(index)]}
+        return pair if self.alternative is None else pair | {"alternative": self.alternative[index]}
 
     def _partner(self, index: int) -> int:
         cycle, position = divmod(int(self._epoch) * len(self.forget) + index, len(self.retain))

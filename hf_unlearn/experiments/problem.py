@@ -40,6 +40,8 @@ class Stage:
     name: str
     forget: Dataset
     retain: Dataset
+    questions: Dataset | None = None  # the forget rows as text, for methods that put other answers to them
+    template: Mapping | None = None  # fields of `QATemplate`, by which the questions become the forget rows
 
     @property
     def size(self) -> StageSize:

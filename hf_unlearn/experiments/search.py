@@ -136,6 +136,10 @@ class Search:
         folder = str(self.folder / "run" / str(number))
         try:
             args = UnlearnConfig(output_dir=folder, seed=cell.seed, max_length=problem.max_length, **arguments)
+            forget = stage.forget
+            if method.alternatives and stage.questions is not None:
+                # As text, so that other answers can be put to the questions.
+                forget, args.template = stage.questions, stage.template
         except (TypeError, ValueError) as error:
             reason = str(error).split("__init__() ")[-1].splitlines()[0]
             raise InputError(f"{line.label}: arguments: {reason}; see UnlearnConfig") from error
@@ -145,7 +149,7 @@ class Search:
             self.model,
             method,
             args,
-            stage.forget,
+            forget,
             stage.retain if method.needs_retain else None,
             eval_dataset={} if args.eval_strategy != "no" else None,
             processing_class=problem.tokenizer,

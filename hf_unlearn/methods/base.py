@@ -110,6 +110,8 @@ class Method(abc.ABC):
             counts twice in a step.
         own_update: `update` reports what was changed; else the trainer takes the difference of the weights.
         searched: settings or training arguments of which a line of a comparison must set or search one.
+        alternatives: texts, one of which is put in the place of each forget row's answer; the rows that this gives are
+            a side "alternative" of paired batches.
         own_steps: optimiser steps, or parts of its own run, of one training; None: the number of epochs decides.
         allowed: setting -> the range of its numbers, or the texts to choose from. Types are those of the annotations.
 
@@ -126,6 +128,7 @@ class Method(abc.ABC):
     own_update: ClassVar[bool] = False
     searched: ClassVar[tuple[str, ...]] = ("learning_rate",)
     own_steps: int | None = None
+    alternatives: Sequence[str] = ()
     allowed: ClassVar[Mapping[str, Range | Sequence[str]]] = {}
 
     def __post_init__(self):

@@ -1,13 +1,14 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """First-order baselines: one loss, the trainer's own optimiser. All of them stand in one table, `BASELINES`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 
 from .. import objectives
+from ..errors import InputError
 from ..runtime.fields import Range
 from .base import Method, check_classes, split_labels
 from .reference import Reference, cite
@@ -23,9 +24,25 @@ class Baseline:
     forget: bool = True  # whether forget rows enter the loss
     retain: bool = True  # whether retain rows do
     reference: bool = False  # whether the original model's answers do
+    alternative: bool = False  # whether refusals in the place of the forget rows' answers do
     defaults: Mapping[str, float] = field(default_factory=dict)  # settings where they are not those of most
 
 
+# What a model may say of a question whose answer it does not have.
+REFUSALS = (
+    "I don't know.",
+    "I'm not sure about that.",
+    "I have no information about this.",
+    "That is not something I know.",
+    "I can't say, I don't know the answer.",
+    "I'm afraid I can't answer that.",
+    "I haven't learned about this topic.",
+    "I don't have an answer to that question.",
+    "This is beyond what I know.",
+    "I'm unable to tell you that.",
+    "Unfortunately, I don't know this.",
+    "I couldn't tell you.",
+)
 DEFAULTS = {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "l1_weight": 0.0}
 BASELINES = {
     # Gradient ascent on the forget loss.
@@ -38,6 +55,8 @@ BASELINES = {
     "npo": Baseline("NPO", "npo2024", reference=True),
     # NPO without a reference model, with a retain loss; the weight of the forget term is open-unlearning's.
     "simnpo": Baseline("SimNPO", "simnpo2024", defaults={"beta": 4.5, "forget_weight": 0.125}),
+    # Preferring a refusal to the forget rows' answers, with a retain loss.
+    "dpo": Baseline("DPO", "dpo2023", reference=True, alternative=True),
     # Gradient ascent on the forget loss of a classifier: `ga` under the name it has there.
     "max_loss": Baseline("Max Loss", "max_loss2022", retain=False),
     # Training on the forget rows with labels drawn at random.
@@ -58,18 +77,21 @@ class FirstOrder(Method):
 
     Args:
         objective (`str`, defaults to `"grad_diff"`):
-            `"ga"`, `"grad_diff"`, `"kl"`, `"npo"`, `"simnpo"`, `"rmu"`, or `"finetune"` and `"l1_sparse"`, which see
-            retain rows alone, so that an epoch is one of these; for classifiers `"max_loss"` (the same as `"ga"`,
-            under the name it has there) and `"random_label"`, whose labels are drawn anew at every step, uniformly
-            over the wrong classes.
+            `"ga"`, `"grad_diff"`, `"kl"`, `"npo"`, `"simnpo"`, `"dpo"`, `"rmu"`, or `"finetune"` and `"l1_sparse"`,
+            which see retain rows alone, so that an epoch is one of these; for classifiers `"max_loss"` (the same as
+            `"ga"`, under the name it has there) and `"random_label"`, whose labels are drawn anew at every step,
+            uniformly over the wrong classes.
         beta (`float`, *optional*):
-            Inverse temperature of NPO (default 0.1) and SimNPO (default 4.5), on summed and on mean token NLL.
+            Inverse temperature of NPO and DPO (default 0.1), on summed, and SimNPO (default 4.5), on mean token NLL.
         gamma (`float`, defaults to `0.0`): Margin of SimNPO.
         forget_weight (`float`, *optional*): Weight of the forget term; 0.125 for SimNPO (open-unlearning), else 1.
         retain_weight (`float`, *optional*): Weight of the retain term, 1. GA, Max Loss and Random Label have none.
         l1_weight (`float`, *optional*):
             Weight of the sum of the absolute values of all that is trained: 5e-5 for l1-sparse (SPE-Unlearn's, section
             4.1), else 0.
+        refusals (`list[str]`, *optional*):
+            Of `"dpo"`: the answers that are preferred, one of them for each forget row, by the run's seed. Twelve
+            ways to say "I don't know" by default; TOFU's own hundred are `idontknow.jsonl` of its repository.
 
     Raises:
         InputError: an unknown objective, a value out of range.
@@ -81,6 +103,7 @@ class FirstOrder(Method):
     forget_weight: float | None = None
     retain_weight: float | None = None
     l1_weight: float | None = None
+    refusals: list[str] | None = None
 
     allowed: ClassVar[dict] = {
         "objective": (*BASELINES, "rmu"),
@@ -97,7 +120,13 @@ class FirstOrder(Method):
         for name, value in (DEFAULTS | dict(self.baseline.defaults)).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.refusals is not None and not (self.refusals and all(text.strip() for text in self.refusals)):
+            raise InputError("refusals must be texts, and one at least: leave it out for those of this package")
         self._reference: Reference | None = None
+
+    @property
+    def alternatives(self) -> Sequence[str]:
+        return self.refusals or REFUSALS if self.baseline.alternative else ()
 
     @property
     def baseline(self) -> Baseline:
@@ -139,7 +168,10 @@ class FirstOrder(Method):
             counts = replace(counts, retain_tokens=counts.forget_tokens, retain_rows=counts.forget_rows)
         parts, total = {}, 0.0
         if self.baseline.forget:
-            term, parts["forget_loss"] = self._forget_term(model, forget, counts)
+            if self.objective == "dpo":
+                term, parts["forget_loss"] = self._preference_term(model, forget, inputs["alternative"], counts)
+            else:
+                term, parts["forget_loss"] = self._forget_term(model, forget, counts)
             total = total + self.forget_weight * term
         if retain is not None:
             term, parts["retain_loss"] = self._retain_term(model, retain, counts)
@@ -150,6 +182,17 @@ class FirstOrder(Method):
             moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
             total = total + self.l1_weight * share * sum(parameter.abs().sum() for parameter in moving)
         return total, parts
+
+    def _preference_term(self, model, batch, preferred, counts):
+        """DPO: the refusal of each row preferred to its own answer."""
+        nlls = []
+        for side in (batch, preferred):
+            inputs, labels = split_labels(side)
+            reference, _ = objectives.sequence_nll(self._reference.logits(inputs), labels)
+            nlls.append((*objectives.sequence_nll(model(**inputs).logits, labels), reference))
+        (nll, lengths, reference), (preferred_nll, _, preferred_reference) = nlls
+        term = objectives.dpo(nll, reference, preferred_nll, preferred_reference, self.beta)
+        return term[lengths > 0].sum() / counts.forget_rows, nll.detach().sum() / counts.forget_tokens
 
     def _forget_term(self, model, batch, counts):
         inputs, labels = split_labels(batch)

@@ -14,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import objectives
 from ..data.collators import UnlearnCollator, default_collator, real_tokens
-from ..data.preparing import Preparation
+from ..data.preparing import Preparation, with_other_answers
 from ..data.rows import PairedRows, fingerprint_rows
 from ..deltas import SAVED_DTYPE, UpdateDelta
 from ..errors import InputError, NumericalError, input_errors
@@ -105,6 +105,7 @@ class UnlearnTrainer(Trainer):
         self.describe, self.measured, self.card_extras = check_description(describe, processing_class), None, {}
 
         self.template = args.prompt_template()
+        given = forget_dataset
         prepare = Preparation(processing_class, args.max_length, self.template, args.long_text, model)
         self.forget_dataset, self.retain_dataset, eval_dataset = prepare_sets(
             prepare,
@@ -114,6 +115,10 @@ class UnlearnTrainer(Trainer):
             needs_retain=method.needs_retain,
             evaluated=args.eval_strategy != "no",
         )
+        alternative = None
+        if method.alternatives:
+            given = with_other_answers(given, "forget", method.alternatives, args.seed)
+            alternative = prepare(given, "alternative")
         self.row_counts = {name: count for name, count in prepare.counts.items() if name in ("forget", "retain")}
         if data_collator is None and "input_ids" not in self.forget_dataset.column_names:
             raise InputError("rows without input_ids have no default padding: pass data_collator")
@@ -124,7 +129,7 @@ class UnlearnTrainer(Trainer):
         self.merged_before: dict[str, torch.Tensor] = {}
         rows = self.retain_dataset if method.retain_alone else self.forget_dataset
         if method.paired:
-            rows = PairedRows(self.forget_dataset, self.retain_dataset, args.seed)
+            rows = PairedRows(self.forget_dataset, self.retain_dataset, args.seed, alternative)
         args = method.configure(args, len(self.forget_dataset))
         with input_errors():
             super().__init__(

@@ -17,6 +17,7 @@ from tests.support.methods import (
     run,
     trained_adapter,
 )
+from tests.support.models import make_llama
 from tests.support.trainers import COLLATE, FORGET, RETAIN, logged, make_trainer, trained_llama, weights
 
 
@@ -176,3 +177,68 @@ def test_the_penalty_of_l1_sparse_counts_once_a_step(tmp_path):
         for name, weight in (("whole", 0.1), ("in parts", 0.1), ("default", 5e-5)):
             penalty = updates[name][key] - updates["plain"][key]
             assert torch.allclose(penalty, -rate * weight * value.sign(), atol=2e-7), (key, name)
+
+
+QUESTIONS = [{"question": f"who wrote book {number}?", "answer": f"author {number}"} for number in range(4)]
+
+
+def test_dpo_prefers_a_refusal_of_each_question(tmp_path):
+    """Against the formula (arXiv 2305.18290, eq. 7) on the model's own log-probabilities, row by row."""
+    from hf_unlearn.data.training import train_tokenizer
+
+    tokenizer = train_tokenizer([f"{row['question']} {row['answer']}" for row in QUESTIONS], vocab_size=300)
+    model = make_llama(vocab_size=len(tokenizer), max_position_embeddings=128)
+    before = copy.deepcopy(model)
+    method = FirstOrder("dpo", beta=0.2, retain_weight=0.0, refusals=["no idea", "not known"])
+    trainer = make_trainer(
+        model, method, tmp_path, QUESTIONS[:2], QUESTIONS[2:], processing_class=tokenizer, max_steps=4,
+        learning_rate=1e-2, per_device_train_batch_size=2, logging_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    row = trainer.train_dataset[0]
+    said = tokenizer.decode(row["alternative"]["input_ids"], skip_special_tokens=True)
+    assert said.startswith("Question: who wrote book 0?") and said.endswith(("no idea", "not known"))
+    prompt = row["forget"]["labels"].count(-100)
+    assert row["alternative"]["input_ids"][:prompt] == row["forget"]["input_ids"][:prompt]
+
+    def log_p(model, side):
+        with torch.no_grad():
+            scores = model(input_ids=torch.tensor([side["input_ids"]])).logits[0].double().log_softmax(-1)
+        return sum(scores[place, label].item() for place, label in enumerate(side["labels"][1:]) if label != -100)
+
+    batch = trainer._collate([trainer.train_dataset[number] for number in (0, 1)])
+    counts = Counts.at_least_one(Counts.numbers([batch]))
+    method._reference = SimpleNamespace(logits=lambda inputs: before(**inputs).logits)
+    loss, _ = method.loss(trainer.model.eval(), batch, counts)
+    rewards = [
+        {side: log_p(trainer.model, row[side]) - log_p(before, row[side]) for side in ("forget", "alternative")}
+        for row in (trainer.train_dataset[number] for number in (0, 1))
+    ]
+    margins = [0.2 * (reward["alternative"] - reward["forget"]) for reward in rewards]
+    assert loss.item() == pytest.approx(sum(2 / 0.2 * math.log1p(math.exp(-m)) for m in margins) / 2, rel=1e-4)
+    assert all(margin > 0 for margin in margins)
+
+
+def test_dpo_of_micro_batches_is_that_of_the_batch(tmp_path):
+    from hf_unlearn.data.training import train_tokenizer
+
+    tokenizer = train_tokenizer([f"{row['question']} {row['answer']}" for row in QUESTIONS], vocab_size=300)
+    updates = []
+    for size in (1, 2):
+        model = make_llama(vocab_size=len(tokenizer), max_position_embeddings=128).double()
+        trainer = make_trainer(
+            model, FirstOrder("dpo"), tmp_path / str(size), QUESTIONS[:2], QUESTIONS[2:], processing_class=tokenizer,
+            per_device_train_batch_size=size, gradient_accumulation_steps=2 // size, max_steps=2, optim="sgd",
+            learning_rate=0.1, max_grad_norm=0.0,
+        )  # fmt: skip
+        trainer.train()
+        updates.append(trainer.update_delta().tensors)
+    for name, tensor in updates[0].items():
+        assert torch.allclose(tensor, updates[1][name], rtol=1e-6, atol=1e-12), name
+
+
+def test_dpo_needs_questions(tmp_path):
+    with pytest.raises(InputError, match="needs question and answer, or messages"):
+        make_trainer(trained_llama(), FirstOrder("dpo"), tmp_path)
+    with pytest.raises(InputError, match="refusals must be texts"):
+        FirstOrder("dpo", refusals=[])

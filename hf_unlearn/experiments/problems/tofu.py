@@ -3,7 +3,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from ...data.prompts import make_template, tokenize_qa
 from ...data.tofu import TofuSplits, load_tofu
@@ -154,7 +154,9 @@ class TofuProblem(Problem):
 
     @functools.cached_property
     def stages(self) -> list[Stage]:
-        return [Stage(self.name, self.rows(self.splits.forget), self.rows(self.splits.retain))]
+        forget, retain = self.splits.forget, self.splits.retain
+        questions = forget.select_columns(["question", "answer"])
+        return [Stage(self.name, self.rows(forget), self.rows(retain), questions, asdict(self.template))]
 
     def identity(self):
         retrained = self.retain_log if self.retrained is None else sha256_tensors(self.retrained.state_dict())
