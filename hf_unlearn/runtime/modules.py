@@ -60,16 +60,16 @@ def trainable(model: nn.Module, parameters: Iterable[Tensor] = ()):
 
 
 @contextlib.contextmanager
-def measuring(model: nn.Module):
-    """Inside, a backward makes gradients of activations alone, in eval mode; all settings come back at the end.
+def measuring(model: nn.Module, parameters: Iterable[Tensor] = ()):
+    """Inside, in eval mode, a backward makes gradients of activations, and of these parameters; all comes back.
 
-    Weights are frozen, so the graph begins where an activation is told to require gradients. Layers with gradient
+    Other weights are frozen: the graph begins where an activation is told to require gradients. Layers with gradient
     checkpointing are checkpointed all the same, non-reentrant whatever the user chose: reentrant checkpointing needs
     an input that requires gradients, and here the graph begins inside the layer.
     """
     reshard(model)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(trainable(model))
+        stack.enter_context(trainable(model, parameters))
         # Before the flags are restored: the weights that FSDP2 has gathered are not the ones that were frozen.
         stack.callback(reshard, model)
         stack.enter_context(evaluation_mode(model, grad=True))

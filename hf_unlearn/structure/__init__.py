@@ -3,6 +3,10 @@
 
 from .heads import Filters, Heads, Layout, Structures, find_structures
 from .mask import StructureMask
+from .statistics import MaskGradients, MaskStatistics, mask_statistics
 
 
-__all__ = ["Filters", "Heads", "Layout", "StructureMask", "Structures", "find_structures"]
+__all__ = [
+    "Filters", "Heads", "Layout", "MaskGradients", "MaskStatistics", "StructureMask", "Structures", "find_structures",
+    "mask_statistics",
+]  # fmt: skip

@@ -193,3 +193,30 @@ def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([outputs.start_logits, outputs.end_logits], -1)
     real = batch["attention_mask"].bool() if outputs.logits.dim() == 3 else ...
     return outputs.logits[real]
+
+
+def rows_of(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Each row alone, without its padding; with it where it takes part, as in the choice of a place in the row."""
+    rows = []
+    for number in range(len(next(iter(batch.values())))):
+        row = {name: value[number : number + 1] for name, value in batch.items()}
+        if "attention_mask" in row and "start_positions" not in row:
+            real, width = row["attention_mask"][0].bool(), row["attention_mask"].shape[1]
+            row = {name: value[:, real] if value.shape[1:] == (width,) else value for name, value in row.items()}
+        rows.append(row)
+    return rows
+
+
+def row_loss(model: nn.Module, row: Mapping[str, Tensor]) -> Tensor:
+    """Oracle: transformers' own loss of one row without padding, times its predicted tokens where there are such.
+
+    For decoders it takes the logits in fp32, so theirs is written out.
+    """
+    outputs, labels = model(**row), row.get("labels")
+    if labels is None or labels.dim() == 1 or labels.is_floating_point():
+        return outputs.loss
+    if "past_key_values" not in outputs:
+        return outputs.loss * labels.ne(-100).sum()
+    chosen = outputs.logits[0, :-1].log_softmax(-1).gather(1, labels[0, 1:, None])
+    assert torch.allclose(-chosen.mean().float(), outputs.loss.float(), rtol=1e-5)
+    return -chosen.sum()

@@ -1,0 +1,223 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Rows of a batch with something to predict, the loss of each, and one walk over the data in several processes."""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..objectives import IGNORE, scored_labels, sequence_nll
+from ..runtime.limits import check_tokens
+from ..runtime.modules import is_causal, model_device, positions_behind_padding, takes_positions
+from ..runtime.processes import Processes
+from ..runtime.sharded import is_sharded
+
+
+logger = logging.getLogger(__name__)
+
+POSITIONS = ("start_positions", "end_positions")
+
+
+@dataclass
+class Rows:
+    """The rows of a batch that count: what the model takes (targets removed), and what it is compared with."""
+
+    inputs: dict
+    targets: dict[str, Tensor]
+    count: int
+
+
+@dataclass
+class Counts:
+    """Rows that were read, and those that were left out: nothing but padding, or nothing to predict."""
+
+    samples: int = 0
+    padding: int = 0
+    unlabelled: int = 0
+
+
+def read_rows(batch: Mapping, causal: bool, device: torch.device, counts: Counts) -> Rows | None:
+    """Read a dataloader's dict; rows without a real token, or without a target, are left out and counted.
+
+    Targets are `labels`, of shape (B,) for classes and values, (B, C) for several labels at once, (B, T) for tokens
+    (shifted for causal models as transformers does), or `start_positions` and `end_positions` of answers.
+
+    Raises:
+        InputError: no targets; a label that is not a number.
+    """
+    targets = {name: batch[name] for name in ("labels", *POSITIONS) if isinstance(batch.get(name), Tensor)}
+    if "labels" not in targets and not set(POSITIONS) <= set(targets):
+        raise InputError(
+            "the dataloader yields no labels, and no start_positions and end_positions: add a labels column (classes, "
+            "numbers for a regression, or tokens with -100 where none is predicted)"
+        )
+    size = len(next(iter(targets.values())))
+    labels, mask = targets.get("labels"), batch.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        mask = torch.ones(labels.shape if labels is not None and labels.dim() == 2 else (size, 1))
+    mask = mask.bool()
+    real = mask.any(1)
+    if labels is None:
+        labelled = torch.ones(size, dtype=torch.bool, device=real.device)
+    elif labels.is_floating_point():
+        if not bool(labels.isfinite().all()):
+            raise InputError("a label of the data is no finite number: leave rows without labels out")
+        labelled = torch.ones(size, dtype=torch.bool, device=real.device)
+    elif labels.dim() == 2 and labels.shape == mask.shape:
+        targets["labels"] = labels = scored_labels(labels, mask) if causal else labels.masked_fill(~mask, IGNORE)
+        labelled = (labels[:, 1:] if causal else labels).ne(IGNORE).any(1)
+    else:
+        labelled = labels.reshape(size, -1).ne(IGNORE).any(1)
+    kept = real & labelled.to(real.device)
+    counts.samples += int(kept.sum())
+    counts.padding += int((~real).sum())
+    counts.unlabelled += int((real & ~kept).sum())
+    if not bool(kept.any()):
+        return None
+
+    def take(value):
+        if not isinstance(value, Tensor):
+            return value
+        rows = not bool(kept.all()) and value.shape[:1] == (size,)
+        return (value[kept.to(value.device)] if rows else value).to(device)
+
+    inputs = {name: take(value) for name, value in batch.items() if name not in ("labels", *POSITIONS)}
+    return Rows(inputs, {name: take(value) for name, value in targets.items()}, int(kept.sum()))
+
+
+def forward(model: nn.Module, rows: Rows):
+    """What the model says of the rows."""
+    told = positions_behind_padding if takes_positions(model) else dict
+    weight, cache = next(model.parameters()), {"use_cache": False} if _generates(model) else {}
+    inputs = {
+        name: value.to(weight.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in rows.inputs.items()
+    }
+    return model(**told(inputs), **cache)
+
+
+def _generates(model: nn.Module) -> bool:
+    """Whether the model would keep keys and values of a forward for the next token."""
+    return bool(getattr(getattr(model, "config", None), "use_cache", False)) and is_causal(model)
+
+
+def sample_losses(model: nn.Module, outputs, targets: Mapping[str, Tensor]) -> Tensor:
+    """The loss of each row, (B,), as transformers defines it before it averages over rows.
+
+    Tokens' cross-entropies of a row are summed, not averaged: H is that of the summed loss, and a row of many tokens
+    weighs more. A row's squared errors are averaged over its values, its binary cross-entropies over its labels, and
+    its answer's over start and end; where a place lies outside of the window its term is left out.
+
+    Args:
+        model (`nn.Module`): for its `problem_type` and `num_labels`.
+        outputs: of the model, with `logits`, or `start_logits` and `end_logits`.
+        targets (`Mapping[str, Tensor]`): of `read_rows`.
+
+    Raises:
+        InputError: labels that the outputs cannot be compared with.
+    """
+    if "labels" not in targets:
+        places = [outputs[name] for name in ("start_logits", "end_logits")]
+        wanted = [targets[name].reshape(-1).clamp(0, places[0].shape[1]) for name in POSITIONS]
+        terms = [
+            F.cross_entropy(_fine(place), one, reduction="none", ignore_index=place.shape[1])
+            for place, one in zip(places, wanted, strict=True)
+        ]
+        return sum(terms) / 2
+    logits, labels = _fine(outputs if isinstance(outputs, Tensor) else outputs.logits), targets["labels"]
+    if logits.dim() == 3:
+        _check_classes(logits, labels, logits.shape[:2])
+        if is_causal(model):
+            return sequence_nll(logits, labels)[0]
+        return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORE).sum(1)
+    config = getattr(model, "config", None)
+    problem = getattr(config, "problem_type", None)
+    if problem is None and logits.shape[1] == 1:
+        problem = "regression"
+    if problem == "regression" or labels.is_floating_point():
+        if labels.numel() != logits.numel() or (problem != "regression" and labels.dim() == 1):
+            raise InputError(
+                f"labels of shape {tuple(labels.shape)} and {labels.dtype} are no classes, and the model gives "
+                f"{logits.shape[1]} values a row: give labels that fit its head"
+            )
+        wanted = labels.reshape(logits.shape).to(logits)
+        if problem == "regression":
+            return (logits - wanted).square().mean(1)
+        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
+    _check_classes(logits, labels.reshape(-1), logits.shape[:1])
+    return F.cross_entropy(logits, labels.reshape(-1), reduction="none")
+
+
+def _fine(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _check_classes(logits: Tensor, labels: Tensor, shape: tuple[int, ...]):
+    classes = logits.shape[-1]
+    if labels.shape != shape:
+        raise InputError(f"labels of shape {tuple(labels.shape)} do not fit outputs of shape {tuple(logits.shape)}")
+    known = labels[labels != IGNORE]
+    if len(known) and not 0 <= int(known.min()) <= int(known.max()) < classes:
+        raise InputError(
+            f"a label of the data is {int(known.max() if known.max() >= classes else known.min())}, which is none of "
+            f"the model's {classes} classes: check the label column"
+        )
+
+
+def walk(
+    model: nn.Module,
+    dataloader: Iterable[Mapping],
+    compute: Callable[[Rows, bool], None],
+    *,
+    processes: Processes,
+    description: str,
+    show: bool = False,
+) -> Counts:
+    """Let `compute` see the rows of every batch of this process; returned are the counts of all processes.
+
+    Every process reads the whole dataloader, and in round r the process of rank k computes batch r * size + k. On a
+    sharded model one without a batch computes another's all the same, since the others' forwards need its weights:
+    the second argument of `compute` says whether the rows count.
+
+    Raises:
+        InputError: as `read_rows`; tokens that the model does not have; not one row counts.
+    """
+    from tqdm.auto import tqdm
+
+    causal, device, sharded = is_causal(model), model_device(model), is_sharded(model)
+    counts, batches = Counts(), iter(dataloader)
+    total = len(dataloader) if hasattr(dataloader, "__len__") else None
+    bar = tqdm(total=total, desc=description, unit="batch", disable=not show or processes.rank != 0)
+
+    def work(raws: list[Mapping]):
+        own = read_rows(raws[processes.rank], causal, device, counts) if processes.rank < len(raws) else None
+        if own is not None:
+            ids = own.inputs.get("input_ids")
+            if isinstance(ids, Tensor) and ids.dim() == 2:
+                check_tokens(model, ids.shape[1], int(ids.max()), f"the data of the {description}")
+            compute(own, True)
+        elif sharded:
+            others = (read_rows(raw, causal, device, Counts()) for raw in raws)
+            if (other := next((rows for rows in others if rows is not None), None)) is not None:
+                compute(other, False)
+
+    with bar:
+        while raws := list(itertools.islice(batches, processes.size)):
+            processes.share(lambda raws=raws: work(raws))
+            bar.update(len(raws))
+    found = processes.gather(counts)
+    counts = Counts(*(sum(getattr(one, name) for one in found) for name in ("samples", "padding", "unlabelled")))
+    left = {"are all padding": counts.padding, "have nothing to predict": counts.unlabelled}
+    left = " and ".join(f"{number} {what}" for what, number in left.items() if number)
+    if not counts.samples:
+        raise InputError(f"no row counts in the {description}: {left or 'there are none'}; give rows with labels")
+    if left:
+        logger.warning(
+            f"{description}: of {counts.samples + counts.padding + counts.unlabelled} rows {left}: left out"
+        )
+    return counts
