@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_unlearn import KFade
-from hf_unlearn.errors import InputError, LimitError, NumericalError
+from hf_unlearn.errors import InputError, NumericalError
 from tests.support.methods import (
     MLP,
     CountingKFAC,
@@ -14,7 +14,16 @@ from tests.support.methods import (
     same,
 )
 from tests.support.models import make_experts, make_llama
-from tests.support.trainers import COLLATE, RETAIN, logged, make_rows, make_trainer, trained_llama, weights
+from tests.support.trainers import (
+    COLLATE,
+    RETAIN,
+    logged,
+    make_rows,
+    make_trainer,
+    taken_back,
+    trained_llama,
+    weights,
+)
 
 
 def test_no_matching_target_lists_what_there_is(tmp_path):
@@ -80,21 +89,14 @@ def test_a_run_above_the_limit_is_taken_back(tmp_path, caplog):
     first, second, third = logged(trainer, "measured_kl")
     assert first < second < third
     for dtype in (torch.float32, torch.bfloat16):
-        model = trained_llama(dtype)
-        before = weights(model)
         limit = (first + second) / 2
         # Nothing needs be logged for the limit to hold.
         trainer = make_trainer(
-            model, kfade(**settings, kl_limit=limit), tmp_path / str(dtype), kl_rows=24, logging_strategy="no"
-        )
-        with pytest.raises(LimitError) as raised:
-            trainer.train()
-        message = str(raised.value)
-        assert "\n" not in message and f"above the limit of {limit:.3g}" in message and "raise kl_limit" in message
-        assert "after step 2 of 3" in message
-        for name, parameter in model.named_parameters():
-            assert torch.equal(parameter, before[name]), name
-        assert all(not tensor.any() for tensor in trainer.update_delta().tensors.values())
+            trained_llama(dtype), kfade(**settings, kl_limit=limit), tmp_path / str(dtype), kl_rows=24,
+            logging_strategy="no",
+        )  # fmt: skip
+        message = taken_back(trainer)
+        assert "after step 2 of 3" in message and "raise kl_limit" in message
 
 
 def test_a_model_that_diverged_is_taken_back(tmp_path):

@@ -9,14 +9,14 @@ import torch
 CODE = re.compile(r"## How to use it\n.*?```python\n(.*?)```", re.DOTALL)
 
 
-def load(folder, base, name="path/to/this/model"):
+def load(folder, base, name="path/to/this/model", base_name="path/to/the/base/model"):
     """The `model` of the card in a folder, in evaluation mode, which no line of it asks for.
 
-    `name` is how the card calls the place of the model; of a repository it is its name there.
+    `name` and `base_name` are how the card calls the places of the model and of the one that it was made from.
     """
     code = CODE.search((folder / "README.md").read_text()).group(1)
     names = {}
-    exec(code.replace(name, str(folder)).replace("path/to/the/base/model", str(base)), names)
+    exec(code.replace(name, str(folder)).replace(base_name, str(base)), names)
     assert not names["model"].training
     return names["model"]
 

@@ -3,11 +3,14 @@
 
 import functools
 
+import pytest
 import torch
 from datasets import Dataset
 
 from hf_unlearn import UnlearnConfig, UnlearnTrainer
 from hf_unlearn.data.collators import CausalCollator
+from hf_unlearn.errors import LimitError
+from hf_unlearn.runtime.sharded import whole
 from tests.support.models import make_llama
 
 
@@ -72,3 +75,14 @@ def logged(trainer, name):
 def weights(model):
     """Copies of all parameters by name."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def taken_back(trainer):
+    """The one line that ends a run above its limit of the KL, whose weights are those of before to the bit."""
+    before = weights(trainer.model)
+    with pytest.raises(LimitError) as raised:
+        trainer.train()
+    assert "\n" not in str(raised.value) and f"above the limit of {trainer.method.limit:.3g}" in str(raised.value)
+    assert all(torch.equal(whole(weight), before[name]) for name, weight in trainer.model.named_parameters())
+    assert all(not tensor.any() for tensor in trainer.update_delta().tensors.values())
+    return str(raised.value)

@@ -17,7 +17,8 @@ from transformers.distributed import DistributedConfig
 from hf_unlearn import FirstOrder, KFade, UpdateDelta
 from hf_unlearn.errors import InputError
 from hf_unlearn.trainer.launch import pad_rows
-from tests.support.trainers import FORGET, RETAIN, logged, make_rows, make_trainer, trained_llama
+from tests.support.cards import load
+from tests.support.trainers import FORGET, RETAIN, logged, make_rows, make_trainer, taken_back, trained_llama
 
 
 pytestmark = pytest.mark.multi_process
@@ -39,6 +40,8 @@ CASES = {
     "kfade, one fit, more batches on one": (lambda: kfade(steps=2, refit=False, objective="margin"), ODD, 7, 1, {}),
     # The last layers' weights: FSDP keeps these gathered after a forward.
     "kfade, head": (lambda: kfade(steps=2, target_modules=["lm_head", "up_proj"]), FORGET, 8, 4, {"kl_rows": 8}),
+    # An adapter that stays as it is, over base weights that move.
+    "kfade, adapter": (lambda: kfade(steps=2), FORGET, 8, 2, {"kl_rows": 8, "peft_config": LORA}),
     "grad_diff": (lambda: FirstOrder("grad_diff"), FORGET, 8, 4, STEPS),
     "npo": (lambda: FirstOrder("npo"), FORGET, 8, 2, STEPS),
     "npo, adapter": (lambda: FirstOrder("npo"), FORGET, 8, 4, STEPS | {"peft_config": LORA}),
@@ -74,7 +77,7 @@ def assert_same_results(one, other, case):
 
 
 def launched():
-    faulthandler.dump_traceback_later(120, exit=True)  # processes that wait for each other for ever
+    faulthandler.dump_traceback_later(300, exit=True)  # processes that wait for each other for ever
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -139,6 +142,12 @@ def launch_of_accelerate(folder):
         trainer.train()
         assert trainer.is_sharded
         torch.save(results(trainer), folder / f"{name}-{trainer.args.process_index}.pt")
+        if name == "kfade, adapter":
+            trainer.save_model()
+    # Between the KL of the first step, 0.0007, and that of the second, 0.017.
+    arguments = {"kl_rows": 8, "per_device_train_batch_size": 2, **fsdp}
+    trainer = make_trainer(trained_llama(), kfade(steps=2, kl_limit=5e-3), folder / "limited", **arguments)
+    assert "after step 2 of 2" in taken_back(trainer) and trainer.is_sharded
 
     # Evaluated, killed and resumed, with checkpoints in parts and of one file: the bits of a run that was not killed.
     trainer = trainer_for("kfade", folder / "bf16", 2, trained_llama(torch.bfloat16), **fsdp)
@@ -171,6 +180,8 @@ def test_what_accelerate_shards(tmp_path):
             assert_same_results(results(trainer), torch.load(tmp_path / f"{name}-{rank}.pt"), name)
         if name == "kfade":
             alone = trainer
+        if name == "kfade, adapter":
+            assert_saved_beside_its_adapter(tmp_path / f"{name}-2", trainer)
     # The saved model is whole, whatever the checkpoints are.
     assert_saved(tmp_path / "saved-kfade", alone)
     for name, file in {"kfade": "pytorch_model_fsdp_0", "bf16": "pytorch_model_fsdp.bin"}.items():
@@ -191,6 +202,19 @@ def assert_saved(folder, alone):
         assert (delta.tensors[name] - tensor).norm() <= 0.01 * tensor.norm(), name
     assert delta.config["base_sha256"] == expected.config["base_sha256"]
     assert len((folder / "unlearning_log.jsonl").read_text().splitlines()) == 1
+
+
+def assert_saved_beside_its_adapter(folder, alone):
+    """A folder holds the adapter and the update of the weights under it; its card puts them together."""
+    assert {"adapter_model.safetensors", "delta"} <= {path.name for path in folder.iterdir()}
+    assert not (folder / "model.safetensors").exists()
+    trained_llama().save_pretrained(folder.parent / "base")
+    together = load(folder, folder.parent / "base", base_name="lab/tiny")
+    with torch.no_grad():
+        wanted, found = alone.model.eval()(**BATCH).logits, together(**BATCH).logits
+    # The update is saved in bf16.
+    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-3)
+    assert (trained_llama()(**BATCH).logits - wanted).abs().max() > 0.1
 
 
 def spread_by_transformers(folder):

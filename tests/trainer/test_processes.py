@@ -8,7 +8,7 @@ from accelerate import debug_launcher
 from hf_unlearn import FirstOrder, KFade
 from hf_unlearn.errors import InputError
 from hf_unlearn.trainer.run_folder import is_whole
-from tests.support.trainers import FORGET, RETAIN, logged, make_rows, make_trainer, trained_llama, weights
+from tests.support.trainers import FORGET, RETAIN, logged, make_rows, make_trainer, taken_back, trained_llama, weights
 
 
 pytestmark = pytest.mark.multi_process
@@ -83,6 +83,24 @@ def two_processes(folder):
         raise AssertionError("one row was shared by two processes")
     except InputError as error:
         assert "start fewer processes" in str(error)
+
+
+def processes_above_the_limit(folder):
+    make = lambda name, **settings: make_trainer(
+        trained_llama(), kfade(steps=3, **settings), folder / name, ODD, kl_rows=8
+    )
+    free = make("free")
+    free.train()
+    first, second, _ = logged(free, "measured_kl")
+    message = taken_back(make("limited", kl_limit=(first + second) / 2))
+    assert "after step 2 of 3" in message
+    (folder / f"message-{free.args.process_index}").write_text(message)
+
+
+def test_a_run_above_the_limit_ends_all_processes(tmp_path):
+    debug_launcher(processes_above_the_limit, (tmp_path,), num_processes=2)
+    first, second = [(tmp_path / f"message-{rank}").read_text() for rank in (0, 1)]
+    assert first == second
 
 
 def test_two_processes_take_the_step_of_one(tmp_path):
