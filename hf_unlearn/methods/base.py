@@ -108,7 +108,7 @@ class Method(abc.ABC):
         needs_retain: a retain dataset must be given.
         even_batches: all processes get the same number of batches, for which rows may be repeated. False: no row
             counts twice in a step.
-        own_update: `update` reports what was changed; else the trainer takes the difference of the weights.
+        own_update: `changes` reports what was changed; else the trainer takes the difference of the weights.
         searched: settings or training arguments of which a line of a comparison must set or search one.
         alternatives: texts, one of which is put in the place of each forget row's answer; the rows that this gives are
             a side "alternative" of paired batches.
@@ -203,7 +203,7 @@ class Method(abc.ABC):
     def on_load(self, run: Run):
         """Called before the optimiser's state of a checkpoint is loaded into a model that is spread over processes."""
 
-    def update(self, run: Run) -> dict[str, Tensor] | None:
+    def changes(self, run: Run) -> dict[str, Tensor] | None:
         """With `own_update` what was changed so far, in fp32 as it was made: parameter name -> tensor."""
         return None
 

@@ -209,7 +209,7 @@ class NaturalGradient(Method):
     def on_load(self, run):
         self._optimizer.begin()
 
-    def update(self, run):
+    def changes(self, run):
         return self._optimizer.updates()
 
     def _fit(self, run: Run, steps_taken: int):

@@ -56,7 +56,7 @@ def update_of(trainer) -> UpdateDelta:
     }
     before = trainer.base_weights
     if trainer.method.own_update:
-        return UpdateDelta(base_tensors(trainer.method.update(trainer)), delta_config(base_tensors(before), **about))
+        return UpdateDelta(base_tensors(trainer.method.changes(trainer)), delta_config(base_tensors(before), **about))
     if trainer.merged_before:
         return UpdateDelta.between(trainer.merged_before, merged_adapter(trainer), **about)
     fp32 = fp32_weights(trainer.optimizer)
