@@ -1,61 +1,83 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""`hf-unlearn inspect`: what a folder holds, read from its files."""
+"""`hf-unlearn inspect`: what a folder holds, read from its files.
+
+Each kind is read into facts, which `--json` prints, and told to a person from these.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from ..deltas import describe
+from ..curvature.artifact import CONFIG_FILE as CURVATURE_FILE
+from ..curvature.artifact import describe as describe_curvature
+from ..deltas import describe as describe_delta
 from ..errors import InputError, NumericalError, first_line
 from ..report.formats import format_settings
 from ..report.tables import format_table
-from ..requests.ledger import read_log
+from ..requests.ledger import LOG_FILE, read_log
 from ..runtime.cost import format_bytes
 from ..runtime.files import read_json
 from .console import Result
 
 
+# Names of trainer/run_folder.py, whose import would load transformers for nothing.
+RUN_FILE, COMPLETE_FILE = "unlearn_run.json", "complete"
+
+
+class Kind(NamedTuple):
+    """One of the things that a folder may hold."""
+
+    name: str
+    read: Callable[[str | Path], dict]  # of its file, or of the folder or repository of a delta
+    tell: Callable[[dict], Iterator[str]]
+
+
 def run_inspect(options) -> Result:
+    """All that a folder, or the delta of a repository, holds: `holds` has a dict of each, with its `kind`.
+
+    Raises:
+        InputError: it holds nothing of ours, or what it holds is damaged.
+    """
     path = Path(options.path)
-    parts = {
-        "curvature_config.json": describe_curvature,
-        "unlearn_run.json": describe_run,
-        "unlearning_log.jsonl": describe_log,
-        "report.json": describe_report,
-        "results.json": describe_results,
-    }
-    lines = []
-    for name, told in parts.items():
-        if (path / name).is_file():
-            lines += _described(told, path / name)
-    # Of a delta itself, of a model with its delta, and of a comparison with its best model.
-    folders = (path, path / "delta", path / "model/delta")
-    places = [folder for folder in folders if (folder / "delta_config.json").is_file()]
+    found = [(kind, ".", path / name) for name, kind in KINDS.items() if (path / name).is_file()]
+    # Of a delta itself, of a model with its delta, and of a comparison or a request with its model.
+    folders = (".", "delta", "model/delta")
+    places = [(DELTA, folder, path / folder) for folder in folders if (path / folder / "delta_config.json").is_file()]
     # What does not exist here can only be a delta on the Hub; the error says so when it is not.
-    for place in places or ([] if path.exists() else [options.path]):
-        lines += _described(describe_delta, place)
-    if not lines:
+    found += places or ([] if path.exists() else [(DELTA, ".", options.path)])
+    if not found:
         raise InputError(f"{path} holds no delta, curvature, run or results of hf_unlearn; pass such a folder")
+    lines, holds = [], []
+    for kind, place, file in found:
+        facts, told = _described(kind, file)
+        holds.append({"kind": kind.name, "place": place, **facts})
+        lines += told
     # Names in a file may hold what speaks to the terminal, or half a character.
     lines = ["".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line) for line in lines]
-    return Result("\n".join(lines), {"path": str(path), "lines": lines})
+    return Result("\n".join(lines), {"path": str(options.path), "holds": holds})
 
 
-def _described(told: Callable, path: Path) -> list[str]:
+def _described(kind: Kind, file: str | Path) -> tuple[dict, list[str]]:
     try:
-        return [part for line in told(path) for part in line.splitlines()]
+        facts = kind.read(file)
+        return facts, [part for line in kind.tell(facts) for part in line.splitlines()]
     except (InputError, NumericalError, OSError):
         raise
     except Exception as error:  # whatever a file of another program holds under the name of ours
         raise InputError(
-            f"{path} is not what hf_unlearn writes ({type(error).__name__}: {first_line(error)}); look at it yourself"
+            f"{file} is not what hf_unlearn writes ({type(error).__name__}: {first_line(error)}); look at it yourself"
         ) from error
 
 
-def describe_delta(path: str | Path) -> Iterator[str]:
-    delta = describe(path)
-    names = delta["tensors"]
+def _some(names) -> str:
+    """The first three names and the last."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f", ... {names[-1]}" if len(names) > 3 else "")
+
+
+def tell_delta(delta: dict) -> Iterator[str]:
     size = f"{format_bytes(delta['bytes'])} in {delta.get('dtype')}"
-    yield f"delta: {len(names)} tensors, {size}, norm {delta['norm']:.6g}"
+    yield f"delta: {len(delta['tensors'])} tensors, {size}, norm {delta['norm']:.6g}"
     settings = {key: value for key, value in (delta.get("settings") or {}).items() if key != "method"}
     yield f"  method    {delta.get('method') or 'unknown'}: {format_settings(settings)}"
     revision = f" at {delta['base_revision']}" if delta.get("base_revision") else ""
@@ -63,27 +85,37 @@ def describe_delta(path: str | Path) -> Iterator[str]:
     yield f"  seed      {delta.get('seed')}"
     yield f"  sha256    {delta.get('sha256')}"
     yield f"  versions  {format_settings(delta.get('versions'))}"
-    yield f"  tensors   {', '.join(names[:3])}" + (f", ... {names[-1]}" if len(names) > 3 else "")
+    yield f"  tensors   {_some(delta['tensors'])}"
 
 
-def describe_curvature(file: Path) -> Iterator[str]:
-    config = read_json(file, {"kind": str, "targets": {}})
-    size = sum(path.stat().st_size for path in file.parent.glob("*.safetensors"))
-    targets = list(config["targets"])
-    yield f"curvature: {config['kind']} of {len(targets)} weights, {format_bytes(size)}"
+def read_curvature(file: Path) -> dict:
+    """Its own `kind` is told as `curvature`."""
+    facts = describe_curvature(file.parent)
+    return {"curvature": facts.pop("kind"), **facts}
+
+
+def tell_curvature(config: dict) -> Iterator[str]:
+    yield f"curvature: {config['curvature']} of {len(config['targets'])} weights, {format_bytes(config['bytes'])}"
     yield f"  model     {config.get('model_class')}"
     fitted = f"{config.get('sequences')} sequences, {config.get('predicted_tokens')} predicted tokens"
     yield f"  fit       {config.get('fisher')} Fisher, seed {config.get('seed')}, {fitted}"
-    yield f"  weights   {', '.join(targets[:3])}" + (f", ... {targets[-1]}" if len(targets) > 3 else "")
+    yield f"  weights   {_some(config['targets'])}"
 
 
-def describe_run(file: Path) -> Iterator[str]:
-    checkpoints = sorted(path.name for path in file.parent.glob("checkpoint-*"))
-    yield f"run: {format_settings(read_json(file, {}))}"
-    yield f"  checkpoints  {', '.join(checkpoints) or 'none'}"
+def read_run(file: Path) -> dict:
+    """What tells the run from others, and its checkpoints; of one that is not complete the run does not go on."""
+    folders = sorted(file.parent.glob("checkpoint-*"))
+    checkpoints = [{"name": path.name, "complete": (path / COMPLETE_FILE).is_file()} for path in folders]
+    return {"identity": read_json(file, {}), "checkpoints": checkpoints}
 
 
-def describe_log(file: Path) -> Iterator[str]:
+def tell_run(run: dict) -> Iterator[str]:
+    yield f"run: {format_settings(run['identity'])}"
+    told = [f"{one['name']}{'' if one['complete'] else ' (not complete)'}" for one in run["checkpoints"]]
+    yield f"  checkpoints  {', '.join(told) or 'none'}"
+
+
+def read_requests(file: Path) -> dict:
     requests, damaged = read_log(file)
     if damaged:
         raise InputError(
@@ -91,21 +123,44 @@ def describe_log(file: Path) -> Iterator[str]:
             if len(damaged) == 1
             else f"{len(damaged)} lines of {file} cannot be read, the first is: {damaged[0]}"
         )
-    yield f"log: {len(requests)} requests"
-    for request in requests:
+    return {"requests": requests}
+
+
+def tell_requests(log: dict) -> Iterator[str]:
+    yield f"log: {len(log['requests'])} requests"
+    for request in log["requests"]:
         rows, settings = request.get("forget_rows"), format_settings(request.get("settings"))
         yield f"  {request.get('time')}  {request.get('method')}, {rows} rows: {settings}"
 
 
-def describe_report(file: Path) -> Iterator[str]:
+def read_report(file: Path) -> dict:
     report = read_json(file, {"candidates?": [{}]})
-    yield f"report: {report.get('title')} ({len(report.get('candidates', []))} candidates tried)"
-    yield f"  {report.get('summary')}"
+    told = {key: report.get(key) for key in ("title", "summary", "settings", "environment")}
+    return told | {"candidates": len(report.get("candidates", []))}
 
 
-def describe_results(file: Path) -> Iterator[str]:
+def tell_report(report: dict) -> Iterator[str]:
+    yield f"report: {report['title']} ({report['candidates']} candidates tried)"
+    yield f"  {report['summary']}"
+
+
+def read_results(file: Path) -> dict:
     rows = read_json(file)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "method" in row for row in rows):
         raise InputError(f"{file} does not hold a list of rows, each with a method: run the recipe again")
+    return {"rows": rows}
+
+
+def tell_results(results: dict) -> Iterator[str]:
     yield "results:"
-    yield format_table(rows)
+    yield format_table(results["rows"])
+
+
+DELTA = Kind("delta", describe_delta, tell_delta)
+KINDS = {
+    CURVATURE_FILE: Kind("curvature", read_curvature, tell_curvature),
+    RUN_FILE: Kind("run", read_run, tell_run),
+    LOG_FILE: Kind("log", read_requests, tell_requests),
+    "report.json": Kind("report", read_report, tell_report),
+    "results.json": Kind("results", read_results, tell_results),
+}

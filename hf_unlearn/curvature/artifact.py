@@ -42,6 +42,40 @@ SHARD_BYTES = 5 * 10**9
 KINDS: dict[str, type["CurvatureFiles"]] = {}
 
 
+def describe(folder: str | Path) -> dict:
+    """What a saved curvature is: its account of the fit, `files` and `tensors` by name, `bytes` of all tensors' files.
+
+    Tensors are read one at a time, and need no class of their kind.
+
+    Raises:
+        InputError: there is no complete curvature in the folder, or it is not what was saved.
+    """
+    folder = Path(folder)
+    metadata = _read_config(folder, folder)
+    hashes, tensors = metadata.pop("files"), {}
+    for file, digests in hashes.items():
+        for name, digest in digests.items():
+            tensor = read_tensors(folder / file, [name], digests)[name]
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            tensors[name] = {"shape": list(tensor.shape), "dtype": dtype, "sha256": digest}
+    sizes = {name: (folder / name).stat().st_size for name in [CONFIG_FILE, *hashes]}
+    return {**metadata, "files": sizes, "tensors": tensors, "bytes": sum(sizes[file] for file in hashes)}
+
+
+def _read_config(folder: Path, place: str | Path) -> dict:
+    """The account of a saved curvature, with the names and hashes of its files' tensors; `place` is what was given."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{place} holds no {CONFIG_FILE}: give the folder or repository of a saved curvature")
+    metadata = read_json(folder / CONFIG_FILE, {})
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{place} was written by another version of hf_unlearn: fit it again")
+    check_shape(metadata, SHAPE, folder / CONFIG_FILE)
+    check_names(metadata["files"], folder / CONFIG_FILE)
+    metadata = unsealed(metadata, folder / CONFIG_FILE)
+    del metadata["format"]
+    return metadata
+
+
 class CurvatureFiles:
     """The part of a `Curvature` that knows files: the kinds by which they are read, saving, loading, pushing."""
 
@@ -122,17 +156,7 @@ class CurvatureFiles:
 
         def read():
             folder = fetch_folder(folder_or_repo, revision, ["curvature*"])
-            if not (folder / CONFIG_FILE).is_file():
-                raise InputError(
-                    f"{folder_or_repo} holds no {CONFIG_FILE}: give the folder or repository of a saved curvature"
-                )
-            metadata = read_json(folder / CONFIG_FILE, {})
-            if metadata.get("format") != FORMAT:
-                raise InputError(f"{folder_or_repo} was written by another version of hf_unlearn: fit it again")
-            check_shape(metadata, SHAPE, folder / CONFIG_FILE)
-            check_names(metadata["files"], folder / CONFIG_FILE)
-            metadata = unsealed(metadata, folder / CONFIG_FILE)
-            del metadata["format"]
+            metadata = _read_config(folder, folder_or_repo)
             if metadata["kind"] not in KINDS:
                 raise InputError(
                     f"{folder_or_repo} holds a curvature of the kind {metadata['kind']!r}, which no class has: import "

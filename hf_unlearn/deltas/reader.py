@@ -80,12 +80,25 @@ class DeltaReader(Shards):
 
 
 def describe(path_or_repo: str | Path) -> dict:
-    """What a saved delta is: its configuration, and count, size (bytes) and norm of its tensors, read one at a time.
+    """What a saved delta is: its configuration, `files` and `tensors` by name, `bytes` and `norm` of all of them.
+
+    Tensors are read one at a time.
 
     Raises:
         InputError: there is no complete delta at that place, or it is not what was saved.
     """
     reader = DeltaReader(path_or_repo)
     squares = reader.check()
-    size = sum((reader.folder / file).stat().st_size for file in reader.filenames)
-    return {**reader.config, "tensors": sorted(reader.files), "bytes": size, "norm": math.sqrt(squares)}
+    stored = {name: reader.stored(name) for name in sorted(reader.files)}
+    names = {file.name for pattern in FILES for file in reader.folder.glob(pattern)}
+    sizes = {name: (reader.folder / name).stat().st_size for name in sorted(names)}
+    return {
+        **reader.config,
+        "files": sizes,
+        "tensors": {
+            name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+            for name, tensor in stored.items()
+        },
+        "bytes": sum(sizes[name] for name in reader.filenames),
+        "norm": math.sqrt(squares),
+    }
