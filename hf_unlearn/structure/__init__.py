@@ -3,10 +3,12 @@
 
 from .heads import Filters, Heads, Layout, Structures, find_structures
 from .mask import StructureMask
-from .statistics import MaskGradients, MaskStatistics, mask_statistics
+from .search import IMPORTANCES, choose_mask
+from .statistics import MaskGradients, MaskStatistics, mask_statistics, summed_gradients
+from .wanda import refine
 
 
 __all__ = [
-    "Filters", "Heads", "Layout", "MaskGradients", "MaskStatistics", "StructureMask", "Structures", "find_structures",
-    "mask_statistics",
+    "Filters", "Heads", "IMPORTANCES", "Layout", "MaskGradients", "MaskStatistics", "StructureMask", "Structures",
+    "choose_mask", "find_structures", "mask_statistics", "refine", "summed_gradients",
 ]  # fmt: skip
