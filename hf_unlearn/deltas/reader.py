@@ -2,6 +2,7 @@
 """Reader of a saved update: its description, and its tensors one at a time."""
 
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +22,7 @@ FILES = ("delta-*.safetensors", WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", CONF
 SHAPE = {
     "format_version": int,
     "sha256": str,
+    "stored_sha256?": str,
     "dtype?": str,
     "base_sha256?": {str: str},
     "tied?": ([[str]], None),
@@ -61,11 +63,22 @@ class DeltaReader(Shards):
             found = dict(zip(self.files, pool.map(self._hash_and_squares, self.files)))
         squares = sum(squares for _, squares in found.values())
         hashes = {name: digest for name, (digest, _) in found.items()}
-        if not math.isfinite(squares):
-            raise InputError(f"{self.folder}: its tensors are not all finite; save or download it again")
-        if self.config["sha256"] != sha256_json(hashes):
-            raise InputError(f"{self.folder}: tensors are not those of its {CONFIG_FILE}; save or download it again")
+        self.compare(self.config["sha256"], sha256_json(hashes), math.isfinite(squares))
         return squares
+
+    def compare_stored(self, hashes: Mapping[str, str], finite: bool):
+        """Tell, by `sha256_tensor` of the tensors as they are stored, whether they are what was saved.
+
+        Raises:
+            InputError: as `check`.
+        """
+        self.compare(self.config["stored_sha256"], stored_sha256(self.config["sha256"], hashes), finite)
+
+    def compare(self, expected: str, found: str, finite: bool):
+        if not finite:
+            raise InputError(f"{self.folder}: its tensors are not all finite; save or download it again")
+        if expected != found:
+            raise InputError(f"{self.folder}: tensors are not those of its {CONFIG_FILE}; save or download it again")
 
     def _hash_and_squares(self, name: str) -> tuple[str, float]:
         """Hash of a tensor in fp32, as `UpdateDelta.sha256` has it, and the sum of its squares."""
@@ -77,6 +90,11 @@ class DeltaReader(Shards):
             # Squares of large numbers may leave the range of fp32.
             squares += part if math.isfinite(part) else float(chunk.double().square().sum())
         return digest.hexdigest(), squares
+
+
+def stored_sha256(sha256: str, hashes: Mapping[str, str]) -> str:
+    """Hash of an update as it is stored: of its `sha256`, which is of fp32 values, and of `hashes` of its tensors."""
+    return sha256_json({"sha256": sha256, "tensors": hashes})
 
 
 def describe(path_or_repo: str | Path) -> dict:

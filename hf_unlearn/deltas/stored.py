@@ -27,6 +27,12 @@ def checkpoint_of(path_or_repo: str | Path) -> tuple[Path, torch.nn.Module | Non
     return source, skeleton(source, [CifarResNetForImageClassification])
 
 
+def read_group(conversion: Conversion, checkpoint: Shards, group: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """The weights of a group (`Conversion.group_of`), as transformers makes them of what is stored."""
+    on_disk = conversion.to_disk({name: conversion.weights[name] for name in group})
+    return conversion.to_memory({name: checkpoint.tensor(name) for name in on_disk})
+
+
 class StoredModel(Mapping):
     """{name in memory: tensor} of a safetensors checkpoint; a tied weight has the first of its names.
 
@@ -82,6 +88,5 @@ class StoredModel(Mapping):
         group = self.conversion.group_of(name)
         if self._group[0] != group:
             self._group = (), {}  # one group at a time
-            on_disk = self.conversion.to_disk({one: self.conversion.weights[one] for one in group})
-            self._group = group, self.conversion.to_memory({one: self.checkpoint.tensor(one) for one in on_disk})
+            self._group = group, read_group(self.conversion, self.checkpoint, group)
         return self._group[1][name]

@@ -1,22 +1,26 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Transfer of a saved update onto a checkpoint: every file is copied, then the touched tensors in it are summed."""
+"""Transfer of a saved update onto a checkpoint: each byte is read once and written once, copied or summed."""
 
+import math
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..errors import InputError
-from ..runtime.checkpoints import CHUNK, Shards, shorten
-from ..runtime.conversions import Conversion
-from ..runtime.files import as_bytes, begin_tensor_hash, sha256_tensor, write_json, write_text
-from ..runtime.folders import staged_folder
+from ..runtime.checkpoints import CHUNK, Shards, StoredTensor, shorten
+from ..runtime.files import as_bytes, begin_tensor_hash, copy_bytes, write_json, write_text
+from ..runtime.folders import flush, staged_folder
 from ..runtime.hub import hide_places, public_name
-from .adding import add, check_scale, check_targets, destinations, warn_of_other_base
+from .adding import add, check_scale, warn_of_other_base
 from .card import transfer_card
-from .reader import DeltaReader
-from .stored import checkpoint_of
+from .plan import Plan, Sum
+from .reader import THREADS, DeltaReader
+from .stored import checkpoint_of, read_group
 
 
 # Weights in another format are those of the model as it was, so `transfer` does not carry them over.
@@ -29,11 +33,11 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
     Names of weights in memory and of tensors on disk are matched by transformers' own rules (`Conversion`): renamed
     tensors, a base model's prefix, experts that are fused in memory. Every stored copy of a tied weight is changed.
 
-    Memory: a few MB, and for weights that are fused or split on disk those of one layer. Configuration and tokenizer
-    files are copied; weights in other formats are not, and a card of its own takes the place of the card. The result
-    is built in a hidden folder beside `output_dir` and renamed at the end, so a kill leaves no half checkpoint. Delta
-    and checkpoint (with `model.safetensors`, or shards and their index) are folders or Hub repositories; `output_dir`
-    is new or empty.
+    Memory: a few MB, and for weights that transformers transposes or interleaves those of one layer, four times.
+    Configuration and tokenizer files are copied; weights in other formats are not, and a card of its own takes the
+    place of the card. The result is built in a hidden folder beside `output_dir` and renamed at the end, once the
+    delta's hash is known to be true: neither a kill nor a damaged delta leaves anything. Delta and checkpoint (with
+    `model.safetensors`, or shards and their index) are folders or Hub repositories; `output_dir` is new or empty.
 
     Raises:
         InputError: a folder is not what it should be, the delta is damaged, or the checkpoint lacks a tensor of it.
@@ -44,122 +48,153 @@ def transfer(delta_dir: str | Path, model_dir: str | Path, output_dir: str | Pat
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not an empty folder; choose another --output or remove it")
     reader = DeltaReader(delta_dir)
-    reader.check()
+    if "stored_sha256" not in reader.config:  # of an earlier version
+        reader.check()
     source, model = checkpoint_of(model_dir)
     plan = Plan(reader, Shards(source, "model.safetensors"), model)
 
     with staged_folder(output) as building:
-        for filename in plan.checkpoint.filenames:
-            shutil.copyfile(source / filename, building / filename)
-            _add_to_file(building / filename, plan, filename, scale)
-        warn_of_other_base(reader.config, sorted(plan.other_base))
+        writer = _Writer(plan, building, scale)
+        writer.run()
+        if "stored_sha256" in reader.config:
+            reader.compare_stored(writer.hashes, writer.finite)
+        warn_of_other_base(reader.config, sorted(writer.other_base))
         for file in sorted(source.iterdir()):
             if file.is_file() and file.suffix not in NOT_TRANSFERRED and file.name != "README.md":
                 shutil.copyfile(file, building / file.name)
         record = {"delta": reader.config, "model": public_name(model_dir), "scale": scale}
-        record["other_base"] = sorted(plan.other_base)
+        record["other_base"] = sorted(writer.other_base)
         write_json(building / "unlearning_transfer.json", record)
         hide_places(building)
         write_text(building / "README.md", transfer_card(record, source, model))
     return output
 
 
-class Plan:
-    """Which stored tensors of a checkpoint a delta changes, and by what.
+class _Writer:
+    """Writer of the new shards: several threads, of which each reads, hashes, adds and writes a piece at a time.
 
-    Args:
-        reader (`DeltaReader`): the saved delta.
-        checkpoint (`Shards`): the tensors on disk.
-        model (`nn.Module`, *optional*): the checkpoint's model on the meta device; None: names are taken as they are.
-
-    Raises:
-        InputError: a tensor of the delta has no place in the checkpoint, or another shape; a weight that is tied in
-            the checkpoint's model and was not where the update was made.
+    Attributes:
+        hashes (`dict[str, str]`): of the update's tensors as they are stored.
+        finite (`bool`): whether all of them are.
+        other_base (`set[str]`): tensors of the update that were made from other weights than the checkpoint's.
     """
 
-    def __init__(self, reader: DeltaReader, checkpoint: Shards, model: torch.nn.Module | None):
-        self.reader, self.checkpoint = reader, checkpoint
-        self.conversion = Conversion(model, checkpoint.files)
+    def __init__(self, plan: Plan, folder: Path, scale: float):
+        self.plan, self.folder, self.scale = plan, folder, scale
+        self.hashes: dict[str, str] = {}
+        self.finite = True
         self.other_base: set[str] = set()
-        # {name on disk: name in the delta} of tensors that lie on disk as they lie in memory.
-        self.updates: dict[str, str] = {}
-        # {name on disk: the group of weights in memory that it is made of}.
-        self.parts: dict[str, tuple[str, ...]] = {}
-        self._made: tuple[tuple, dict] = ((), {})
-        # {name in the checkpoint's model: name in the delta}.
-        self._moved = destinations(
-            reader.files, reader.tensor, reader.config.get("tied"), self.conversion.ties, self.conversion.in_memory
-        )
-        placed = set()
-        for name, of in self._moved.items():
-            if name in self.conversion.renamed:
-                self.updates |= dict.fromkeys(self.conversion.renamed[name], of)
-                placed.add(of)
-            elif group := self.conversion.group_of(name):
-                self._plan_group(group)
-                placed.add(of)
-        shapes = {name: reader.stored(of).shape for name, of in self.updates.items()}
-        homeless = {name: reader.stored(name).shape for name in reader.files if name not in placed}
-        check_targets(shapes | homeless, checkpoint.headers(shapes))
 
-    def _plan_group(self, group: tuple[str, ...]):
-        weights = self.conversion.weights
-        updates = {name: self.reader.stored(self._moved[name]) for name in group if name in self._moved}
-        check_targets(
-            {name: update.shape for name, update in updates.items()},
-            {name: (weights[name].shape, weights[name].dtype) for name in group},
-        )
-        on_disk = self.conversion.to_disk({name: weights[name] for name in group})
-        shapes = {name: tensor.shape for name, tensor in on_disk.items()}
-        check_targets(shapes, self.checkpoint.headers(shapes))
-        self.parts |= dict.fromkeys(shapes, group)
+    def run(self):
+        files = self.plan.checkpoint.files
+        # (file and place of the first byte, what writes it, the files that it writes to)
+        work = [piece for filename in self.plan.checkpoint.filenames for piece in self._begin(filename)]
+        for one in self.plan.sums:
+            first = self.plan.checkpoint.stored(one.onto[0])
+            place = files[one.onto[0]], first.begin
+            work.append((place, partial(self._write_sum, one), {files[name] for name in one.onto}))
+        work.sort(key=lambda piece: piece[0])
+        left = Counter(filename for _, _, written in work for filename in written)
+        threads = torch.get_num_threads()
+        # hashlib, torch and the system leave the interpreter to others while they work.
+        pool = ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            running = [(pool.submit(write), written) for _, write, written in work]
+            for group in self.plan.groups:  # one at a time
+                self._write_group(group)
+            for future, written in running:
+                future.result()
+                left.subtract(written)
+                for filename in written:
+                    if not left[filename]:
+                        flush(self.folder / filename)  # while others are still computed
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # the initializer's call was for all threads to come
 
-    def update_of(self, name: str) -> Iterator[torch.Tensor]:
-        """What is added to a tensor on disk, a flat chunk at a time."""
-        if name in self.updates:
-            return self.reader.stored(self.updates[name]).chunks()
-        if self._made[0] != self.parts[name]:
-            self._made = (), {}  # one group at a time
-            self._made = self.parts[name], self._make(self.parts[name])
-        return iter(self._made[1][name].reshape(-1).split(CHUNK))
+    def _begin(self, filename: str) -> Iterator[tuple[tuple[str, int], Callable, set[str]]]:
+        """Make a file of the final size; what copies to it the bytes that stay: its header, and tensors between."""
+        checkpoint = self.plan.checkpoint
+        size = (checkpoint.folder / filename).stat().st_size
+        with open(self.folder / filename, "xb") as file:
+            file.truncate(size)
+        touched = [checkpoint.stored(name) for name in self.plan.touched if checkpoint.files[name] == filename]
+        begin = 0
+        for stop, end in [*sorted((tensor.begin, tensor.end) for tensor in touched), (size, size)]:
+            if begin < stop:
+                yield (filename, begin), partial(self._copy, filename, begin, stop), {filename}
+            begin = end
 
-    def expected(self, name: str) -> str | None:
-        """Hash of the tensor on disk that the update was made from; groups are compared as they are made."""
-        return self.reader.config.get("base_sha256", {}).get(self.updates.get(name))
+    def _copy(self, filename: str, begin: int, end: int):
+        source, target = self.plan.checkpoint.folder / filename, self.folder / filename
+        with open(source, "rb") as old, open(target, "r+b") as new:
+            copy_bytes(old.fileno(), new.fileno(), begin, end)
 
-    def _make(self, group: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        updates = {name: self._moved.get(name) for name in group}
-        read = {name: self.reader.tensor(of) for name, of in updates.items() if of is not None}
-        dtype = next(iter(read.values())).dtype
+    def _write_sum(self, one: Sum):
+        """Add a tensor of the update to the stored tensors, a chunk at a time."""
+        update, done = self.plan.reader.stored(one.update), 0
+        parts = [self.plan.checkpoint.stored(name) for name in one.onto]
+        hashes = _Hashes(update, parts[0].dtype)
+        for name, base in zip(one.onto, parts):
+            count = base.shape.numel()
+            with open(self.folder / self.plan.checkpoint.files[name], "r+b") as file:
+                file.seek(base.begin)
+                for old, new in zip(base.chunks(), update.chunks(done, count), strict=True):
+                    hashes.see(old, new)
+                    file.write(as_bytes(add(old, new, self.scale, out=old)))
+            done += count
+        self._note(one.update, hashes)
+
+    def _write_group(self, group: tuple[str, ...]):
+        """Add to weights that are converted as a whole, as they are in memory."""
+        conversion, sums = self.plan.conversion, {}
+        weights = read_group(conversion, self.plan.checkpoint, group)
         for name in group:
-            read.setdefault(name, torch.zeros(self.conversion.weights[name].shape, dtype=dtype))
-        on_disk = self.conversion.to_disk(read)
-        back = self.conversion.to_memory(on_disk)
-        same = all(name in back and torch.equal(back[name], read[name]) for name in group)
-        del back, read  # a group may be a good part of a layer: it is held once where it can be
-        if not same:
+            sums[name] = weights.pop(name).clone(memory_format=torch.contiguous_format)  # else of the file itself
+            if name not in self.plan.moved:
+                continue
+            update = self.plan.reader.stored(self.plan.moved[name])
+            hashes = _Hashes(update, sums[name].dtype)
+            for old, new in zip(sums[name].view(-1).split(CHUNK), update.chunks(), strict=True):
+                hashes.see(old, new)
+                add(old, new, self.scale, out=old)
+            self._note(self.plan.moved[name], hashes)
+        on_disk = conversion.to_disk(sums)
+        back = conversion.to_memory(on_disk)
+        # By their bytes: what is no number in the base comes back as it was too.
+        if not all(name in back and torch.equal(_bits(back[name]), _bits(sums[name])) for name in group):
             raise InputError(
                 f"the update of {shorten(group)} does not come back from the form it has on disk: apply it with "
                 "UpdateDelta.apply_to to the loaded model, and save that"
             )
-        base = self.conversion.to_memory({name: self.checkpoint.tensor(name) for name in on_disk})
-        expected = self.reader.config.get("base_sha256", {})
-        moved = {name: of for name, of in updates.items() if of is not None}
-        self.other_base |= {of for name, of in moved.items() if sha256_tensor(base[name]) != expected.get(of)}
-        return on_disk
+        for name, tensor in on_disk.items():
+            place = self.plan.checkpoint.stored(name)
+            with open(self.folder / self.plan.checkpoint.files[name], "r+b") as file:
+                file.seek(place.begin)
+                file.write(as_bytes(tensor.contiguous().to(place.dtype)))
+
+    def _note(self, name: str, hashes: "_Hashes"):
+        self.hashes[name] = hashes.update.hexdigest()
+        if not hashes.finite:
+            self.finite = False
+        if self.plan.reader.config.get("base_sha256", {}).get(name) not in (None, hashes.base.hexdigest()):
+            self.other_base.add(name)
 
 
-def _add_to_file(path: Path, plan: Plan, filename: str, scale: float):
-    """Sum the touched tensors of a copied file in place: their shapes and types, and so the header, stay the same."""
-    names = [name for name in (*plan.updates, *plan.parts) if plan.checkpoint.files[name] == filename]
-    with open(path, "r+b") as file:
-        for name in names:
-            base = plan.checkpoint.stored(name)
-            digest = begin_tensor_hash(base.dtype, base.shape)
-            place = base.begin
-            for old, update in zip(base.chunks(), plan.update_of(name), strict=True):
-                digest.update(as_bytes(old))
-                file.seek(place)
-                place += file.write(as_bytes(add(old, update, scale)))
-            if plan.expected(name) not in (None, digest.hexdigest()):
-                plan.other_base.add(plan.updates[name])
+class _Hashes:
+    """Hashes of a tensor of the update and of the weight that it is added to, which are seen a chunk at a time."""
+
+    def __init__(self, update: StoredTensor, dtype: torch.dtype):
+        self.update = begin_tensor_hash(update.dtype, update.shape)
+        self.base = begin_tensor_hash(dtype, update.shape)
+        self.finite = True
+
+    def see(self, base: torch.Tensor, update: torch.Tensor):
+        self.base.update(as_bytes(base))
+        self.update.update(as_bytes(update))
+        # NaN is the least and the greatest of all.
+        self.finite = self.finite and all(math.isfinite(extreme) for extreme in torch.aminmax(update))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)

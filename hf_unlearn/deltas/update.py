@@ -19,7 +19,7 @@ from ..runtime.hub import public_name, push_folder
 from ..runtime.lora import save_lora
 from ..runtime.provenance import library_versions
 from .adding import add, check_scale, check_targets, destinations, is_base, warn_of_other_base
-from .reader import CONFIG_FILE, FILES, FORMAT_VERSION, WEIGHTS_FILE, DeltaReader
+from .reader import CONFIG_FILE, FILES, FORMAT_VERSION, WEIGHTS_FILE, DeltaReader, stored_sha256
 from .stored import StoredModel
 
 
@@ -231,6 +231,8 @@ class UpdateDelta:
             sizes, filename_pattern="delta{suffix}.safetensors", max_shard_size=max_shard_size
         )
         about = {"dtype": str(dtype).removeprefix("torch."), "sha256": self.sha256(dtype)}
+        hashes = {name: sha256_tensor(tensor.to(dtype)) for name, tensor in self.tensors.items()}
+        about["stored_sha256"] = stored_sha256(about["sha256"], hashes)
         config = {"format_version": FORMAT_VERSION, **self.config, **about}
         # One key only: safetensors writes several in no certain order, and equal updates shall be equal bytes.
         metadata = {"format": "pt"}

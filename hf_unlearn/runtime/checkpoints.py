@@ -68,17 +68,27 @@ class StoredTensor:
     shape: torch.Size
     begin: int  # its first byte in the file
 
-    def chunks(self) -> Iterator[torch.Tensor]:
-        """Its elements as flat tensors of `CHUNK`, read when asked for.
+    @property
+    def end(self) -> int:
+        """The byte after its last one."""
+        return self.begin + self.shape.numel() * self.dtype.itemsize
+
+    def chunks(self, first: int = 0, count: int | None = None) -> Iterator[torch.Tensor]:
+        """Its elements as flat tensors of `CHUNK`, read when asked for into memory that the next one uses again.
+
+        Args:
+            first (`int`, *optional*, defaults to 0): the element to begin with.
+            count (`int`, *optional*): how many elements; None: all.
 
         Raises:
             InputError: the file ends before the tensor does.
         """
-        left = self.shape.numel()
+        left = self.shape.numel() if count is None else count
+        memory = memoryview(bytearray(min(left, CHUNK) * self.dtype.itemsize))
         with open(self.path, "rb") as file:
-            file.seek(self.begin)
+            file.seek(self.begin + first * self.dtype.itemsize)
             while left:
-                content = bytearray(min(left, CHUNK) * self.dtype.itemsize)
+                content = memory[: min(left, CHUNK) * self.dtype.itemsize]
                 if file.readinto(content) != len(content):
                     raise InputError(f"{self.path} is cut short; save or download it again")
                 left -= min(left, CHUNK)

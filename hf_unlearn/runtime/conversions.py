@@ -3,6 +3,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -111,6 +112,47 @@ class Conversion:
                     groups.setdefault(place, []).append(other)
             self._group_of = {other: tuple(names) for names in groups.values() for other in names}
         return self._group_of.get(name, ())
+
+    def runs_of(self, group: tuple[str, ...]) -> dict[str, list[str]] | None:
+        """{weight of a group: the stored tensors that it consists of, one after the other}, row-major.
+
+        None where it does not: where rows are interleaved, or their elements transposed or computed. What stacks and
+        joins tensors moves whole rows, so rows of one number, which is the row's own, show where all of them go.
+        """
+        from transformers.core_model_loading import Chunk, Concatenate, MergeModulelist, SplitModulelist
+
+        whole_rows = Chunk, Concatenate, MergeModulelist, SplitModulelist
+        steps = [
+            step
+            for name in group
+            for pattern in {pattern for _, pattern in self._groups.get(name, [])}
+            for step in self._by_pattern[pattern].operations
+        ]
+        weights = {name: self.weights[name] for name in group}
+        stored = self.to_disk(weights)
+        widths = {tensor.shape[-1:] for tensor in (*weights.values(), *stored.values())}
+        if not (steps and all(isinstance(step, whole_rows) for step in steps) and len(widths) == 1):
+            return None
+        places, count = {}, 0
+        for name, weight in weights.items():
+            shape = *weight.shape[:-1], 1
+            places[name] = torch.arange(count, count + math.prod(shape)).reshape(shape)
+            count += math.prod(shape)
+        found = self.to_disk(places)
+        back = self.to_memory(found)
+        order = sorted(found, key=lambda name: int(found[name].flatten()[0]))
+        if not (
+            all(found[name].shape[:-1] == tensor.shape[:-1] for name, tensor in stored.items())
+            and torch.equal(torch.cat([found[name].flatten() for name in order]), torch.arange(count))
+            and all(name in back and torch.equal(back[name], place) for name, place in places.items())
+        ):
+            return None
+        runs: dict[str, list[str]] = {}
+        for name, place in places.items():
+            first, last = int(place.flatten()[0]), int(place.flatten()[-1])
+            within = lambda rows: first <= int(rows.flatten()[0]) and int(rows.flatten()[-1]) <= last  # noqa: B023
+            runs[name] = [one for one in order if within(found[one])]
+        return runs if sum(map(len, runs.values())) == len(order) else None
 
     def to_disk(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tensors of a whole group in memory -> those of the checkpoint, by name.

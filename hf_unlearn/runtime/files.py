@@ -19,6 +19,7 @@ from .shapes import check_depth, check_shape
 
 JSON_BYTES = 2**28  # nothing that we write as JSON is as large
 JSON_DEPTH = 64
+COPIED_BYTES = 2**20  # at a time, where the kernel does not copy by itself
 HEADER_BYTES = 10**8  # safetensors' own limit
 DTYPES = set("BOOL U8 I8 U16 I16 U32 I32 U64 I64 F16 BF16 F32 F64 F8_E4M3 F8_E5M2 C64".split())
 AGAIN = "save or download it again"
@@ -247,6 +248,25 @@ def sha256_file(path: str | Path) -> str:
     check_file(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_bytes(source: int, target: int, begin: int, end: int):
+    """Copy the bytes from `begin` to `end` of an open file to the same place of another (two file descriptors).
+
+    Raises:
+        InputError: the source ends before.
+    """
+    inside_kernel = hasattr(os, "copy_file_range")
+    while begin < end:
+        try:
+            done = os.copy_file_range(source, target, end - begin, begin, begin) if inside_kernel else -1
+        except OSError:  # a file system that cannot; whatever else is wrong, writing says it too
+            done, inside_kernel = -1, False
+        if done < 0:
+            done = os.pwrite(target, os.pread(source, min(end - begin, COPIED_BYTES), begin), begin)
+        if done == 0:
+            raise InputError(f"a file became shorter while it was copied; {AGAIN}")
+        begin += done
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:

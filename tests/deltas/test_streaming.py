@@ -1,10 +1,13 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Transfer of an update onto a checkpoint: names on disk, ties, bits, and what is left when it fails."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,8 +15,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from hf_unlearn.deltas import UpdateDelta, streaming, transfer
+from hf_unlearn.deltas.reader import stored_sha256
 from hf_unlearn.errors import InputError
 from hf_unlearn.runtime.checkpoints import base_tensors
+from hf_unlearn.runtime.conversions import Conversion
+from hf_unlearn.runtime.files import sha256_json, sha256_tensor
 from tests.support.deltas import GATE, change, checkpoint
 
 
@@ -63,7 +69,7 @@ def test_killed_transfer_leaves_no_output(tiny_llama, tmp_path):
     program = (
         "import os, signal, shutil\n"
         "import hf_unlearn.deltas.streaming as streaming\n"
-        "streaming.shutil.copyfile = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "streaming.copy_bytes = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "streaming.transfer('delta', 'model', 'out')\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -138,24 +144,74 @@ def stored(folder):
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_an_update_goes_onto_the_checkpoint_it_came_from(name, tmp_path):
-    build(name).save_pretrained(tmp_path / "base", max_shard_size="20KB")
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+def check_against_saving(name, folder):
+    """Transfer onto a checkpoint against the update in memory, and what transformers writes of that, to the bit."""
+    build(name).save_pretrained(folder / "base", max_shard_size="20KB")
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
     unlearned = moved(base)
     delta = UpdateDelta.between(base, unlearned)
-    delta.save_pretrained(tmp_path / "delta", dtype=torch.float32)
-    output = transfer(tmp_path / "delta", tmp_path / "base", tmp_path / "out")
+    delta.save_pretrained(folder / "delta", dtype=torch.float32)
+    output = transfer(folder / "delta", folder / "base", folder / "out")
     found = transformers.AutoModelForCausalLM.from_pretrained(output)
     expected = delta.apply_to(base).state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in found.state_dict().items())
     # Also what transformers itself writes of it, name by name and bit by bit.
-    base.save_pretrained(tmp_path / "saved")
-    written, theirs = stored(output), stored(tmp_path / "saved")
+    base.save_pretrained(folder / "saved")
+    written, theirs = stored(output), stored(folder / "saved")
     assert written.keys() == theirs.keys() and all(torch.equal(written[key], theirs[key]) for key in written)
+    assert json.loads((output / "unlearning_transfer.json").read_text())["other_base"] == []
 
 
-def test_the_base_is_known_in_fused_weights_too(tmp_path, caplog):
+@pytest.fixture
+def groups(monkeypatch):
+    """Groups that were converted as a whole."""
+    seen = []
+    original = streaming._Writer._write_group
+    monkeypatch.setattr(
+        streaming._Writer, "_write_group", lambda self, group: seen.append(group) or original(self, group)
+    )
+    return seen
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_update_goes_onto_the_checkpoint_it_came_from(name, tmp_path, groups):
+    check_against_saving(name, tmp_path)
+    assert not groups  # experts lie on disk in runs of what they are in memory, and are added to in pieces
+
+
+def test_weights_that_lie_otherwise_on_disk_are_converted_as_a_whole(tmp_path, groups, monkeypatch):
+    from transformers import conversion_mapping
+    from transformers.core_model_loading import Interleave, Transpose, WeightConverter
+
+    rules = [
+        WeightConverter("mlp.down_proj.weight", "mlp.down_proj.weight", operations=[Transpose(0, 1)]),
+        WeightConverter("mlp.up_proj.weight", "mlp.up_proj.weight", operations=[Interleave(0)]),
+    ]
+    conversion_mapping.get_checkpoint_conversion_mapping("llama")  # fills the table
+    table = conversion_mapping._checkpoint_conversion_mapping_cache
+    monkeypatch.setattr(conversion_mapping, "_checkpoint_conversion_mapping_cache", {**table, "llama": rules})
+    build("Llama").save_pretrained(tmp_path / "probe")
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert stored(tmp_path / "probe")[name].shape == (24, 16)  # the rule is at work
+    check_against_saving("Llama", tmp_path)
+    assert len(groups) == 4
+
+
+def test_a_group_that_does_not_come_back_is_refused(tmp_path, monkeypatch):
+    build("Mixtral").save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    UpdateDelta.between(base, moved(base)).save_pretrained(tmp_path / "delta")
+    monkeypatch.setattr(Conversion, "runs_of", lambda *_: None)
+    original = Conversion.to_disk
+    monkeypatch.setattr(
+        Conversion, "to_disk", lambda self, tensors: {n: t.abs() for n, t in original(self, tensors).items()}
+    )
+    with pytest.raises(InputError, match="does not come back from the form it has on disk"):
+        transfer(tmp_path / "delta", tmp_path / "base", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "delta"]
+
+
+def test_the_base_is_known_in_fused_weights_too(tmp_path, caplog, monkeypatch):
     build("Mixtral").save_pretrained(tmp_path / "base")
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     UpdateDelta.between(base, moved(base)).save_pretrained(tmp_path / "delta")
@@ -164,8 +220,13 @@ def test_the_base_is_known_in_fused_weights_too(tmp_path, caplog):
     tensors = load_file(tmp_path / "base" / "model.safetensors")
     expert = next(name for name in tensors if "experts.1.w3" in name)
     save_file(tensors | {expert: tensors[expert] + 1}, tmp_path / "base" / "model.safetensors", {"format": "pt"})
-    transfer(tmp_path / "delta", tmp_path / "base", tmp_path / "other")
+    in_runs = stored(transfer(tmp_path / "delta", tmp_path / "base", tmp_path / "other"))
     assert "1 of the tensors are not the ones" in caplog.text and "experts.gate_up_proj" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(Conversion, "runs_of", lambda *_: None)
+    whole = stored(transfer(tmp_path / "delta", tmp_path / "base", tmp_path / "whole"))
+    assert "1 of the tensors are not the ones" in caplog.text and "experts.gate_up_proj" in caplog.text
+    assert all(torch.equal(in_runs[name], whole[name]) for name in whole)
 
 
 def test_checkpoints_of_the_hub_without_the_prefix_of_the_base_model(tmp_path):
@@ -237,14 +298,76 @@ def test_a_large_tensor_is_added_in_pieces(tiny_llama, tmp_path, monkeypatch):
     assert all(torch.equal(whole[name], pieces[name]) for name in whole)
 
 
-def test_a_damaged_delta_is_refused_before_anything_is_written(tiny_llama, tmp_path):
+def saved_delta(base, folder, **kwargs):
+    UpdateDelta.between(base, change(base)).save_pretrained(folder / "delta", **kwargs)
+    return folder / "delta" / "delta.safetensors", folder / "delta" / "delta_config.json"
+
+
+def refuse(folder, message):
+    with pytest.raises(InputError, match=message):
+        transfer(folder / "delta", folder / "model", folder / "out")
+    assert sorted(path.name for path in folder.iterdir()) == ["delta", "model"]
+
+
+@pytest.mark.parametrize("version", ["now", "before"])
+def test_a_damaged_delta_leaves_nothing(tiny_llama, tmp_path, version):
     base = tiny_llama()
-    UpdateDelta.between(base, change(base)).save_pretrained(tmp_path / "delta")
-    source = checkpoint(base, tmp_path / "model")
-    file = tmp_path / "delta" / "delta.safetensors"
-    content = bytearray(file.read_bytes())
+    weights, config = saved_delta(base, tmp_path)
+    checkpoint(base, tmp_path / "model")
+    told, content = json.loads(config.read_text()), bytearray(weights.read_bytes())
+    if version == "before":
+        del told["stored_sha256"]
+        config.write_text(json.dumps(told))
+        transfer(tmp_path / "delta", tmp_path / "model", tmp_path / "whole")
+        shutil.rmtree(tmp_path / "whole")
     content[-3] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(InputError, match="not those of its delta_config.json"):
-        transfer(tmp_path / "delta", source, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    weights.write_bytes(content)
+    refuse(tmp_path, "not those of its delta_config.json")
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    config.write_text(json.dumps(told | {"sha256": "0" * 64}))  # told in the card
+    refuse(tmp_path, "not those of its delta_config.json")
+    # Its hashes are true, and it must not go anywhere.
+    tensors = load_file(weights)
+    tensors[GATE][0, 3] = torch.inf
+    save_file(tensors, weights, {"format": "pt"})
+    hashes = {name: sha256_tensor(tensor) for name, tensor in tensors.items()}
+    told["sha256"] = sha256_json({name: sha256_tensor(tensor.float()) for name, tensor in tensors.items()})
+    true = {"stored_sha256": stored_sha256(told["sha256"], hashes)} if version == "now" else {}
+    config.write_text(json.dumps(told | true))
+    refuse(tmp_path, "not all finite")
+
+
+def test_each_byte_is_written_once(tmp_path, monkeypatch):
+    build("Mixtral").save_pretrained(tmp_path / "base", max_shard_size="20KB")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    UpdateDelta.between(base, moved(base)).save_pretrained(tmp_path / "delta")
+    copied = []
+    original = streaming.copy_bytes
+    monkeypatch.setattr(
+        streaming, "copy_bytes", lambda old, new, *ends: copied.append(ends) or original(old, new, *ends)
+    )
+    output = transfer(tmp_path / "delta", tmp_path / "base", tmp_path / "out")
+    # All weights move, so only headers are copied.
+    files = list(output.glob("*.safetensors"))
+    assert sum(end - begin for begin, end in copied) == sum(header_bytes(file) for file in files)
+    assert all(file.stat().st_size == (tmp_path / "base" / file.name).stat().st_size for file in files)
+
+
+def header_bytes(file):
+    return 8 + int.from_bytes(file.read_bytes()[:8], "little")
+
+
+def test_threads_of_torch_are_as_before(tiny_llama, tmp_path):
+    base = tiny_llama()
+    saved_delta(base, tmp_path)
+    checkpoint(base, tmp_path / "model")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        transfer(tmp_path / "delta", tmp_path / "model", tmp_path / "out")
+        assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
