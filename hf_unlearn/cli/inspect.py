@@ -13,10 +13,12 @@ from ..curvature.artifact import describe as describe_curvature
 from ..deltas import describe as describe_delta
 from ..errors import InputError, NumericalError, first_line
 from ..report.formats import format_settings
-from ..report.tables import format_table
+from ..report.tables import format_table, markdown_table
 from ..requests.ledger import LOG_FILE, read_log
 from ..runtime.cost import format_bytes
-from ..runtime.files import read_json
+from ..runtime.files import atomic_write, read_json
+from ..structure.mask import CONFIG_FILE as MASK_FILE
+from ..structure.mask import read_mask
 from .console import Result
 
 
@@ -35,6 +37,8 @@ class Kind(NamedTuple):
 def run_inspect(options) -> Result:
     """All that a folder, or the delta of a repository, holds: `holds` has a dict of each, with its `kind`.
 
+    With an `output` folder the picture of a mask is written there.
+
     Raises:
         InputError: it holds nothing of ours, or what it holds is damaged.
     """
@@ -46,15 +50,17 @@ def run_inspect(options) -> Result:
     # What does not exist here can only be a delta on the Hub; the error says so when it is not.
     found += places or ([] if path.exists() else [(DELTA, ".", options.path)])
     if not found:
-        raise InputError(f"{path} holds no delta, curvature, run or results of hf_unlearn; pass such a folder")
+        raise InputError(f"{path} holds no delta, curvature, mask, run or results of hf_unlearn; pass such a folder")
     lines, holds = [], []
     for kind, place, file in found:
         facts, told = _described(kind, file)
         holds.append({"kind": kind.name, "place": place, **facts})
         lines += told
+    pictures = write_pictures(holds, Path(options.output)) if options.output else []
+    lines += [f"wrote {picture}" for picture in pictures]
     # Names in a file may hold what speaks to the terminal, or half a character.
     lines = ["".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line) for line in lines]
-    return Result("\n".join(lines), {"path": str(options.path), "holds": holds})
+    return Result("\n".join(lines), {"path": str(options.path), "holds": holds, "pictures": [*map(str, pictures)]})
 
 
 def _described(kind: Kind, file: str | Path) -> tuple[dict, list[str]]:
@@ -100,6 +106,52 @@ def tell_curvature(config: dict) -> Iterator[str]:
     fitted = f"{config.get('sequences')} sequences, {config.get('predicted_tokens')} predicted tokens"
     yield f"  fit       {config.get('fisher')} Fisher, seed {config.get('seed')}, {fitted}"
     yield f"  weights   {_some(config['targets'])}"
+
+
+def read_mask_facts(file: Path) -> dict:
+    """Sites with the numbers of the structures that are kept, and how many single elements of a weight are."""
+    config, chosen, elements = read_mask(file.parent)
+    sites = [{**site, "kept": chosen[key].nonzero()[:, 0].tolist()} for key, site in config["sites"].items()]
+    told = {key: config[key] for key in ("sparsity", "share", "settings", "fingerprint")}
+    return told | {"sites": sites, "elements": {name: int(one.sum()) for name, one in elements.items()}}
+
+
+def tell_mask(mask: dict) -> Iterator[str]:
+    kept = {
+        kind: [len(site["kept"]) for site in mask["sites"] if site["kind"] == kind] for kind in ("heads", "filters")
+    }
+    all_of = {kind: sum(site["count"] for site in mask["sites"] if site["kind"] == kind) for kind in kept}
+    told = " and ".join(f"{sum(counts)} of {all_of[kind]} {kind}" for kind, counts in kept.items() if counts)
+    yield f"mask: {told} are kept, {mask['share']:.2%} of the model's parameters, sparsity {mask['sparsity']:.3g}"
+    yield f"  chosen    {format_settings(mask['settings'])}"
+    if mask["elements"]:
+        yield f"  elements  {sum(mask['elements'].values())} single ones, of {len(mask['elements'])} weights"
+    layers: dict[int, dict[str, str]] = {}
+    for site in mask["sites"]:
+        layers.setdefault(site["layer"], {})[site["kind"]] = f"{len(site['kept'])} of {site['count']}"
+    kinds = [kind for kind, counts in kept.items() if counts]
+    yield markdown_table(
+        ["layer", *kinds], [[f"{n}", *(row.get(kind, "") for kind in kinds)] for n, row in layers.items()]
+    )
+
+
+def write_pictures(holds: list[dict], folder: Path) -> list[Path]:
+    """The picture of a mask, for a light page and for a dark one.
+
+    Raises:
+        InputError: there is no mask.
+    """
+    masks = [one for one in holds if one["kind"] == "mask"]
+    if not masks:
+        raise InputError("--output is for the picture of a mask, and here is none: leave it out")
+    from ..report.plots import mask_plot
+    from ..report.styles import turn_dark
+
+    figure, pictures = mask_plot(masks[0]["sites"]), []
+    for name, change in (("mask.png", lambda figure: None), ("mask_dark.png", turn_dark)):
+        change(figure)
+        pictures.append(atomic_write(folder / name, figure.savefig))
+    return pictures
 
 
 def read_run(file: Path) -> dict:
@@ -158,6 +210,7 @@ def tell_results(results: dict) -> Iterator[str]:
 
 DELTA = Kind("delta", describe_delta, tell_delta)
 KINDS = {
+    MASK_FILE: Kind("mask", read_mask_facts, tell_mask),
     CURVATURE_FILE: Kind("curvature", read_curvature, tell_curvature),
     RUN_FILE: Kind("run", read_run, tell_run),
     LOG_FILE: Kind("log", read_requests, tell_requests),

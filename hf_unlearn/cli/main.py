@@ -61,8 +61,9 @@ def make_parser() -> Parser:
     transfer.add_argument("--output", required=True, help="folder to make for the result; must not exist or be empty")
     transfer.add_argument("--scale", type=float, default=1.0, help="factor on the update (default: %(default)s)")
 
-    inspect = commands.add_parser("inspect", help="say what a delta, curvature or output folder holds")
+    inspect = commands.add_parser("inspect", help="say what a delta, curvature, mask or output folder holds")
     inspect.add_argument("path", help="folder (of a delta also a Hub repository)")
+    inspect.add_argument("--output", metavar="FOLDER", help="write the picture of a mask there, light and dark")
 
     push = commands.add_parser("push", help="upload a folder to the Hub in one commit")
     push.add_argument("--folder", required=True, help="folder with weights, delta/ and README.md")

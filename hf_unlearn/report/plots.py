@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .styles import REFERENCE_MARKERS, plain, styles
+from .styles import COLOURS, REFERENCE_MARKERS, plain, styles
 from .vocabulary.base import Line, Vocabulary, mark_level
 
 
 SMALLEST_KL = 1e-7
 WIDEST = 28  # typographic points that rings around a marker may add to it
+MASK_CELLS = 64  # of a row of filters
 CONTROL = "original"  # the curve of an attack on the model before unlearning
 
 
@@ -301,4 +302,60 @@ def class_bars(
     if paper:
         handles[f"paper ({paper['name']})"] = Line2D([], [], ls="", marker="D", ms=4, mfc="white", mec="black")
     _legend(figure, handles.values(), list(map(plain, handles)), 6)
+    return figure
+
+
+def mask_plot(sites: Sequence[Mapping]):
+    """The structures that a mask keeps, layer by layer: each head a cell, filters in cells of neighbours.
+
+    A cell's colour is the stronger the more of its filters are kept, in shares of the fullest; grey is frozen. At the
+    end of each row stands how many are kept.
+
+    Args:
+        sites (`Sequence[Mapping]`): the heads or the filters of a layer each: `layer`, `kind`, `count`, and as `kept`
+            the numbers of those that are.
+    """
+    from matplotlib.colors import to_rgb
+
+    kinds = [kind for kind in ("heads", "filters") if any(site["kind"] == kind for site in sites)]
+    layers = sorted({site["layer"] for site in sites})
+    figure, axes = _figure(len(kinds), 1.6 + 0.24 * len(layers))
+    for ax, kind in zip(axes, kinds, strict=True):
+        rows = {site["layer"]: np.zeros(site["count"]) for site in sites if site["kind"] == kind}
+        for site in sites:
+            if site["kind"] == kind:
+                rows[site["layer"]][list(site["kept"])] = 1
+        widest = max(map(len, rows.values()))
+        size = 1 if kind == "heads" else math.ceil(widest / MASK_CELLS)
+        columns = math.ceil(widest / size)
+        shares = {
+            layer: [row[at : at + size].mean() for at in range(0, len(row), size)] for layer, row in rows.items()
+        }
+        fullest = max(map(max, shares.values())) or 1.0
+        for layer, cells in shares.items():
+            # Rows of their own: layers of other widths end where they end.
+            ends = np.arange(len(cells) + 1)
+            mesh = ax.pcolormesh(ends, [layer - 0.5, layer + 0.5], np.zeros((1, len(cells))), edgecolor="white")
+            mesh.set_array(None)
+            level = 0.15 + 0.85 * np.asarray(cells) / fullest
+            kept = np.asarray(cells) > 0
+            mesh.set_facecolor(
+                [(*to_rgb(COLOURS[0]), alpha) if any_kept else "0.9" for alpha, any_kept in zip(level, kept)]
+            )
+            number = {"va": "center", "fontsize": 8, "color": "0.3"}
+            ax.text(columns * 1.01, layer, f"{int(rows[layer].sum())} of {len(rows[layer])}", **number)
+        ax.grid(False)
+        ax.spines[["left", "bottom"]].set_visible(False)
+        ax.set_xlim(0, columns * 1.12)
+        ax.set_ylim(layers[-1] + 0.5, layers[0] - 0.5)
+        ax.set_yticks(layers[:: math.ceil(len(layers) / 24)])
+        if kind == "heads":
+            ax.set_xticks(np.arange(0, columns, math.ceil(columns / 16)) + 0.5)
+            ax.set_xticklabels([f"{int(at)}" for at in ax.get_xticks()])
+            ax.set_xlabel("head (blue: kept)", fontsize=11)
+        else:
+            ax.set_xticks([0, columns])
+            ax.set_xticklabels(["0", f"{widest}"])
+            ax.set_xlabel(f"filter ({size} a cell; fullest: {100 * fullest:.3g} % of them kept)", fontsize=11)
+    axes[0].set_ylabel("layer", fontsize=11)
     return figure

@@ -165,3 +165,40 @@ def test_inspect_loads_no_library_of_models(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
     assert result.returncode == 2 and "holds no delta" in result.stderr and result.stdout.strip() == ""
+
+
+@pytest.fixture
+def mask(tiny_llama, tmp_path):
+    """The folder of a mask of 1 of 4 heads and 20 of 48 filters."""
+    from hf_unlearn.structure import StructureMask, find_structures
+
+    model = tiny_llama()
+    structures = find_structures(model)
+    chosen = {key: torch.zeros(site.count, dtype=torch.bool) for key, site in structures.sites.items()}
+    chosen["heads.1"][0] = chosen["filters.0"][3] = True
+    chosen["filters.1"][:19] = True
+    settings = {"importance": "mlr", "sparsity": 0.5}
+    return StructureMask(structures, chosen, settings=settings).save_pretrained(tmp_path / "mask")
+
+
+def test_inspect_mask(mask, held, tmp_path, capsys):
+    assert call("inspect", mask) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("mask: 1 of 4 heads and 20 of 48 filters are kept, ")
+    assert lines[0].endswith(" of the model's parameters, sparsity 0.596")
+    assert lines[1].split() == ["chosen", "importance", "mlr,", "sparsity", "0.5"]
+    assert [line.replace(" ", "") for line in (lines[2], *lines[4:])] == [
+        *("|layer|heads|filters|", "|0|0of2|1of24|", "|1|1of2|19of24|")
+    ]
+    facts = held(mask)["mask"]
+    assert [site["kept"] for site in facts["sites"]] == [[], [3], [0], list(range(19))]
+    assert call("inspect", mask, "--output", tmp_path / "pictures") == 0
+    assert f"wrote {tmp_path / 'pictures/mask.png'}" in capsys.readouterr().out
+    light, dark = ((tmp_path / "pictures" / name).read_bytes() for name in ("mask.png", "mask_dark.png"))
+    assert light[:4] == dark[:4] == b"\x89PNG" and light != dark
+
+
+def test_only_masks_are_drawn(curvature, tmp_path, capsys):
+    assert call("inspect", curvature, "--output", tmp_path / "pictures") == 2
+    assert "--output is for the picture of a mask, and here is none: leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "pictures").exists()

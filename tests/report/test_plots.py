@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from hf_unlearn.report.class_tables import METRICS
-from hf_unlearn.report.plots import class_bars, kl_distribution, kl_quantile_plot, pareto, relearn_plot
+from hf_unlearn.report.plots import class_bars, kl_distribution, kl_quantile_plot, mask_plot, pareto, relearn_plot
 from hf_unlearn.report.styles import styles
 from hf_unlearn.report.vocabulary import ClassVocabulary, TaskVocabulary, TofuVocabulary
 from tests.support.divergence import result_of
@@ -177,3 +177,28 @@ def test_bars_of_classes():
     assert len({bar.get_facecolor() for bar in retain.patches}) == 4
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["Full", "Max Loss", "Fast-NTK, at w0", "Retrain", "paper (paper)"]
+
+
+def test_a_mask_shows_each_head_and_shares_of_filters():
+    kept = [4, 5, 6, *range(100, 200)]
+    sites = [
+        {"layer": 0, "kind": "heads", "count": 4, "kept": [1]},
+        {"layer": 0, "kind": "filters", "count": 256, "kept": kept},
+        {"layer": 1, "kind": "heads", "count": 4, "kept": []},
+        {"layer": 1, "kind": "filters", "count": 128, "kept": []},
+    ]
+    heads, filters = mask_plot(sites).axes
+    blue = lambda mesh: [tuple(colour[:3]) != (0.9, 0.9, 0.9) for colour in mesh.get_facecolor()]
+    assert [blue(mesh) for mesh in heads.collections] == [[False, True, False, False], [False] * 4]
+    first, second = filters.collections
+    cells = [sum(number // 4 == cell for number in kept) for cell in range(64)]
+    assert blue(first) == [count > 0 for count in cells] and blue(second) == [False] * 32
+    alphas = first.get_facecolor()[:, 3]
+    assert alphas[1] == pytest.approx(0.15 + 0.85 * 3 / 4) and alphas[30] == pytest.approx(1)
+    assert [text.get_text() for text in (*heads.texts, *filters.texts)] == [
+        *("1 of 4", "0 of 4"),
+        *("103 of 256", "0 of 128"),
+    ]
+    assert "4 a cell; fullest: 100 %" in filters.get_xlabel()
+    (alone,) = mask_plot(sites[:1]).axes
+    assert alone.get_xlabel() == "head (blue: kept)"
