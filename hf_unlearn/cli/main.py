@@ -17,7 +17,13 @@ LOADING = ("unlearn", "demo", "evaluate", "curvature")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are those of every command: one line that names cause and cure."""
+    """A parser whose errors are those of every command: one line that names cause and cure.
+
+    Options are written out: what asks for `--json` before parsing would not know its beginnings.
+    """
+
+    def __init__(self, **settings):
+        super().__init__(**settings, allow_abbrev=False)
 
     def error(self, message: str):
         raise InputError(f"{message}; see {self.prog} --help")
