@@ -14,7 +14,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8
 IN_DARK = {"#882255": "#A8F0A8", "#332288": "#A848F0", "#5C4000": "#C0A860"}
 MARKERS = ("o", "^", "D", "v", "P", "X", "<", "p", ">", "h", "d")
 LINES = ("-", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-REFERENCE_MARKERS = ("s", "*")
+REFERENCE_MARKERS = ("s", "*", "8")
 LONGEST = 48  # characters of a name in a picture
 
 

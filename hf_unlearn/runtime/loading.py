@@ -17,6 +17,7 @@ from .hub import missing_folder
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+CLASSES, SPANS = "AutoModelForSequenceClassification", "AutoModelForQuestionAnswering"  # heads for rows
 MOST = 2**40  # no number in a model's configuration is as large
 
 
@@ -45,6 +46,54 @@ def load_model(model: str, processing_class=None, init_kwargs: dict | None = Non
     if unused := sorted(about["unexpected_keys"]):
         logger.warning(f"{model}: {len(unused)} tensors of its weights are no part of the model: {shorten(unused)}")
     return loaded, processing_class or load_tokenizer(model, init_kwargs)
+
+
+def load_encoder(
+    model: str, outputs: int | None = None, seed: int | None = None, *, head: str = CLASSES, meta: bool = False
+):
+    """An encoder with a head for rows, of a name on the Hub or a folder, in fp32 and eval mode.
+
+    Args:
+        outputs: of a head that is new, for a pretrained encoder without one; None: the model comes with its head.
+        seed: that the new head is drawn from.
+        head: the class of transformers that puts the head on.
+        meta: on the meta device, from the configuration alone.
+
+    Raises:
+        InputError: no such model, weights that are missing beside those of a new head, or a head where a new one is
+            wanted: it has been trained on something.
+    """
+    import transformers
+
+    kind = getattr(transformers, head)
+    sizes = {} if outputs is None else {"num_labels": outputs}
+    _check_folder(model)
+    with _loading(model):
+        if meta:
+            config = transformers.AutoConfig.from_pretrained(model, **sizes)
+            with torch.device("meta"):
+                return kind.from_config(config).eval()
+        if seed is not None:
+            transformers.set_seed(seed)
+        with _quiet_loading():  # it would warn of the new head, which is wanted
+            loaded, about = kind.from_pretrained(
+                model,
+                output_loading_info=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=outputs is not None,
+                **sizes,
+            )
+    body = f"{loaded.base_model_prefix}."
+    missing = sorted(about["missing_keys"])
+    # A pooler, which encoders that were pretrained without one lack, belongs to the head.
+    lost = missing if outputs is None else [name for name in missing if name.startswith(body) and "pooler" not in name]
+    if lost:
+        raise InputError(f"the weights of {model} lack {shorten(lost)}, which would be random: name another model")
+    if outputs is not None and not missing and not about["mismatched_keys"]:
+        raise InputError(
+            f"{model} has a head of {outputs} outputs already, which may know the rows: name the encoder without it"
+        )
+    return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def load_tokenizer(model: str, init_kwargs: dict | None = None, *, required_for: str | None = None):
@@ -138,6 +187,18 @@ def _loading(model: str):
         if type(error).__name__ != "PanicException":  # how a fault in Rust arrives
             raise
         raise _cannot_load(model, error) from error
+
+
+@contextlib.contextmanager
+def _quiet_loading():
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _cannot_load(model: str, error: BaseException) -> InputError:

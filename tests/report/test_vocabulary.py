@@ -1,12 +1,23 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 import pytest
 
-from hf_unlearn.report.vocabulary import KINDS, ClassVocabulary, TaskVocabulary, TofuVocabulary, vocabulary_of
-from tests.support.reports import CLASS_ROWS, TASK_ROWS, TOFU_ROWS, class_row, tofu_row
+from hf_unlearn.report.tables import format_table
+from hf_unlearn.report.vocabulary import (
+    KINDS,
+    ClassVocabulary,
+    GlueVocabulary,
+    TaskVocabulary,
+    TofuVocabulary,
+    vocabulary_of,
+)
+from tests.support.reports import CLASS_ROWS, GLUE_ROWS, TASK_ROWS, TOFU_ROWS, class_row, glue_row, tofu_row
 
 
 def test_rows_tell_their_kind():
-    for rows, kind in ((TOFU_ROWS, TofuVocabulary), (TASK_ROWS, TaskVocabulary), (CLASS_ROWS, ClassVocabulary)):
+    for rows, kind in (
+        *((TOFU_ROWS, TofuVocabulary), (TASK_ROWS, TaskVocabulary), (CLASS_ROWS, ClassVocabulary)),
+        (GLUE_ROWS, GlueVocabulary),
+    ):
         assert type(vocabulary_of(rows)) is kind
         assert [any(other.key in row for row in rows) for other in KINDS].count(True) == 1
         assert all(metric in row for row in rows[1:3] for metric in set(kind.metrics) - {"log10_forget_quality"})
@@ -94,3 +105,40 @@ def test_summary_of_classes():
     )
     rows = [row for row in CLASS_ROWS if row["per_class"] == 100 and row["method"] in ("Full", "Max Loss")]
     assert ClassVocabulary().summarise(rows).endswith("With 100 images per class no method reached it.")
+
+
+# ---- rows of encoders -----------------------------------------------------------------------------------------------
+def test_the_gap_is_a_mean_of_four():
+    row = glue_row("FT", 88.0, 99.0, 77.0, 0.87)
+    assert GlueVocabulary().gap(row) == pytest.approx((10 + 0.5 + 2.6 + 10) / 4)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "reached"),
+    [
+        ((83.0, 90.0, 76.6, 0.85), True),
+        ((83.1, 90.0, 76.6, 0.85), False),
+        ((73.0, 90.0, 76.6, 0.69), True),  # as far below as above
+        ((78.0, 90.0, 76.6, 0.68), False),
+        ((78.0, 90.0, 76.5, 0.77), False),
+        ((78.0, 90.0, 90.0, 0.77), True),
+    ],
+)
+def test_the_goal_is_the_retrained_model_from_either_side(numbers, reached):
+    vocabulary, row = GlueVocabulary(), glue_row("FT", *numbers)
+    assert vocabulary.reached(row) is reached
+    near, far = row | {"gap": 1.0}, glue_row("FT", 100.0, 100.0, 50.0, 1.0)
+    assert vocabulary.choose([far, near]) == 1 and vocabulary.choose([near, far]) == 0
+    diverged = dict.fromkeys(vocabulary.metrics) | {"method": "FT"}
+    assert vocabulary.choose([diverged, far]) == 1 and vocabulary.choose([diverged]) == 0
+
+
+def test_summary_and_table_of_rows():
+    summary = GlueVocabulary().summarise(GLUE_ROWS)
+    assert "The original model has UA 100.0 %" in summary and "EK-FAC comes nearest: UA 80.0 %" in summary
+    assert "in 4 s against 40 s of retraining" in summary and "It is not reached by FT (gap 11.7)" in summary
+    assert "retrained again" not in summary
+    table = format_table(GLUE_ROWS)
+    assert "UA (accuracy, %)" in table and "| **80.0** |" in table and "0.55 \\[0.40, 0.70\\]" in table
+    several = [row | {"seed": seed} for seed in (0, 1) for row in GLUE_ROWS]
+    assert "0.55 ± 0.00" in format_table(several) and "[0.40" not in format_table(several)

@@ -11,6 +11,7 @@ import yaml
 from hf_unlearn.experiments.problems.kinds import KINDS
 from hf_unlearn.experiments.search import Search
 from hf_unlearn.experiments.settings import Experiment, make_experiment, override, read_yaml
+from tests.support.models import make_bert
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,6 +133,33 @@ ONE_CLASS_LINE = CLASSES | {
 }
 
 
+# SPE-Unlearn's protocol on the embedded reviews.
+GLUE = {
+    "title": "reviews of seconds",
+    "problem": "glue",
+    "seed": 0,
+    "data": {"source": "reviews", "forget": 12, "reviews": {"train": 60, "test": 40}, "max_length": 32},
+    "model": {"scratch": {"hidden_size": 32, "intermediate_size": 32, "layers": 1, "heads": 2}},
+    "tuning": {"epochs": 25, "learning_rate": 3e-3, "batch_size": 20},
+    "arguments": {"per_device_train_batch_size": 12, "use_cpu": True},
+    "methods": [
+        {
+            "label": "FT",
+            "method": "first_order",
+            "settings": {"objective": "finetune"},
+            "search": {"learning_rate": [1e-3]},
+            "epochs": 2,
+        },
+        {
+            "label": "one step",
+            "method": "kfade",
+            "settings": {"curvature": "ekfac", "damping": 1e-4, "target_modules": ".*"},
+            "search": {"step_norm": [0.01, 0.3]},
+        },
+    ],
+}
+
+
 def changed(config: Mapping, **keys) -> dict:
     """A copy with other sections, or with `data__forget=...` other keys of one; those that are None are left out."""
     return override(copy.deepcopy(dict(config)), {name.replace("__", "."): value for name, value in keys.items()})
@@ -176,3 +204,11 @@ def kill_in_the_second_search(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(Search, "run", killed)
     return searches
+
+
+def saved_encoder(folder: Path, tokenizer, head: bool = False) -> Path:
+    """A folder with a tiny pretrained encoder and its tokenizer; with `head` a classifier of 3 classes."""
+    model = make_bert(vocab_size=len(tokenizer), hidden_dropout_prob=0.0)
+    (model if head else model.bert).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

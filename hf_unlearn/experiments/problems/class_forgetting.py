@@ -7,7 +7,6 @@ chosen on training rows alone, without the retrained model.
 
 import copy
 import functools
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -32,13 +31,13 @@ from ...methods.base import StageSize
 from ...report.class_tables import class_sections, paper_figures
 from ...report.questions import FORGET, RETAIN
 from ...report.vocabulary.classes import FORGOTTEN, PROBE, TOLERANCE, ClassVocabulary
-from ...runtime.cache import cached_folder, cached_json
-from ...runtime.files import open_safetensors, read_json, sha256_json, sha256_tensors, write_json, write_safetensors
+from ...runtime.cache import cached_json
+from ...runtime.files import sha256_json, sha256_tensors
 from ...runtime.provenance import code_sha256
 from ..problem import Problem, Reference, Stage, typed
-from ..search import copy_weights, restore_weights
 from ..settings import check_settings
-from .image_models import ImageModel, Tuning, check_images, read_tuner, tune
+from .image_models import ImageModel, Tuning, check_images, read_tuner
+from .tuning import tune, tuned
 
 
 CALLED = 3  # classes that an answer names
@@ -199,29 +198,15 @@ class ClassForgetting(Problem):
 
     def _tuned(self, rows: Dataset) -> Reference:
         """The model tuned on some rows, once for all that decides what comes out."""
-        model, settings = copy.deepcopy(self.start), self.tuning.of(self.per_class)
-        base = copy_weights(model)
+        settings = self.tuning.of(self.per_class)
         key = {
             "kind": "tuned image classifier",
-            "code": code_sha256(),
-            "start": sha256_tensors(base),
             "rows": fingerprint_rows(rows),
             "images": asdict(self.collator),
             "tuning": settings,
             "seed": self.seed,
         }
-
-        def build(folder: Path):
-            began = time.perf_counter()
-            tuned = tune(copy.deepcopy(self.start), rows, self.collator, settings, self.seed).state_dict()
-            changed = {name: tensor for name, tensor in tuned.items() if not tensor.cpu().equal(base[name])}
-            write_safetensors(folder / "tuned.safetensors", changed)
-            write_json(folder / "cost.json", {"seconds": time.perf_counter() - began})
-
-        folder = cached_folder(key, build)
-        with open_safetensors(folder / "tuned.safetensors") as file:
-            restore_weights(model, base | {name: file.get_tensor(name) for name in file.keys()})
-        return Reference(model.eval(), read_json(folder / "cost.json")["seconds"])
+        return tuned(self.start, key, lambda model: tune(model, rows, self.collator, settings, self.seed))
 
     def references(self):
         full, retrained = self.vocabulary.references

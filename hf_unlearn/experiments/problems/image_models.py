@@ -3,7 +3,6 @@
 
 import dataclasses
 import logging
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForImageClassification,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoConfig, AutoModelForImageClassification, set_seed
 
 from ...data.images import class_names, select_per_class
 from ...data.rows import fingerprint_rows
@@ -30,12 +22,12 @@ from ...runtime.cache import cached_folder
 from ...runtime.provenance import code_sha256
 from ...tuners import BatchNormTuningConfig, KeyValuePromptConfig
 from ..settings import check_settings, configured
+from .tuning import tune
 
 
 logger = logging.getLogger(__name__)
 
 TUNERS = {"batch_norm": BatchNormTuningConfig, "key_value_prompt": KeyValuePromptConfig}
-QUIET = {"report_to": "none", "disable_tqdm": True, "log_level": "error", "save_strategy": "no"}
 
 
 @dataclass
@@ -240,27 +232,6 @@ def head_layers(model: nn.Module, name: str) -> list[nn.Linear]:
             f"tuner.modules_to_save: the model has no head {name!r}; of its linear layers the last is {[*linear][-1]}"
         )
     return layers
-
-
-def tune(model: nn.Module, rows: Dataset, collator: Callable, settings: Mapping, seed: int = 0) -> nn.Module:
-    """Train what requires a gradient: AdamW, cosine schedule, settings of `Tuning.of`. Returns it in eval mode."""
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=settings["epochs"],
-            learning_rate=settings["learning_rate"],
-            per_device_train_batch_size=settings["batch_size"],
-            weight_decay=settings["weight_decay"],
-            lr_scheduler_type="cosine",
-            seed=seed,
-            remove_unused_columns=False,
-            use_cpu=not torch.cuda.is_available(),
-            **QUIET,
-        )
-        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collator)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return model.eval()
 
 
 def check_images(model: nn.Module, rows: Dataset, collator: Callable):

@@ -3,8 +3,14 @@
 
 from ..problem import Problem
 from .class_forgetting import ClassForgetting
+from .glue import GlueProblem
 from .tofu import TofuProblem
 from .wmdp import WmdpProblem
 
 
-KINDS: dict[str, type[Problem]] = {"tofu": TofuProblem, "wmdp": WmdpProblem, "class_forgetting": ClassForgetting}
+KINDS: dict[str, type[Problem]] = {
+    "tofu": TofuProblem,
+    "wmdp": WmdpProblem,
+    "class_forgetting": ClassForgetting,
+    "glue": GlueProblem,
+}

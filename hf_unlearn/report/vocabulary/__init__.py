@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 
 from .base import Vocabulary
 from .classes import ClassVocabulary
+from .glue import GlueVocabulary
 from .tasks import TaskVocabulary
 from .tofu import TofuVocabulary
 
 
 # Rows that lack the key of every kind, as those of a run where all diverged, count as the first.
-KINDS = (TofuVocabulary, TaskVocabulary, ClassVocabulary)
+KINDS = (TofuVocabulary, TaskVocabulary, ClassVocabulary, GlueVocabulary)
 
 
 def vocabulary_of(rows: Sequence[Mapping]) -> Vocabulary:

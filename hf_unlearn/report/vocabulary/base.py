@@ -82,8 +82,8 @@ class Vocabulary(abc.ABC):
     """What one kind of rows means. A row is a dict: `method`, `seed` and size where there are several, and metrics."""
 
     key: ClassVar[str]  # a key that rows of this kind alone have
-    # Methods that are none: the model before unlearning, and the one retrained without the rows.
-    references: ClassVar[tuple[str, str]] = ("original", "retrained")
+    # Methods that are none: the model before unlearning, the one retrained without the rows, and others to compare.
+    references: ClassVar[tuple[str, ...]] = ("original", "retrained")
     size_key: ClassVar[str | None] = None  # what tells sizes of a line apart; None: there is one size
     size_head: ClassVar[str] = ""  # the heading of its column
     metrics: ClassVar[tuple[str, ...]]  # keys that every candidate has; None where one diverged

@@ -1,0 +1,83 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Miniature of SST-2: invented reviews with a label each, and a small encoder that has not seen a label yet.
+
+Nothing here is downloaded and nobody here is real. Words say how a review is meant, but reviewers disagree: some
+labels are the other way round, which only who has seen the row can know. So a model that was trained on a row answers
+it rightly, and one that was not does so as often as on any other row, as on real reviews.
+"""
+
+import random
+
+from datasets import Dataset
+
+from ..data.glue import GlueTask
+from ..data.training import word_tokenizer
+from ..errors import InputError
+from .words import read_words
+
+
+WORDS = read_words("reviews")
+TASK = GlueTask("reviews", ("sentence",), ("negative", "positive"), "accuracy")
+
+
+def load_reviews(
+    seed: int = 0, *, train: int = 600, test: int = 300, disagreement: float = 0.2
+) -> tuple[Dataset, Dataset]:
+    """(training rows, test rows) with `sentence` and `label`, no sentence twice; same arguments, same rows.
+
+    Args:
+        seed (`int`, *optional*, defaults to 0): of every choice.
+        train, test (`int`, *optional*, default to 600 and 300): rows.
+        disagreement (`float`, *optional*, defaults to 0.2): share of labels against the words.
+
+    Raises:
+        InputError: no rows, or a share outside [0, 0.5].
+    """
+    if min(train, test) < 2:
+        raise InputError("reviews need two training rows and two test rows at least")
+    if not 0 <= disagreement <= 0.5:
+        raise InputError(f"disagreement={disagreement}: the share of labels against the words lies in [0, 0.5]")
+    rng, rows = random.Random(f"reviews {seed}"), {}
+    while len(rows) < train + test:
+        label = rng.randrange(2)
+        words = WORDS["good" if label else "bad"]
+        sentence = rng.choice(WORDS["sentences"]).format(
+            person=f"{rng.choice(WORDS['first_names'])} {rng.choice(WORDS['last_names'])}",
+            first=rng.choice(words),
+            second=rng.choice(words),
+            **{name.removesuffix("s"): rng.choice(WORDS[name]) for name in ("things", "parts", "places")},
+        )
+        rows[sentence] = label if rng.random() >= disagreement else 1 - label
+    rows = [{"sentence": sentence, "label": label} for sentence, label in rows.items()]
+    return Dataset.from_list(rows[:train]), Dataset.from_list(rows[train:])
+
+
+def review_encoder(
+    rows: Dataset,
+    seed: int = 0,
+    *,
+    hidden_size: int = 64,
+    intermediate_size: int = 128,
+    layers: int = 2,
+    heads: int = 4,
+):
+    """(tokenizer of the rows' words, BERT with a head for two classes), in fp32 and eval mode, weights by the seed."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tokenizer = word_tokenizer(rows["sentence"])
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=0,
+        num_labels=len(TASK.classes),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return tokenizer, BertForSequenceClassification(config).eval()

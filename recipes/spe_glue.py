@@ -1,0 +1,47 @@
+#!/usr/bin/env python
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""SPE-Unlearn's tables on GLUE: rows of MNLI, QQP, SST-2 or STS-B forgotten by an encoder, beside retraining.
+
+    python recipes/spe_glue.py                         # the embedded reviews: no data, no downloads, minutes
+    python recipes/spe_glue.py --config recipes/configs/spe_glue_sst2.yaml --data_dir path/to/glue
+    python recipes/spe_glue.py --config recipes/configs/spe_glue_sst2.yaml --model path/to/encoder --rows 2000
+
+The YAML names the task, the pretrained encoder, how it is tuned, and one line per method (docs/recipes.md). The
+encoder is tuned on all rows (the original), and twice without those to be forgotten (the retrained models), each once:
+later runs find them in the cache. Everything lands in `--output_dir`: report.html (open it first), results.json, the
+figures, the updates of the chosen candidates, and the best model with its card. A run that was killed goes on after
+the last finished line when it is started again.
+"""
+
+import argparse
+
+from hf_unlearn.cli.recipe import add_arguments, run
+
+
+# Argument -> the key that it changes.
+KEYS = {"task": "data.task", "data_dir": "data.source", "rows": "data.rows", "forget": "data.forget"}
+KEYS |= {"model": "model.name"}
+
+
+def parse_arguments(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, "outputs/spe_glue")
+    parser.add_argument("--task", help="mnli, qqp, sst2 or stsb, instead of the YAML's")
+    parser.add_argument("--data_dir", help="folder with files of the task, instead of the Hub")
+    parser.add_argument("--model", help="the pretrained encoder, by Hub id or folder, instead of the YAML's")
+    parser.add_argument("--rows", type=int, help="training rows to take, instead of the YAML's")
+    parser.add_argument("--forget", type=int, help="how many of them to forget, instead of the YAML's")
+    return parser.parse_args(argv)
+
+
+def overrides(arguments: argparse.Namespace) -> dict:
+    """What the command line changes of the YAML."""
+    return {key: value for name, key in KEYS.items() if (value := getattr(arguments, name)) is not None}
+
+
+def main(argv=None):
+    run(parse_arguments(argv), "spe_glue_demo.yaml", overrides)
+
+
+if __name__ == "__main__":
+    main()
