@@ -45,8 +45,12 @@ class NaturalGradientAscent(torch.optim.Optimizer):
     ):
         self._names = list(named_parameters)
         self.base, self.curvature, self.refit = base, curvature, refit
-        super().__init__(list(named_parameters.values()), {"lr": step_norm, "damping": damping, "steps": 0})
+        super().__init__(
+            list(named_parameters.values()), {"lr": step_norm, "damping": damping, "steps": 0, "last_norm": step_norm}
+        )
         self.diagnostics: dict[str, float] = {}
+        # Direction and norm of the step to come, from who has solved for them already.
+        self.solved: tuple[Mapping[str, torch.Tensor], float] | None = None
 
     @property
     def _group(self) -> dict:
@@ -92,13 +96,15 @@ class NaturalGradientAscent(torch.optim.Optimizer):
     def step(self, closure=None):
         loss = None if closure is None else torch.enable_grad()(closure)()
         self.fit()
-        vector, norm = next(self.directions([self._group["damping"]]))
+        vector, norm = self.solved or next(self.directions([self._group["damping"]]))
+        self.solved = None
         alpha = self._group["lr"]
         for name, parameter in self.named.items():
             update = self._update(name).add_(placed_like(vector[name], parameter), alpha=alpha / norm)
             self.state[parameter]["update"] = update
             self._set_weight(name, update)
         self._group["steps"] += 1
+        self._group["last_norm"] = alpha  # which a scheduler does not touch, and a checkpoint keeps
         total = self.curvature.norm({name: self.state[parameter]["update"] for name, parameter in self.named.items()})
         self.diagnostics = {"step_norm": alpha, "predicted_step_kl": alpha**2 / 2, "predicted_kl": total**2 / 2}
         return loss

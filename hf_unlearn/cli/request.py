@@ -15,6 +15,7 @@ from ..experiments.settings import NUMBER, read_yaml
 from ..methods.base import Method
 from ..methods.first_order import BASELINES, FirstOrder
 from ..methods.kfade import KFade
+from ..methods.step_search import AUTO
 from ..runtime.fields import Range, check_fields
 from ..runtime.hub import public_name
 from ..trainer.config import UnlearnConfig
@@ -33,9 +34,9 @@ OWN = {
 # A model whose retained tokens are 5 % less likely than before is still the model that it was.
 KL_LIMIT = 0.05
 # What K-FADE is asked for where a person says nothing: chosen on pretrained models, see docs/unlearn.md.
-KFADE = {"objective": "margin", "fisher": "probe", "damping": 1e-8, "steps": 4}
-BUDGET_SHARE = 8  # a step may cost so small a share of the limit, by the curvature's own account,
-TRIES = 6  # and where that is too much so small a share of that, this often
+KFADE = {"objective": "margin", "fisher": "probe", "steps": 4}
+# What is chosen on some rows costs a little more on others.
+SHARE = 0.9
 
 
 @dataclass
@@ -107,19 +108,8 @@ class Request:
         """Fields of `UnlearnConfig`: how rows become prompts, where it was said."""
         return {name: value for name in PROMPTS if (value := getattr(self, name)) is not None and value is not False}
 
-    @property
-    def budgets(self) -> list[float | None]:
-        """What a step of K-FADE may cost, to be tried in turn until the limit is kept; [None] where a person said it.
-
-        How far the measured KL is from the curvature's own account is a property of the model: 2 times on pretrained
-        models, 100 times where rows are known by heart.
-        """
-        if self.kind is not KFade or self.limit is None or {"step_norm", "kl_budget"} & self.of_method.keys():
-            return [None]
-        return [self.limit / BUDGET_SHARE**power for power in range(1, TRIES + 1)]
-
-    def make_method(self, budget: float | None = None) -> Method:
-        """The method with its settings, and a budget of a step where none was given.
+    def make_method(self) -> Method:
+        """The method with its settings; K-FADE's damping and length are chosen by measuring where none are given.
 
         Raises:
             InputError: values out of range, or a method that needs rows to keep where there are none.
@@ -127,8 +117,7 @@ class Request:
         if self.kind is FirstOrder:
             method = FirstOrder(self.method, **self.of_method)
         elif self.kind is KFade:
-            step = {} if {"step_norm", "kl_budget"} & self.of_method.keys() else {"kl_budget": budget or KL_LIMIT}
-            method = KFade(**KFADE | step | {"kl_limit": self.limit} | self.of_method)
+            method = KFade(**self.of_kfade)
         else:
             method = self.kind(**self.of_method)
         if method.needs_retain and self.retain is None:
@@ -138,6 +127,16 @@ class Request:
                 "and promises nothing"
             )
         return method
+
+    @property
+    def of_kfade(self) -> dict:
+        """Settings of K-FADE: those that are given, and what the command asks for where a person says nothing."""
+        settings = KFADE | {"kl_limit": self.limit} | self.of_method
+        if not {"step_norm", "kl_budget"} & self.of_method.keys():
+            damping = settings.get("damping", AUTO)
+            settings["damping"] = [damping] if isinstance(damping, int | float) else damping
+            settings["kl_budget"] = SHARE * (self.limit or KL_LIMIT) / settings["steps"]
+        return settings
 
 
 def suggestion(name: str, known: Iterable[str], told: Iterable[str] = ()) -> str:

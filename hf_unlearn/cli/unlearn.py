@@ -14,12 +14,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..errors import InputError, LimitError
 from ..evaluation.answers import answer_rows, spread
-from ..methods.base import Method
-from ..methods.natural_gradient import IN_PROGRESS
+from ..methods.retain_fit import IN_PROGRESS
 from ..report.formats import format_settings
 from ..report.questions import compare_answers
 from ..report.request_page import write_request_report
-from ..runtime.files import read_json
 from ..runtime.processes import Processes, announced_processes
 from ..trainer.config import UnlearnConfig
 from ..trainer.measures import before_and_after
@@ -102,38 +100,22 @@ def serve(request: Request, output: Path) -> tuple[UnlearnTrainer, dict]:
     """The trainer when it has unlearned within the limit, and what the model said before.
 
     Raises:
-        LimitError: the limit was passed, also with the smallest step where none was asked for.
+        LimitError: the limit was passed.
     """
-    model, tokenizer, before = request.model, None, None
-    budgets = budgets_to_try(request, output)
-    for tried, budget in enumerate(budgets, 1):
-        trainer = make_trainer(request, request.make_method(budget), output, model, tokenizer)
-        before = before or on_main(trainer, answers)
-        try:
-            trainer.train(resume_from_checkpoint=True if any(output.glob("checkpoint-*")) else None)
-            return trainer, before
-        except LimitError as error:
-            on_main(trainer, lambda trainer: clear_run(output))
-            if tried == len(budgets):
-                raise
-            logger.info(f"{str(error).partition(':')[0]}: trying again with kl_budget={budgets[tried]:.2g}")
-            model, tokenizer = trainer.model, trainer.processing_class  # as they were, to the bit
+    trainer = make_trainer(request, output)
+    before = on_main(trainer, answers)
+    try:
+        trainer.train(resume_from_checkpoint=True if any(output.glob("checkpoint-*")) else None)
+    except LimitError:
+        on_main(trainer, lambda trainer: clear_run(output))
+        raise
+    return trainer, before
 
 
 def on_main(trainer: UnlearnTrainer, work: Callable):
     """`work(trainer)` on the main process, while the others wait; None there. What it raises all raise."""
     processes = Processes(trainer.accelerator, "the request")
     return processes.share(lambda: work(trainer) if trainer.is_world_process_zero() else None)[0]
-
-
-def budgets_to_try(request: Request, output: Path) -> list[float | None]:
-    """Those of the request from the one on at which a killed run was, if there is one in the folder."""
-    budgets = request.budgets
-    if (output / RUN_FILE).is_file():
-        method = read_json(output / RUN_FILE, {}).get("method")
-        found = method.get("kl_budget") if isinstance(method, dict) else None
-        return budgets[budgets.index(found) :] if found in budgets else budgets
-    return budgets
 
 
 def check_output(output: Path, model: str):
@@ -158,8 +140,9 @@ def clear_run(output: Path):
         output.rmdir()  # when nothing else is in it
 
 
-def make_trainer(request: Request, method: Method, output: Path, model, tokenizer) -> UnlearnTrainer:
-    """The trainer of a request, which speaks through the log; the model is a name or one that is loaded already."""
+def make_trainer(request: Request, output: Path) -> UnlearnTrainer:
+    """The trainer of a request, which speaks through the log."""
+    method = request.make_method()
     # A checkpoint a step where there are few, so that a kill costs a step at most.
     saving = {"save_strategy": "steps", "save_steps": 1} if method.own_steps else {"save_strategy": "epoch"}
     arguments = {
@@ -170,8 +153,7 @@ def make_trainer(request: Request, method: Method, output: Path, model, tokenize
         **request.arguments,
     }
     trainer = UnlearnTrainer(
-        model=model,
-        processing_class=tokenizer,
+        model=request.model,
         method=method,
         args=UnlearnConfig(output_dir=str(output), **arguments),
         forget_dataset=request.forget,
@@ -234,13 +216,10 @@ def answers(trainer: UnlearnTrainer) -> dict[str, list[dict]]:
     if tokenizer is None or trainer.is_sharded:
         return {}
     sides = {"forget": trainer.forget_dataset, "retain": trainer.retain_dataset}
-    return {
-        side: answer_rows(
-            trainer.model, tokenizer, rows.select(spread(len(rows), ANSWERS)), max_new_tokens=ANSWER_TOKENS
-        )
-        for side, rows in sides.items()
-        if rows is not None
-    }
+    asked = {side: rows.select(spread(len(rows), ANSWERS)) for side, rows in sides.items() if rows is not None}
+    rows = [row for side in asked.values() for row in side]
+    said = iter(answer_rows(trainer.model, tokenizer, rows, max_new_tokens=ANSWER_TOKENS))
+    return {side: [next(said) for _ in rows] for side, rows in asked.items()}
 
 
 def sentence(measured: Mapping) -> str:

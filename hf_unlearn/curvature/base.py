@@ -62,6 +62,11 @@ class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
     def names(self) -> list[str]:
         return list(self.metadata.get("targets", {}))
 
+    @property
+    def largest(self) -> float:
+        """The largest eigenvalue of all blocks, on every process: the scale of a damping."""
+        return max(target["largest"] for target in self.metadata["targets"].values())
+
     # ---- what a subclass states and measures
     @classmethod
     @abc.abstractmethod

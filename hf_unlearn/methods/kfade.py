@@ -16,6 +16,7 @@ from ..runtime.modules import checkpointed_in_eval_mode
 from .base import check_classes, split_labels
 from .natural_gradient import NaturalGradient
 from .reference import cite
+from .step_search import AUTO
 
 
 # What must rise, by name: a sum over predicted tokens, and the number that is logged.
@@ -46,9 +47,13 @@ class KFade(NaturalGradient):
         step_norm (`float`, *optional*):
             alpha: norm of every step under G, in sqrt(nats per token). Exactly one of it and `kl_budget`.
         kl_budget (`float`, *optional*):
-            Predicted KL on the retain set of every step, nats per token; alpha = sqrt(2 * kl_budget).
-        damping (`float`, defaults to `1e-6`):
+            KL on the retain set of every step, nats per token. By the curvature's own account, alpha =
+            sqrt(2 * kl_budget); with a damping that is searched, as it is measured.
+        damping (`float`, `list[float]` or `"auto"`, defaults to `1e-6`):
             Added to the eigenvalues of G (per predicted token). The paper: 1e-8 (TOFU) to 1e-14 (WMDP) at 7B.
+            `"auto"` searches decades below the largest eigenvalue, a list its own numbers, at every step: from one fit
+            and one gradient the damping and the length that forget most, at a KL within `kl_budget` a step. It is
+            measured on retain rows that are kept from the fit (a quarter, 8 at most), and then on `kl_rows` rows.
         steps (`int`, defaults to `1`): Number of steps.
         refit (`bool`, defaults to `True`): Fit G again before every step, or once.
         target_modules (`str` or `list[str]`, *optional*): Linear layers to change; the MLP's by default.
@@ -70,7 +75,7 @@ class KFade(NaturalGradient):
     objective: str = "cross_entropy"
     step_norm: float | None = None
     kl_budget: float | None = None
-    damping: float = 1e-6
+    damping: float | str | list[float] = 1e-6
     steps: int = 1
     refit: bool = True
     target_modules: str | list[str] | None = None
@@ -93,6 +98,13 @@ class KFade(NaturalGradient):
         if (self.step_norm is None) == (self.kl_budget is None):
             raise InputError(
                 "give exactly one of step_norm (alpha) and kl_budget (nats per token; alpha = sqrt(2 * kl_budget))"
+            )
+        if isinstance(self.damping, str) and self.damping != AUTO:
+            raise InputError(f"damping must be a number, a list of numbers or {AUTO!r}, not {self.damping!r}")
+        if self.searches and (self.kl_budget is None or self.damping in ([], ())):
+            raise InputError(
+                f"damping={self.damping!r}: dampings are compared at the same measured KL; give one or more, and "
+                "kl_budget in the place of step_norm"
             )
         # A name of a repository has a slash; anything else that is neither a kind nor a folder is a slip of the pen.
         self._named = self.curvature not in KINDS and (

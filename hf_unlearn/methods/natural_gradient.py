@@ -9,32 +9,28 @@ import contextlib
 import copy
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..curvature import Curvature, plan, select_targets
 from ..curvature.targets import covered_share, tell_covered_share
-from ..data.rows import is_token_labels, sample_rows
 from ..errors import InputError, LimitError, NumericalError
 from ..evaluation.sample_kl import SampleKL
 from ..evaluation.specificity import TokenKL
 from ..optim import NaturalGradientAscent
 from ..runtime.modules import trainable
 from ..runtime.processes import Processes
-from ..runtime.sharded import is_sharded, reshard
+from ..runtime.sharded import reshard
 from .base import Method, Run, StageSize
+from .retain_fit import fit_on_retain
+from .step_search import StepSearch, kl_meter
 
 
 logger = logging.getLogger(__name__)
 
-IN_PROGRESS = "curvature-in-progress"
-# The log-probabilities of the original on the KL rows are remembered on the CPU, up to so many bytes.
-KL_CACHE_BYTES = 2**33
 # A measured KL that is so many times the predicted one, or so many times less, is worth a warning; above so many times
 # what was asked for a run stops.
 KL_FACTOR = 10
@@ -64,6 +60,12 @@ class NaturalGradient(Method):
         self._before_step: Callable[[NaturalGradientAscent], None] | None = None
         self._frozen = contextlib.ExitStack()
         self._meter: TokenKL | SampleKL | None = None
+        self._search: StepSearch | None = None
+
+    @property
+    def searches(self) -> bool:
+        """Whether damping and length of every step are chosen by what they are measured to do."""
+        return not isinstance(self.damping, int | float)
 
     @property
     def own_steps(self) -> int:
@@ -88,8 +90,9 @@ class NaturalGradient(Method):
     # ---- the run ---------------------------------------------------------------------------------------------------
     def configure(self, args, forget_rows):
         args = copy.copy(args)
-        if self.kl_limit is not None and args.kl_rows < 1:
-            raise InputError("kl_limit needs a KL that is measured: set kl_rows to 1 or more, or leave kl_limit out")
+        name = "kl_limit" if self.kl_limit is not None else f"damping={self.damping!r}" if self.searches else None
+        if name is not None and args.kl_rows < 1:
+            raise InputError(f"{name} needs a KL that is measured: set kl_rows to 1 or more, or leave it out")
         rows = forget_rows if self.forget_batch_size is None else self.forget_batch_size
         if rows > forget_rows:
             raise InputError(
@@ -126,6 +129,8 @@ class NaturalGradient(Method):
             logger.warning(f"retain_samples is {self.retain_samples} but there are {rows} retain rows: all are taken")
         share = tell_covered_share(run.model, self.targets(run.model))
         self._covered = {} if share is None else {"mlp_parameters_covered": share}
+        dampings = self.damping if isinstance(self.damping, list | tuple) else None
+        self._search = StepSearch(run, dampings, self.kl_budget) if self.searches else None
         self._curvature, self._given = self.make_curvature(run)
         self._frozen = contextlib.ExitStack()
         self._frozen.enter_context(trainable(run.model, self.targets(run.model).values()))
@@ -143,12 +148,15 @@ class NaturalGradient(Method):
             run.base_weights,
             self._curvature,
             step_norm=self.alpha,
-            damping=self.damping,
+            damping=math.nan if self.searches else self.damping,
             refit=lambda steps: self._fit(run, steps),
         )
 
         def before(optimizer, args, kwargs):
-            if self._before_step is not None:
+            if self._search is not None:
+                optimizer.fit()
+                self._search(run, optimizer, self._meter)
+            elif self._before_step is not None:
                 optimizer.fit()
                 self._before_step(optimizer)
 
@@ -158,17 +166,19 @@ class NaturalGradient(Method):
 
     def begin(self, run):
         with run.weights_of_base() if run.state.global_step else contextlib.nullcontext():
-            self._meter = kl_meter(run)
-        if self._meter is None and self.kl_limit is not None:
-            raise InputError(
-                "kl_limit: the KL cannot be measured here: give retain rows of tokens, and kl_rows that are few enough"
-            )
+            self._meter = kl_meter(run, run.retain_dataset)
+            if self._search is not None:
+                self._search.begin(run)
+        if self._meter is None and (self.kl_limit is not None or self.searches):
+            name = "kl_limit" if self.kl_limit is not None else f"damping={self.damping!r}"
+            raise InputError(f"{name}: the KL cannot be measured here: give kl_rows that are few enough")
 
     def on_log(self, run):
         return self._optimizer.diagnostics | self._covered
 
     def account(self):
-        return super().account() | self._covered
+        chosen = [] if self._search is None else [step._asdict() for step in self._search.chosen]
+        return super().account() | self._covered | ({"chosen_steps": chosen} if chosen else {})
 
     def _measure(self, run: Run):
         """The KL after a step, into the optimiser's diagnostics; one above the limit takes all steps back.
@@ -180,9 +190,12 @@ class NaturalGradient(Method):
             return
         numbers = self._optimizer.diagnostics
         try:
-            # One number for all, who would part if rounding put them on two sides of the limit.
-            measured, *_ = Processes(run.accelerator, "the KL").share(lambda: self._meter(run.model).mean)
-            reshard(run.model)  # gradients are those of the parts, which Trainer would not find to set to zero
+            if self._search is None:
+                # One number for all, who would part if rounding put them on two sides of the limit.
+                measured, *_ = Processes(run.accelerator, "the KL").share(lambda: self._meter(run.model).mean)
+                reshard(run.model)  # gradients are those of the parts, which Trainer would not find to set to zero
+            else:
+                measured = self._search.chosen[-1].kl
             if measured > self.limit:
                 raise LimitError(
                     f"measured KL {measured:.3g} nats a token after step {run.state.global_step + 1} of {self.steps}, "
@@ -194,6 +207,8 @@ class NaturalGradient(Method):
             self._optimizer.restore()
             raise
         numbers["measured_kl"], predicted = measured, numbers["predicted_kl"]
+        if self._search is not None:
+            return  # the length was measured, whatever the curvature says
         told = f"measured KL {measured:.3g}, predicted {predicted:.3g} nats a token: "
         if measured > KL_FACTOR * predicted:
             logger.warning(
@@ -225,6 +240,7 @@ class NaturalGradient(Method):
                 fit_on_retain(
                     run,
                     self._curvature,
+                    run.retain_dataset if self._search is None else self._search.fitted,
                     target_modules=self.target_modules,
                     fisher=self.fisher,
                     rows=self.retain_samples,
@@ -290,6 +306,8 @@ class NaturalGradient(Method):
             )
         if trainer.method is not self:
             raise InputError("sweep needs the trainer that was made with this method: UnlearnTrainer(method=method)")
+        if self.searches and not dampings:
+            raise InputError("sweep needs dampings: this method has none of its own")
         if not step_norms:
             raise InputError("sweep needs at least one step_norm")
         result = Sweep()
@@ -322,74 +340,3 @@ class Sweep:
 
     rows: list[dict] = field(default_factory=list)
     best: int = -1
-
-
-def kl_meter(run: Run) -> TokenKL | SampleKL | None:
-    """Measures KL(original || model) on `args.kl_rows` retain rows; None where there is nothing to measure."""
-    rows = run.retain_dataset
-    if rows is None or run.args.kl_rows < 1:
-        return None
-    rows = sample_rows(rows, run.args.kl_rows, run.args.seed)
-    loader = run.loader(rows, run.args.curvature_batch_size)
-    # The model is changed in place, so what it says now must be remembered.
-    if not is_token_labels(rows[0]["labels"]):
-        return SampleKL(run.model, loader)
-    meter = TokenKL(run.model, loader, cache_bytes=KL_CACHE_BYTES)
-    if meter.cached:
-        return meter
-    logger.warning(f"kl_rows={len(rows)} is too many to remember the original's answers: the KL will not be measured")
-    return None
-
-
-def fit_on_retain(
-    run: Run,
-    curvature: Curvature,
-    *,
-    target_modules: str | list[str] | None = None,
-    fisher: str = "sampled",
-    rows: int | None = None,
-    seed: int = 0,
-) -> Curvature:
-    """Fit `curvature` on (a seeded choice of `rows` of) the retain rows, longest first, at the weights as they are.
-
-    The plan is printed before the first fit. A fit that is killed goes on from `curvature-in-progress/` in the output
-    folder when the run is started again.
-    """
-    args, lengths = run.args, []
-    dataset = sample_rows(run.retain_dataset, rows, args.seed)
-    if "input_ids" in dataset.column_names:
-        # Rows of one length together: a third of the time went into padding. The longest come first, so that a batch
-        # too large for the memory fails at once.
-        lengths = [len(ids) for ids in dataset["input_ids"]]
-        dataset = dataset.select(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
-    started = time.perf_counter()
-    model = run.accelerator.unwrap_model(run.model)
-    # One forward of two tokens tells what shares an input: a model that is sharded itself would need all processes.
-    shown = args.process_index == 0 and not args.disable_tqdm and not is_sharded(model)
-    if shown and lengths and "fit_seconds" not in run.cost:
-        from tqdm.auto import tqdm
-
-        cost = plan(
-            model,
-            kind=curvature.kind,
-            target_modules=target_modules,
-            sequences=len(lengths),
-            sequence_length=round(sum(lengths) / len(lengths)),
-            num_processes=args.world_size,
-            max_factor_memory=args.max_factor_memory,
-        )
-        tqdm.write(str(cost))
-    curvature.fit(
-        model,
-        run.loader(dataset, args.curvature_batch_size),
-        target_modules=target_modules,
-        fisher=fisher,
-        seed=seed,
-        accelerator=run.accelerator,
-        progress=not args.disable_tqdm,
-        max_factor_memory=args.max_factor_memory,
-        checkpoint_dir=Path(args.output_dir) / IN_PROGRESS if args.curvature_save_steps else None,
-        checkpoint_every=args.curvature_save_steps,
-    )
-    run.cost["fit_seconds"] = run.cost.get("fit_seconds", 0.0) + time.perf_counter() - started
-    return curvature

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """`hf-unlearn unlearn`: what it finds, writes and says; limits, kills, bad input, two processes, the Hub."""
 
+import csv
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 import pytest
 import torch
 
+from hf_unlearn.curvature import EKFAC
 from hf_unlearn.deltas import UpdateDelta
 from hf_unlearn.requests.ledger import LOG_FILE
 from tests.support.commands import call
@@ -93,7 +95,10 @@ def _load(folder):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (("kl_budget=1e-3",), r"measured KL \S+ nats a token after step 1 of 4, above the limit of 0.05"),
+        (
+            ("kl_budget=1e-3", "damping=1e-8"),
+            r"measured KL \S+ nats a token after step 1 of 4, above the limit of 0.05",
+        ),
         (("--method", "grad_diff", "learning_rate=0.05"), r"measured KL on retain rows is \S+ nats a token, above"),
     ],
 )
@@ -142,7 +147,7 @@ def test_settings_anywhere_and_a_file(request_folder, tmp_path, capsys):
 
 
 def test_json_has_stdout_for_itself(asked, tmp_path, capsys):
-    assert call(*asked, "kl_budget=1e-3", "--json", "--quiet") == 1
+    assert call(*asked, "kl_budget=1e-3", "damping=1e-8", "--json", "--quiet") == 1
     facts = json.loads(capsys.readouterr().out)
     assert facts["exit_code"] == 1 and facts["error"]["kind"] == "LimitError" and "KL" in facts["error"]["message"]
     assert call(*asked, "stepps=3", "--json") == 2
@@ -154,21 +159,39 @@ def test_json_has_stdout_for_itself(asked, tmp_path, capsys):
     assert log == ""
 
 
-def test_a_smaller_step_is_tried_where_none_was_asked_for(asked, tmp_path, capsys):
-    """The budget falls until the limit is kept; the run that is kept is that of the last budget alone."""
-    settings = ("damping=1e-6", "--kl_limit", 1)
-    assert call(*asked, *settings, "--json") == 0
+def test_nothing_but_the_rows_need_be_given(request_folder, asked, tmp_path, capsys, monkeypatch):
+    """Damping and length are found by measuring, from one fit a step; a table of rows is as good as lines."""
+    fits = []
+    fit = EKFAC.fit
+    monkeypatch.setattr(EKFAC, "fit", lambda self, *args, **kwargs: fits.append(kwargs) or fit(self, *args, **kwargs))
+    rows = tmp_path / "forget.csv"
+    with open(rows, "w", newline="") as file:
+        table = csv.DictWriter(file, ["question", "answer"])
+        table.writeheader()
+        table.writerows(ROWS[:2])
+    arguments = [rows if argument == request_folder / "forget.jsonl" else argument for argument in asked]
+    assert call(*arguments, "--kl_limit", 0.3, "--json") == 0
     said, log = capsys.readouterr()
-    facts, budgets = json.loads(said), re.findall(r"trying again with kl_budget=(\S+)", log)
-    assert budgets and [float(budget) for budget in budgets] == pytest.approx(
-        [1 / 8 ** (number + 2) for number in range(len(budgets))], rel=0.05
-    )
-    assert facts["settings"]["kl_budget"] == 1 / 8 ** (len(budgets) + 1)
-    assert facts["unlearned"]["retain_rows_kl"] <= 1
-    budget = f"kl_budget={facts['settings']['kl_budget']!r}"
-    assert call(*asked[:-1], tmp_path / "alone", *settings, budget, "--quiet") == 0
-    weights = [contents(tmp_path / name / "model")["model.safetensors"] for name in ("alone", "out")]
-    assert weights[0] == weights[1]
+    facts = json.loads(said)
+    steps = facts["settings"]["steps"]
+    assert len(fits) == steps and facts["settings"]["damping"] == "auto"
+    assert facts["measured_on"]["forget"] == [2, 2]
+    for side, part in (("forget", ROWS[:2]), ("retain", ROWS[2:])):
+        for number, folder in (("original", request_folder / "model"), ("unlearned", tmp_path / "out/model")):
+            assert facts[number][f"{side}_rows_loss"] == pytest.approx(loss_of(folder, part), rel=1e-3, abs=1e-3)
+    before, after = facts["original"]["forget_rows_probability"], facts["unlearned"]["forget_rows_probability"]
+    assert after < 0.5 * before and 0 < facts["unlearned"]["retain_rows_kl"] <= 0.3
+    # The log tells of every damping that was tried; the ledger of those that were taken.
+    assert len(re.findall("forget loss .*", log)) > steps
+    (line,) = (json.loads(line) for line in (tmp_path / "out" / LOG_FILE).read_text().splitlines())
+    assert [step["kl"] <= 0.3 for step in line["chosen_steps"]] == [True] * steps
+
+
+def test_a_damping_that_is_given_is_kept(asked, capsys):
+    """The length alone is found by measuring."""
+    assert call(*asked, "damping=1e-4", "steps=1", "--kl_limit", 1, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["settings"]["damping"] == [1e-4] and 0.1 < facts["unlearned"]["retain_rows_kl"] <= 1
 
 
 class Killed(BaseException):

@@ -75,6 +75,10 @@ FIRST_ORDER = {"num_train_epochs": 2, "learning_rate": 1e-3}
 RUNS = {
     "kfade": (lambda c: KFade(step_norm=0.05, curvature=c, damping=1e-3, steps=3), {"per_device_train_batch_size": 3}),
     "kfade once": (lambda c: KFade(step_norm=0.05, curvature=c, damping=1e-3, steps=3, refit=False), {}),
+    "kfade searched": (
+        lambda c: KFade(kl_budget=0.01, damping="auto", curvature=c, fisher="probe", steps=3),
+        {"kl_rows": 12},
+    ),
     "grad_diff": (
         lambda c: FirstOrder("grad_diff"),
         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, **FIRST_ORDER},
@@ -160,6 +164,8 @@ def uninterrupted(tmp_path_factory):
         ("kfade", "checkpoint", 2),
         # G of the first weights is fitted again, though the weights have moved on.
         ("kfade once", "checkpoint", 1),
+        # The search of the third step begins where that of the second ended.
+        ("kfade searched", "step", 2),
         ("grad_diff", "batch", 0),
         ("npo", "checkpoint", 0),
     ],

@@ -1,0 +1,68 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""Fit of a curvature on retain rows of a run: longest first, planned aloud, resumed where it was killed."""
+
+import time
+from pathlib import Path
+
+from ..curvature import Curvature, plan
+from ..data.rows import sample_rows
+from ..runtime.sharded import is_sharded
+from .base import Run
+
+
+IN_PROGRESS = "curvature-in-progress"
+
+
+def fit_on_retain(
+    run: Run,
+    curvature: Curvature,
+    dataset,
+    *,
+    target_modules: str | list[str] | None = None,
+    fisher: str = "sampled",
+    rows: int | None = None,
+    seed: int = 0,
+) -> Curvature:
+    """Fit `curvature` on (a seeded choice of `rows` of) retain rows, longest first, at the weights as they are.
+
+    The plan is printed before the first fit. A fit that is killed goes on from `curvature-in-progress/` in the output
+    folder when the run is started again.
+    """
+    args, lengths = run.args, []
+    dataset = sample_rows(dataset, rows, args.seed)
+    if "input_ids" in dataset.column_names:
+        # Rows of one length together: a third of the time went into padding. The longest come first, so that a batch
+        # too large for the memory fails at once.
+        lengths = [len(ids) for ids in dataset["input_ids"]]
+        dataset = dataset.select(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
+    started = time.perf_counter()
+    model = run.accelerator.unwrap_model(run.model)
+    # One forward of two tokens tells what shares an input: a model that is sharded itself would need all processes.
+    shown = args.process_index == 0 and not args.disable_tqdm and not is_sharded(model)
+    if shown and lengths and "fit_seconds" not in run.cost:
+        from tqdm.auto import tqdm
+
+        cost = plan(
+            model,
+            kind=curvature.kind,
+            target_modules=target_modules,
+            sequences=len(lengths),
+            sequence_length=round(sum(lengths) / len(lengths)),
+            num_processes=args.world_size,
+            max_factor_memory=args.max_factor_memory,
+        )
+        tqdm.write(str(cost))
+    curvature.fit(
+        model,
+        run.loader(dataset, args.curvature_batch_size),
+        target_modules=target_modules,
+        fisher=fisher,
+        seed=seed,
+        accelerator=run.accelerator,
+        progress=not args.disable_tqdm,
+        max_factor_memory=args.max_factor_memory,
+        checkpoint_dir=Path(args.output_dir) / IN_PROGRESS if args.curvature_save_steps else None,
+        checkpoint_every=args.curvature_save_steps,
+    )
+    run.cost["fit_seconds"] = run.cost.get("fit_seconds", 0.0) + time.perf_counter() - started
+    return curvature
