@@ -1,10 +1,11 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""`transfer` of an update onto a sharded checkpoint against copying it: wall time, and peak memory above the start.
+"""`transfer` of an update onto a sharded checkpoint against copying it: wall time, time of processors, and memory.
 
 A random bf16 Llama, whose tensors lie on disk as in memory, and a Mixtral, whose experts are one tensor in memory and
-many on disk; the update moves every weight of the MLPs. Copying writes the same files and flushes them to the disk, as
-a transfer does. Both take turns, each time in a process of its own, so a busy disk slows them alike; ratios are
-medians over the rounds.
+many on disk; the update moves every weight of the MLPs. `cp` only fills the page cache; a transfer promises more: its
+files are on the disk when it ends, and so are those of `durable copy` (each file and the folder are flushed), which it
+is compared with. They take turns, with the inputs in the page cache and nothing of another's left to be written;
+ratios are medians over the rounds. Memory is that of a process of its own, and of a transfer that is not timed.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 ROUNDS = 3
-WORK = ("copy", "transfer")
+TIMED = ("cp", "durable copy", "transfer")
 # About 2 GB each, in shards of 500 MB.
 SIZES = {
     "Llama": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 14, "num_attention_heads": 16},
@@ -53,26 +55,82 @@ def make(case: str, folder: Path, tiny: bool):
     UpdateDelta(tensors, delta_config(moved, tied=[])).save_pretrained(folder / "delta")
 
 
-def work(what: str, folder: Path) -> dict:
-    """Seconds and peak memory (MB above what the process had before) of one of `WORK`."""
-    import transformers.conversion_mapping  # noqa: F401  # what a first import costs belongs to no transfer
+def timed(folder: Path) -> list[dict]:
+    """Rounds of `TIMED`: seconds of the clock and of processors that each takes, how busy the machine was before."""
+    prepare(folder)
+    rounds = []
+    for _ in range(ROUNDS):
+        rounds.append({})
+        for what in TIMED:
+            os.sync()
+            load, before, start = os.getloadavg()[0], time.process_time(), time.perf_counter()
+            perform(what, folder)
+            seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - before
+            rounds[-1][what] = {"seconds": seconds, "cpu_seconds": cpu_seconds, "load": load}
+            shutil.rmtree(folder / what)
+    return rounds
 
+
+def prepare(folder: Path):
+    """Do what is no part of a transfer: first imports, among them that of the architecture, and filling the cache."""
+    import transformers.conversion_mapping  # noqa: F401
+
+    import hf_unlearn.deltas
+
+    hf_unlearn.deltas.stored.checkpoint_of(folder / "base")
+    for file in (*folder.glob("base/*"), *folder.glob("delta/*")):
+        with open(file, "rb") as handle:
+            while handle.read(2**24):
+                pass
+
+
+def perform(what: str, folder: Path):
     from hf_unlearn.deltas import transfer
-    from hf_unlearn.runtime.cost import peak_memory_mb, reset_peak_memory
+    from hf_unlearn.runtime.folders import flush
 
     output = folder / what
-    reset_peak_memory()
-    before, start = peak_memory_mb(), time.perf_counter()
     if what == "transfer":
         transfer(folder / "delta", folder / "base", output)
-    else:
-        output.mkdir()
-        for file in sorted((folder / "base").iterdir()):
-            shutil.copyfile(file, output / file.name)
-            with open(output / file.name, "rb") as handle:
-                os.fsync(handle.fileno())
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_mb": peak_memory_mb(), "start_mb": before}
+        return
+    output.mkdir()
+    for file in sorted((folder / "base").iterdir()):
+        shutil.copyfile(file, output / file.name)
+        if what == "durable copy":
+            flush(output / file.name)
+    if what == "durable copy":
+        flush(output)
+
+
+def memory(folder: Path) -> dict:
+    """Memory (MB) before a transfer and at most during it: all pages, and those that belong to no file."""
+    from hf_unlearn.runtime.cost import peak_memory_mb, reset_peak_memory
+
+    prepare(folder)
+    reset_peak_memory()
+    start, anonymous = peak_memory_mb(), [anonymous_mb()]
+    done = threading.Event()
+
+    def watch():
+        while not done.wait(0.01):
+            anonymous.append(anonymous_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    perform("transfer", folder)
+    done.set()
+    watcher.join()
+    shutil.rmtree(folder / "transfer")
+    return {
+        "start_mb": start,
+        "peak_mb": peak_memory_mb(),
+        "anonymous_start_mb": anonymous[0],
+        "anonymous_peak_mb": max(anonymous),
+    }
+
+
+def anonymous_mb() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024 / 1e6
 
 
 def in_own_process(*arguments: str) -> str:
@@ -83,21 +141,33 @@ def in_own_process(*arguments: str) -> str:
 
 def measure(case: str, folder: Path, tiny: bool) -> dict:
     in_own_process("--make", case, "--folder", str(folder), *(["--tiny"] if tiny else []))
-    files = [*(folder / "base").glob("*.safetensors")]
-    rounds = []
-    for _ in range(ROUNDS):
-        rounds.append({what: json.loads(in_own_process("--work", what, "--folder", str(folder))) for what in WORK})
-        for what in WORK:
-            shutil.rmtree(folder / what)
+    used = json.loads(in_own_process("--work", "memory", "--folder", str(folder)))
+    rounds = json.loads(in_own_process("--work", "rounds", "--folder", str(folder)))
+    median = lambda other, unit: statistics.median(one["transfer"][unit] / one[other][unit] for one in rounds)
     return {
-        "checkpoint_mb": sum(file.stat().st_size for file in files) / 1e6,
-        "shards": len(files),
-        "update_mb": sum(file.stat().st_size for file in (folder / "delta").glob("*.safetensors")) / 1e6,
-        "ratio": statistics.median(one["transfer"]["seconds"] / one["copy"]["seconds"] for one in rounds),
-        "peak_mb": max(one["transfer"]["peak_mb"] for one in rounds),
-        "start_mb": max(one["transfer"]["start_mb"] for one in rounds),
+        "checkpoint_mb": size_mb(folder / "base"),
+        "shards": len(list((folder / "base").glob("*.safetensors"))),
+        "largest_tensor_mb": largest_mb(folder / "base"),
+        "update_mb": size_mb(folder / "delta"),
+        "ratio": median("durable copy", "seconds"),
+        "ratio_to_cp": median("cp", "seconds"),
+        "cpu_ratio": median("durable copy", "cpu_seconds"),
+        "load": statistics.median(one["transfer"]["load"] for one in rounds),
+        **used,
         "rounds": rounds,
     }
+
+
+def size_mb(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
+
+
+def largest_mb(folder: Path) -> float:
+    """Size of the largest stored tensor."""
+    from hf_unlearn.runtime.checkpoints import Shards
+
+    shards = Shards(folder, "model.safetensors")
+    return max(one.end - one.begin for one in map(shards.stored, shards.files)) / 1e6
 
 
 def main():
@@ -110,7 +180,8 @@ def main():
     if arguments.make:
         return make(arguments.make, Path(arguments.folder), arguments.tiny)
     if arguments.work:
-        return print(json.dumps(work(arguments.work, Path(arguments.folder))))
+        folder = Path(arguments.folder)
+        return print(json.dumps(memory(folder) if arguments.work == "memory" else timed(folder)))
     from hf_unlearn.runtime.provenance import record_run
 
     cases = {}
@@ -119,8 +190,10 @@ def main():
             cases[case] = found = measure(case, Path(folder), arguments.tiny)
         print(
             f"{case}: {found['checkpoint_mb']:,.0f} MB in {found['shards']} shards, update {found['update_mb']:,.0f} "
-            f"MB: {found['ratio']:.2f}x the time of copying, peak memory {found['peak_mb']:,.0f} MB "
-            f"({found['start_mb']:,.0f} before)"
+            f"MB: {found['ratio']:.2f}x the time of a durable copy ({found['ratio_to_cp']:.2f}x of cp, "
+            f"{found['cpu_ratio']:.1f}x the processors' time, load {found['load']:.1f}), peak memory "
+            f"{found['peak_mb']:,.0f} MB ({found['start_mb']:,.0f} before), of it in no file "
+            f"{found['anonymous_peak_mb']:,.0f} ({found['anonymous_start_mb']:,.0f} before)"
         )
     record_run(arguments.output, {"seed": SEED, "cases": cases})
 

@@ -131,7 +131,7 @@ class Conversion:
         weights = {name: self.weights[name] for name in group}
         stored = self.to_disk(weights)
         widths = {tensor.shape[-1:] for tensor in (*weights.values(), *stored.values())}
-        if not (steps and all(isinstance(step, whole_rows) for step in steps) and len(widths) == 1):
+        if not (steps and all(type(step) in whole_rows for step in steps) and len(widths) == 1):
             return None
         places, count = {}, 0
         for name, weight in weights.items():
