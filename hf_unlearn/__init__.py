@@ -15,6 +15,7 @@ _EXPORTS = {
     "KFade": "methods.kfade",
     "FirstOrder": "methods.first_order",
     "FastNTK": "methods.fast_ntk",
+    "SPEUnlearn": "methods.spe",
     "BatchNormTuningConfig": "tuners",
     "KeyValuePromptConfig": "tuners",
     "BorderPromptConfig": "tuners",

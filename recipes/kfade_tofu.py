@@ -15,29 +15,18 @@ finished line when it is started again.
 
 import argparse
 
-from hf_unlearn.cli.recipe import add_arguments, run
+from hf_unlearn.cli.recipe import add_arguments, add_tofu_arguments, run, tofu_overrides
 
 
 def parse_arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, "outputs/kfade_tofu")
-    parser.add_argument("--data_dir", help="folder with TOFU's json or jsonl files, instead of the YAML's source")
-    parser.add_argument("--forget", help="split to forget: forget01, forget05 or forget10")
+    add_tofu_arguments(parser)
     return parser.parse_args(argv)
 
 
-def overrides(arguments: argparse.Namespace) -> dict:
-    """What the command line changes of the YAML."""
-    changes = {"data.forget": arguments.forget} if arguments.forget else {}
-    if arguments.data_dir:
-        # The sizes of the embedded problem are none of TOFU's.
-        sizes = ("data.authors", "data.forget_authors", "data.questions_per_author")
-        changes |= {"data.source": arguments.data_dir, **dict.fromkeys(sizes)}
-    return changes
-
-
 def main(argv=None):
-    run(parse_arguments(argv), "demo.yaml", overrides)
+    run(parse_arguments(argv), "demo.yaml", tofu_overrides)
 
 
 if __name__ == "__main__":

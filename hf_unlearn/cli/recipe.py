@@ -19,6 +19,22 @@ def add_arguments(parser: argparse.ArgumentParser, output_dir: str):
     parser.add_argument("--record", metavar="FILE", help="also write rows with command, seeds, versions and machine")
 
 
+def add_tofu_arguments(parser: argparse.ArgumentParser):
+    """The arguments of recipes on TOFU."""
+    parser.add_argument("--data_dir", help="folder with TOFU's json or jsonl files, instead of the YAML's source")
+    parser.add_argument("--forget", help="split to forget: forget01, forget05 or forget10")
+
+
+def tofu_overrides(arguments: argparse.Namespace) -> dict:
+    """What these arguments change of the YAML."""
+    changes = {"data.forget": arguments.forget} if arguments.forget else {}
+    if arguments.data_dir:
+        # The sizes of the embedded problem are none of TOFU's.
+        sizes = ("data.authors", "data.forget_authors", "data.questions_per_author")
+        changes |= {"data.source": arguments.data_dir, **dict.fromkeys(sizes)}
+    return changes
+
+
 def run(
     arguments: argparse.Namespace,
     default: str,

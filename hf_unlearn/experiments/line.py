@@ -13,9 +13,16 @@ from ..methods.fast_ntk import FastNTK
 from ..methods.first_order import FirstOrder
 from ..methods.kfade import KFade
 from ..methods.rmu import RMU
+from ..methods.spe import SPEUnlearn
 
 
-METHODS: dict[str, type[Method]] = {"kfade": KFade, "first_order": FirstOrder, "rmu": RMU, "fast_ntk": FastNTK}
+METHODS: dict[str, type[Method]] = {
+    "kfade": KFade,
+    "first_order": FirstOrder,
+    "rmu": RMU,
+    "fast_ntk": FastNTK,
+    "spe": SPEUnlearn,
+}
 STAGES = ("each", "together")
 
 

@@ -39,8 +39,8 @@ class Reference:
 
 @functools.cache
 def cite(key: str) -> dict[str, str]:
-    """`Method.paper` of an entry of `templates/papers.bib`: its title, its arXiv id, and the entry itself."""
+    """`Method.paper` of an entry of `templates/papers.bib`: its title, arXiv id or place, and the entry."""
     text = (importlib.resources.files("hf_unlearn") / "templates" / "papers.bib").read_text(encoding="utf-8")
     entry = re.search(rf"^@article{{{key},\n.*?^}}", text, re.MULTILINE | re.DOTALL)[0]
-    title, number = re.search(r"title = {(.*)}", entry)[1], re.search(r"arXiv:[\d.]+", entry)[0]
-    return {"title": title, "id": number, "bibtex": entry}
+    title, place = re.search(r"title = {(.*)}", entry)[1], re.search(r"journal = {(.*)}", entry)[1]
+    return {"title": title, "id": place.removeprefix("arXiv preprint "), "bibtex": entry}

@@ -1,0 +1,301 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""SPE-Unlearn: heads and filters chosen by a mask, and one second-order step of these alone."""
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from datasets import concatenate_datasets
+from torch import Tensor, nn
+
+from ..data.rows import row_hashes, sample_rows
+from ..errors import InputError, LimitError, NumericalError
+from ..runtime.fields import Range
+from ..runtime.hub import public_name
+from ..runtime.processes import Processes
+from ..structure.heads import KINDS, Structures, find_structures
+from ..structure.mask import StructureMask
+from ..structure.statistics import summed_gradients
+from .base import Method
+from .first_order import FirstOrder
+from .masking import MaskSettings, chosen_mask
+from .reference import cite
+from .spe_state import HASH_BYTES, SPEState, Sums, fit_diagonal
+from .spe_step import SecondOrder, entries, fine
+from .step_search import kl_meter, longest_within
+
+
+logger = logging.getLogger(__name__)
+
+UPDATES = ("second_order", "ga", "grad_diff", "npo", "dpo")
+SUCCESSIVE = ("memory_free", "memory_aided")
+FIRST_LENGTH = 0.1  # of a step that is to keep a budget: the first that is tried, of what the diagonal predicts
+
+
+@dataclass
+class SPEUnlearn(Method):
+    r"""
+    Structure-aware, parameter-efficient unlearning: a mask over heads and filters says what an update may change.
+
+    `update="second_order"` makes one step (Algorithm 1),
+
+        theta + rate / share * m o (F + damping)^-1 sum over forget rows of grad loss,
+
+    F the empirical diagonal Fisher information of the retain rows, squares of each row's own gradient (eq. 3), with
+    weights and biases of the kept heads and filters alone: the mask is chosen first, so what it freezes is neither
+    computed nor stored. `sparsity=0` is the dense second-order update of all heads and filters ("SO"). Other updates
+    are those of [`FirstOrder`] with a mask: `SPEUnlearn("npo")` *is* `FirstOrder("npo", mask=...)`.
+
+    Args:
+        update (`str`, defaults to `"second_order"`): or `"ga"`, `"grad_diff"`, `"npo"`, `"dpo"`.
+        sparsity (`float`, defaults to `0.9`): share of heads and filters that stay frozen.
+        structures (`list[str]`, defaults to `["heads", "filters"]`): what the mask chooses from.
+        importance (`str`, defaults to `"mlr"`):
+            `"mlr"` (eq. 8), `"mlf"` (eq. 18), `"norm"`, or `"fisher"` (eq. 13).
+        rearrange (`bool`, defaults to `True`): one round of swaps within each layer (eq. 9, 19).
+        wanda_sparsity (`float`, *optional*):
+            Freeze this share of the chosen structures' own entries too, by Wanda's score on forget rows (A.4).
+        unlearning_rate (`float`, *optional*):
+            eta of the dense update; it is divided by the share of the structures' entries that are kept, so that a
+            sparser update is as long. Exactly one of it and `kl_budget`.
+        kl_budget (`float`, *optional*):
+            Nats a token (a row of classifiers), measured on retain rows: the longest step that keeps it.
+        damping (`float`, defaults to `0.1`):
+            Added to F, times the mean of F over what is kept; the paper names none.
+        retain_samples (`int`, *optional*): Measure on this many retain rows (a seeded choice); all by default.
+        successive (`str`, *optional*):
+            Requests that follow one another. `"memory_free"`: each starts from the latest model and its own retain
+            rows (eq. 11), which is what a single request does. `"memory_aided"`: each step is made anew from the
+            model before the first request, with the sums of all forgotten rows (eq. 12).
+        state (`str`, *optional*):
+            Folder of the sums of `"memory_aided"`; the first request makes it from forget and retain rows together,
+            later ones read no retain row. It holds hashes of rows, no rows.
+        beta (`float`, *optional*): Of NPO and DPO.
+
+    Raises:
+        InputError: a value out of range, both or neither of `unlearning_rate` and `kl_budget`, a state without
+            `"memory_aided"` or the reverse; when it runs: a model whose heads and filters are not known, and as
+            [`SPEState`].
+        LimitError: no step keeps `kl_budget`.
+    """
+
+    update: str = "second_order"
+    sparsity: float = 0.9
+    structures: list[str] | tuple[str, ...] = KINDS
+    importance: str = "mlr"
+    rearrange: bool = True
+    wanda_sparsity: float | None = None
+    unlearning_rate: float | None = None
+    kl_budget: float | None = None
+    damping: float = 0.1
+    retain_samples: int | None = None
+    successive: str | None = None
+    state: str | Path | None = None
+    beta: float | None = None
+
+    paper: ClassVar[dict[str, str]] = cite("spe2024")
+    own_update: ClassVar[bool] = True
+    own_steps: ClassVar[int] = 1
+    searched: ClassVar[tuple[str, ...]] = ("unlearning_rate", "kl_budget")
+    allowed: ClassVar[dict] = {
+        "update": UPDATES,
+        "successive": SUCCESSIVE,
+        "importance": ("mlr", "mlf", "norm", "fisher"),
+        "sparsity": Range(least=0, below=1),
+        "wanda_sparsity": Range(least=0, below=1),
+        **dict.fromkeys(("unlearning_rate", "kl_budget"), Range(above=0)),
+        "damping": Range(least=0),
+        "retain_samples": Range(least=1),
+    }
+
+    def __new__(cls, update: str = "second_order", *args, **settings):
+        if update == "second_order" or update not in UPDATES or args:
+            return super().__new__(cls)
+        # Of another class, so that Python calls no __init__ of this one on it.
+        names = ("sparsity", "structures", "importance", "rearrange", "wanda_sparsity")
+        mask = {"sparsity": 0.9} | {name: settings.pop(name) for name in names if name in settings}
+        return FirstOrder(update, mask=mask, **settings)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.structures = list(self.mask_settings.structures)
+        if (self.unlearning_rate is None) == (self.kl_budget is None):
+            raise InputError("give exactly one of unlearning_rate and kl_budget (nats a token, on retain rows)")
+        if (self.state is not None) != (self.successive == "memory_aided"):
+            raise InputError("state and successive='memory_aided' go together: give both, or neither")
+        self._changes: dict[str, Tensor] = {}
+        self._report: dict = {}
+        # Sums of the retain rows are in the state from the first request on.
+        self.needs_retain = self.state is None or self.kl_budget is not None or not SPEState.is_there(self.state)
+
+    @property
+    def label(self) -> str:
+        return "SO" if self.sparsity == 0 else "SPE-SO"
+
+    @property
+    def mask_settings(self) -> MaskSettings:
+        """How the mask is chosen."""
+        names = ("sparsity", "structures", "importance", "rearrange", "wanda_sparsity")
+        return MaskSettings(**{name: getattr(self, name) for name in names}, samples=self.retain_samples)
+
+    def settings(self):
+        return super().settings() | {"state": None if self.state is None else public_name(self.state)}
+
+    def account(self):
+        return dict(self._report)
+
+    def changes(self, run):
+        return self._changes
+
+    # ---- the run ---------------------------------------------------------------------------------------------------
+    def prepare(self, run):
+        self._changes, self._report = {}, {}
+        if run.args.world_size > 1 and self.state is not None:
+            raise InputError("memory_aided requests keep their sums in one process: start one")
+        find_structures(run.accelerator.unwrap_model(run.model))
+
+    def run(self, run):
+        if run.state.global_step:
+            return  # resumed from the one checkpoint that there is
+        model, started = run.accelerator.unwrap_model(run.model), time.perf_counter()
+        structures = find_structures(model)
+        request = (
+            self._of_rows(run, model, structures) if self.state is None else self._of_state(run, model, structures)
+        )
+        if frozen := [name for name in request.mask.names if name not in run.base_weights]:
+            raise InputError(f"{frozen[0]} is frozen ({len(frozen)} such parameters of the mask): unfreeze it")
+        steps = request.solve(run, self.damping)
+        meter = self._meter(run, request)
+        run.cost["fit_seconds"] = time.perf_counter() - started
+        length = self._length(run, request, steps, meter)
+        request.apply(steps, length)
+        kl = None if meter is None else _measured(run, meter)
+        self._changes = {
+            name: fine(model.get_parameter(name).detach()) - fine(run.base_weights[name].to(base.device))
+            if self.state is not None or name not in steps
+            else length * steps[name]
+            for name, base in request.base.items()
+        }
+        self._report = request.told | {"rate": length * request.share, "step_length": length, "measured_kl": kl}
+        logger.info(f"{self.label}: {self._report}")
+        if self.state is not None:
+            request.state.after = request.state.weights_hash(model)
+            request.state.save(self.state)
+        yield {key: value for key, value in self._report.items() if isinstance(value, int | float)}
+
+    def _of_rows(self, run, model: nn.Module, structures: Structures) -> SecondOrder:
+        """What one request is made of: rows of this run alone, at the weights as they are (eq. 10, 11)."""
+        load = lambda rows: run.loader(rows, run.args.curvature_batch_size)
+        mask = chosen_mask(self.mask_settings, run, model, structures)
+        retain = sample_rows(run.retain_dataset, self.retain_samples, run.args.seed)
+        fisher = fit_diagonal(
+            model, load(retain), mask, accelerator=run.accelerator, progress=not run.args.disable_tqdm
+        )
+        gradients = summed_gradients(model, load(run.forget_dataset), mask.names, accelerator=run.accelerator)
+        base = {name: model.get_parameter(name).detach().clone() for name in mask.names}
+        told = {"retain_rows": len(retain), "forget_rows": len(run.forget_dataset)}
+        return SecondOrder(model, mask, fisher, gradients, base, told)
+
+    def _of_state(self, run, model: nn.Module, structures: Structures) -> SecondOrder:
+        """What all requests so far are made of: the state's sums, less this request's rows (eq. 12)."""
+        load = lambda rows: run.loader(rows, run.args.curvature_batch_size)
+        rows = known_rows(run.forget_dataset)
+        if SPEState.is_there(self.state):
+            state = SPEState.load(self.state, structures, self.mask_settings)
+            latest = state.check_model(model)
+        else:
+            every = sample_rows(run.retain_dataset, self.retain_samples, run.args.seed)
+            every = concatenate_datasets([every, run.forget_dataset])
+            state = SPEState.prepare(model, load(every), structures, self.mask_settings, known_rows(every))
+            latest = True
+        state.check_rows(rows, again=not latest)
+        before = {name: run.base_weights[name] for name in state.base}
+        if latest:
+            state.before = state.after
+            try:
+                state.set_weights(model)
+                blocks = bool(state.masks.blocks)
+                state.forget(Sums.over(model, load(run.forget_dataset), state.mask, blocks, gradients=True), rows)
+            finally:
+                with torch.no_grad():
+                    for name, value in before.items():
+                        model.get_parameter(name).copy_(value)
+        mask = state.request_mask()
+        base = {}
+        for name, one in state.base.items():
+            dim, index = state.mask.kept(name)
+            base[name] = before[name].clone().index_copy_(dim, index, one)
+        told = {
+            "requests": state.requests,
+            "retain_rows": sum(state.left.values()),
+            "forget_rows": len(rows),
+            "forgotten_rows": sum(state.served.values()),
+        }
+        return SecondOrder(model, mask, state.fisher, state.gradients, base, told, state)
+
+    def _meter(self, run, request: SecondOrder):
+        """Measures the KL from the weights that the step begins at; None where it cannot be measured."""
+        try:
+            request.apply({}, 0.0)
+            meter = kl_meter(run, run.retain_dataset)
+        finally:
+            request.restore(run)
+        if meter is None and self.kl_budget is not None:
+            raise InputError("kl_budget: the KL cannot be measured here: give retain rows, and kl_rows of 1 or more")
+        return meter
+
+    def _length(self, run, request: SecondOrder, steps: Mapping[str, Tensor], meter) -> float:
+        """What the step is multiplied by: the rate over the share of what the mask keeps, or what keeps the budget."""
+        if self.kl_budget is None:
+            return self.unlearning_rate / request.share
+
+        def at(length: float) -> float:
+            request.apply(steps, length)
+            return _measured(run, meter)
+
+        start = FIRST_LENGTH * math.sqrt(self.kl_budget / max(request.predicted, 1e-30))
+        found = longest_within(at, 0.0, self.kl_budget, start)
+        if found is None:
+            request.restore(run)
+            raise LimitError(
+                f"no step was found that costs {self.kl_budget:.3g} nats on retain rows or less: the weights are "
+                "those of before; give a larger kl_budget, or more damping"
+            )
+        return found[0]
+
+    # ---- what a dry run asks ---------------------------------------------------------------------------------------
+    def plan(self, model, stage):
+        structures = find_structures(model)
+        kinds, kept_of = tuple(self.structures), lambda mask: sum(entries(mask, name) for name in mask.names)
+        every = StructureMask.all(structures, kinds)
+        mask = StructureMask.random(structures, self.sparsity, 0, kinds) if self.sparsity else every
+        kept, size = kept_of(mask), kept_of(every)
+        passes = "two passes over retain rows, mask and Fisher" if self.sparsity else "one pass over retain rows"
+        return [
+            f"mask: {mask.count:,} of {every.count:,} {' and '.join(kinds)}, {100 * kept / size:.1f} % of their "
+            f"{size / 1e6:,.1f} M parameters (a mask by lot)",
+            f"{passes}: {stage.retain_rows:,} rows; Fisher and gradient {8 * kept / 1e6:,.0f} MB, dense "
+            f"{8 * size / 1e6:,.0f} MB",
+        ]
+
+
+def known_rows(rows) -> list[str]:
+    """Hashes by which a state knows rows."""
+    return [row[: 2 * HASH_BYTES] for row in row_hashes(rows)]
+
+
+def _measured(run, meter) -> float:
+    """One number for all processes, who would part if rounding put them on two sides of a budget."""
+
+    def measure() -> float:
+        try:
+            return meter(run.model).mean
+        except NumericalError:  # a step far too long
+            return math.inf
+
+    return Processes(run.accelerator, "the KL").share(measure)[0]

@@ -1,0 +1,114 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""The second-order step of a mask: what it is made of, its mean Fisher information, the weights that it gives."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..curvature import Diagonal
+from ..errors import NumericalError
+from ..runtime.processes import Processes
+from ..structure.heads import KINDS
+from ..structure.mask import StructureMask
+from .spe_state import SPEState
+
+
+@dataclass
+class SecondOrder:
+    """What a step is made of.
+
+    Args:
+        base: name -> the weights that the step is added to.
+        told: numbers for log, card and ledger.
+    """
+
+    model: nn.Module
+    mask: StructureMask
+    fisher: Diagonal
+    gradients: Mapping[str, Tensor]
+    base: Mapping[str, Tensor]
+    told: dict
+    state: SPEState | None = None
+    norm: float = 0.0
+    predicted: float = 0.0
+
+    def __post_init__(self):
+        every = StructureMask.all(self.mask.structures, self.kinds)
+        self.share = sum(entries(self.mask, name) for name in self.mask.names)
+        self.share /= sum(entries(every, name) for name in every.names)
+        self.told |= {
+            "mask_sha256": self.mask.hash,
+            "mask_sparsity": self.mask.sparsity,
+            "mask_share": self.mask.share,
+            "mask_swaps": self.mask.settings.get("swaps"),
+        }
+
+    def solve(self, run, damping: float) -> dict[str, Tensor]:
+        """m o (F + damping)^-1 g, F per row and the damping times its mean: name -> whole tensor, in fp32. Collective.
+
+        Raises:
+            NumericalError: nothing to divide by, or nothing to move.
+        """
+        fisher, names = self.fisher, self.mask.names
+        parts = Processes(run.accelerator, "the mean of a diagonal").gather(_sum(fisher, self.mask))
+        mean = sum(total for total, _ in parts) / sum(count for _, count in parts)
+        if not mean > 0:
+            raise NumericalError("the Fisher information of the retain rows is zero: check their labels")
+        gradients = {name: self.gradients[name] for name in names if name in fisher.names}
+        solved = fisher.solve(gradients, damping * mean)
+        # F is per predicted token there, and per row in the paper.
+        tokens = fisher.metadata["predicted_tokens"] / fisher.metadata["sequences"]
+        steps = {name: self.mask.apply_(name, step.div_(tokens)) for name, step in solved.items()}
+        self.norm = math.sqrt(sum(float(step.double().square().sum()) for step in steps.values()))
+        # The KL that a step of length 1 predicts, nats a token: g F g / 2 of the diagonal.
+        self.predicted = fisher.norm(steps) ** 2 / 2
+        if not self.norm > 0:
+            raise NumericalError("the forget gradient of what the mask keeps is zero: check the forget rows")
+        return steps
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(kind for kind in KINDS if any(key.startswith(f"{kind}.") for key in self.mask.chosen))
+
+    @torch.no_grad()
+    def apply(self, steps: Mapping[str, Tensor], length: float):
+        """Set the weights to base + length * steps, rounded once."""
+        for name, base in self.base.items():
+            value = fine(base)
+            if name in steps:
+                value = value.add(steps[name].to(value.device), alpha=length)
+            self.model.get_parameter(name).copy_(value.to(base.dtype))
+
+    @torch.no_grad()
+    def restore(self, run):
+        """The weights of before the run."""
+        for name in self.base:
+            self.model.get_parameter(name).copy_(run.base_weights[name])
+
+
+def fine(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def entries(mask: StructureMask, name: str) -> int:
+    if name in mask.elements:
+        return int(mask.elements[name].sum())
+    shape, (dim, index) = mask.structures.shapes[name], mask.kept(name)
+    return math.prod(shape) // shape[dim] * len(index)
+
+
+def _sum(fisher: Diagonal, mask: StructureMask) -> tuple[float, int]:
+    """The sum of a diagonal over what a mask keeps, as far as it lies in this process, and the number of entries."""
+    total, count = 0.0, 0
+    for name in mask.names:
+        if name in fisher.names and fisher.holds(name):
+            values = fisher.tensors[f"eigenvalues.{name}"]
+            for dim, index in enumerate((mask.rows(name), mask.columns(name))):
+                # A diagonal that was fitted under the mask has these alone.
+                if index is not None and dim < values.dim() and len(index) < values.shape[dim]:
+                    values = values.index_select(dim, index.to(values.device))
+            total, count = total + float(values.sum(dtype=torch.float64)), count + values.numel()
+    return total, count

@@ -1,0 +1,238 @@
+# Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
+"""SPE-Unlearn against loops over single rows: the step, its mask, budgets, requests that follow one another."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_unlearn import FirstOrder
+from hf_unlearn.errors import InputError, LimitError
+from hf_unlearn.methods.masking import MaskSettings
+from hf_unlearn.methods.spe import SPEUnlearn
+from hf_unlearn.structure.heads import find_structures
+from hf_unlearn.structure.mask import StructureMask
+from tests.support.models import make_bert, make_llama
+from tests.support.trainers import COLLATE, make_rows, make_trainer, weights
+
+
+def rows_of(count, seed):
+    rows = make_rows(count, seed)
+    labels = torch.randint(3, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Dataset.from_list([{"input_ids": ids, "labels": label} for ids, label in zip(rows["input_ids"], labels)])
+
+
+FORGET, RETAIN = rows_of(4, 1), rows_of(14, 2)
+
+
+def request(model, folder, forget=FORGET, retain=RETAIN, kl_rows=0, **settings):
+    """A model after one request, and its trainer; the model is changed in place."""
+    trainer = make_trainer(model, SPEUnlearn(**settings), folder, forget, retain, kl_rows=kl_rows)
+    trainer.train()
+    return trainer
+
+
+def each_gradient(model, rows):
+    """Oracle: the gradients of every row by itself, name -> tensor."""
+    found = []
+    for row in rows:
+        model.zero_grad()
+        batch = COLLATE([row])
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        if logits.dim() == 3:
+            logits, labels = logits[0, :-1], batch["labels"][0, 1:]
+            keep = labels != -100
+            logits, wanted = logits[keep], labels[keep]
+        else:
+            wanted = batch["labels"]
+        torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    model.zero_grad()
+    return found
+
+
+def second_order(model, mask, forget, retain, rate, damping):
+    """Oracle: eq. 10 with the empirical Fisher of single rows (eq. 3), over what a mask keeps."""
+    per_row, gradient = each_gradient(model, retain), each_gradient(model, forget)
+    every = StructureMask.all(mask.structures, {key.split(".")[0] for key in mask.chosen})
+    masks = {name: mask.element_mask(name).expand(shape) for name, shape in mask.structures.shapes.items()}
+    fisher = {name: sum(row[name].square() for row in per_row) / len(per_row) for name in mask.names}
+    mean = torch.cat([fisher[name][masks[name]] for name in mask.names]).mean()
+    kept = sum(int(masks[name].sum()) for name in mask.names)
+    size = sum(int(every.element_mask(n).expand(mask.structures.shapes[n]).sum()) for n in every.names)
+    return {
+        name: rate * size / kept * masks[name] * sum(row[name] for row in gradient) / (fisher[name] + damping * mean)
+        for name in mask.names
+    }
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.6])
+@pytest.mark.parametrize("build", [make_bert, make_llama], ids=["classifier", "decoder"])
+def test_a_step_is_that_of_loops_over_rows(build, sparsity, tmp_path):
+    model = build().double()
+    forget, retain = (FORGET, RETAIN) if build is make_bert else (make_rows(4, 1), make_rows(14, 2))
+    before = copy.deepcopy(model)
+    trainer = request(
+        model, tmp_path, forget, retain, sparsity=sparsity, unlearning_rate=1e-3, damping=0.3, rearrange=False
+    )
+    told = trainer.method.account()
+    # The mask is known by what moved: the structures' own tests say that it is the right one.
+    structures = find_structures(before)
+    moved = {name: one - dict(before.named_parameters())[name] for name, one in model.named_parameters()}
+    chosen = {}
+    for key, site in structures.sites.items():
+        moves = moved[f"{site.module}.weight"].abs().sum(0).view(site.count, -1).sum(1)
+        chosen[key] = moves > 0
+    mask = StructureMask(structures, chosen)
+    assert told["mask_sha256"] == mask.hash and abs(mask.sparsity - told["mask_sparsity"]) < 1e-12
+    expected = second_order(before, mask, forget, retain, 1e-3, 0.3)
+    for name, one in moved.items():
+        wanted = expected.get(name, torch.zeros_like(one))
+        assert torch.allclose(one, wanted, rtol=1e-6, atol=1e-12), name
+    assert (mask.sparsity == 0) == (sparsity == 0) and set(expected) <= set(moved)
+
+
+def test_a_budget_is_kept_and_used(tmp_path):
+    model = make_bert()
+    model.classifier.weight.data.mul_(50)  # else nothing in the layers changes its answers so much
+    trainer = request(model, tmp_path, kl_rows=14, sparsity=0.5, kl_budget=0.01)
+    told = trainer.method.account()
+    assert 0.5 * 0.01 <= told["measured_kl"] <= 0.01
+    trainer.save_model()
+    line = json.loads((tmp_path / "unlearning_log.jsonl").read_text().splitlines()[-1])
+    assert line["mask_sha256"] == told["mask_sha256"]
+    with pytest.raises(InputError, match="the KL cannot be measured here"):
+        request(make_bert(), tmp_path / "other", kl_budget=0.01)
+
+
+def test_updates_of_first_order_are_first_order_methods_with_a_mask():
+    method = SPEUnlearn("npo", sparsity=0.8, importance="mlf", beta=0.2)
+    assert isinstance(method, FirstOrder) and method.objective == "npo" and method.beta == 0.2
+    assert MaskSettings.read(method.mask) == MaskSettings(sparsity=0.8, importance="mlf")
+
+
+# ---- requests that follow one another -------------------------------------------------------------------------------
+AIDED = {"successive": "memory_aided", "unlearning_rate": 1e-3, "damping": 0.3, "sparsity": 0.6}
+KINDS_OF_MASKS = [{}, {"importance": "fisher", "rearrange": False}, {"importance": "mlf"}, {"importance": "norm"}]
+
+
+@pytest.mark.parametrize("mask", KINDS_OF_MASKS, ids=["mlr", "eq. 13", "mlf", "norm"])
+def test_requests_one_by_one_end_where_one_request_does(mask, tmp_path):
+    """Also when every request is served by another process, that has the saved model and the state alone."""
+    settings = AIDED | mask
+    once = request(make_bert().double(), tmp_path / "once", state=tmp_path / "state once", **settings)
+    model = make_bert().double()
+    for number in range(len(FORGET)):
+        row = FORGET.select([number])
+        others = [*RETAIN, *FORGET.select(range(number + 1, len(FORGET)))] if number == 0 else None
+        retain = None if others is None else Dataset.from_list(others)
+        trainer = request(model, tmp_path / str(number), row, retain, state=tmp_path / "state", **settings)
+        trainer.save_model()
+        model = type(model).from_pretrained(tmp_path / str(number), dtype=torch.float64)
+    for name, parameter in once.model.named_parameters():
+        gap = (parameter - model.get_parameter(name)).norm()
+        moved = (parameter - make_bert().double().get_parameter(name)).norm()
+        assert gap <= 1e-6 * max(moved, 1e-6), (name, gap, moved)
+    assert trainer.method.account()["requests"] == 4
+    # Eq. 12 is eq. 10 of all forgotten rows at the first weights.
+    if not mask:
+        plain = request(make_bert().double(), tmp_path / "plain", **{**AIDED, "successive": None})
+        for name, parameter in plain.model.named_parameters():
+            assert torch.allclose(parameter, model.get_parameter(name), rtol=0, atol=1e-7), name
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A model after a request of the first row, and the state's folder."""
+    model = make_bert()
+    rest = Dataset.from_list([*RETAIN, *FORGET.select(range(1, 4))])
+    request(model, tmp_path / "first", FORGET.select([0]), rest, state=tmp_path / "state", **AIDED)
+    return model, tmp_path / "state"
+
+
+def test_what_a_state_refuses(served, tmp_path):
+    model, state = served
+    before = weights(model)
+    cases = [
+        (FORGET.select([0]), model, {}, "1 of 1 forget rows were forgotten by an earlier request"),
+        (FORGET.select([1, 1]), model, {}, "1 of 2 forget rows are not in the training set of the state .* is row 2"),
+        (rows_of(2, 9), model, {}, "2 of 2 forget rows are not in the training set"),
+        (FORGET.select([1]), make_bert(seed=3), {}, "the state is of another model"),
+        (FORGET.select([1]), make_bert(intermediate_size=28), {}, "heads and filters are others"),
+        (FORGET.select([1]), model, {"sparsity": 0.7}, "made with other settings .sparsity."),
+        (
+            FORGET.select([1]),
+            model,
+            {"wanda_sparsity": 0.5},
+            "made with other settings",
+        ),
+        (Dataset.from_list([*RETAIN, *FORGET.select(range(1, 4))]), model, {}, "has all 17 rows that are left"),
+    ]
+    for number, (rows, given, changed, message) in enumerate(cases):
+        with pytest.raises(InputError, match=message):
+            request(given, tmp_path / str(number), rows, None, state=state, **{**AIDED, **changed})
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    request(model, tmp_path / "next", FORGET.select([1]), None, state=state, **AIDED)  # and is as it was
+
+
+def test_a_request_whose_model_was_lost_is_made_again(served, tmp_path):
+    model, state = served
+    lost = copy.deepcopy(model)
+    row = FORGET.select([1])
+    request(model, tmp_path / "second", row, None, state=state, **AIDED)
+    again = request(lost, tmp_path / "again", row, None, state=state, **AIDED)
+    assert all(torch.equal(value, lost.get_parameter(name)) for name, value in model.named_parameters())
+    assert again.method.account()["requests"] == 2
+    with pytest.raises(InputError, match="forgotten by an earlier request"):
+        request(lost, tmp_path / "third", row, None, state=state, **AIDED)
+
+
+def test_a_damaged_state_is_refused(served, tmp_path):
+    model, state = served
+    for name in ("state_config.json", "state.safetensors", "fisher/curvature_config.json"):
+        damaged = tmp_path / f"damaged {name.replace('/', ' ')}"
+        shutil.copytree(state, damaged)
+        content = bytearray((damaged / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (damaged / name).write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            request(model, tmp_path / "run", FORGET.select([1]), None, state=damaged, **AIDED)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"sparsity": 1.0, "unlearning_rate": 1e-3}, "sparsity must be"),
+        ({"sparsity": -0.1, "unlearning_rate": 1e-3}, "sparsity must be"),
+        ({}, "exactly one of unlearning_rate and kl_budget"),
+        ({"unlearning_rate": 1e-3, "kl_budget": 0.1}, "exactly one of unlearning_rate and kl_budget"),
+        ({"unlearning_rate": 1e-3, "state": "x"}, "state and successive='memory_aided' go together"),
+        ({"unlearning_rate": 1e-3, "successive": "memory_aided"}, "state and successive='memory_aided' go together"),
+        ({"unlearning_rate": 1e-3, "structures": ["neurons"]}, "structures"),
+        ({"unlearning_rate": 1e-3, "importance": "magnitude"}, "importance"),
+        ({"update": "newton", "unlearning_rate": 1e-3}, "update"),
+    ],
+)
+def test_settings_that_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        SPEUnlearn(**settings)
+
+
+def test_a_frozen_head_is_named(tmp_path):
+    model = make_bert()
+    model.bert.encoder.layer[0].attention.self.query.weight.requires_grad_(False)
+    with pytest.raises(InputError, match="query.weight is frozen"):
+        request(model, tmp_path, sparsity=0.0, unlearning_rate=1e-3)
+
+
+def test_no_step_keeps_a_budget_that_is_too_small(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_unlearn.methods.spe.longest_within", lambda *_: None)
+    model = make_bert()
+    before = weights(model)
+    with pytest.raises(LimitError, match="no step was found"):
+        request(model, tmp_path, kl_rows=8, kl_budget=1e-9)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
