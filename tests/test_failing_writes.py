@@ -2,10 +2,13 @@
 """Every save, failing and killed at each of its file operations: afterwards the old set is found, or the new."""
 
 import errno
+import json
 import os
 import random
 import shutil
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -13,10 +16,12 @@ import torch
 
 from hf_unlearn import FirstOrder, UpdateDelta
 from hf_unlearn.curvature import EKFAC, Curvature
+from hf_unlearn.experiments.run import publish
 from hf_unlearn.report import page
-from hf_unlearn.runtime.folders import staged_folder
+from hf_unlearn.runtime import folders
+from hf_unlearn.runtime.files import write_text
 from hf_unlearn.runtime.processes import Processes
-from hf_unlearn.trainer.run_folder import checkpoint_to_resume, held
+from hf_unlearn.trainer.run_folder import checkpoint_to_resume, run_alone
 from tests.support.failing import ERRORS, killed_at, operations, visible
 from tests.support.models import make_llama
 from tests.support.trainers import make_trainer, trained_llama
@@ -38,6 +43,18 @@ class Delta:
 
     def found(self):
         return UpdateDelta.from_pretrained(self.folder).sha256(), visible(self.folder)
+
+
+class MovedDelta(Delta):
+    """The same where the file system can neither exchange folders nor link files."""
+
+    def save(self):
+        unable = OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        with (
+            mock.patch.object(folders, "exchange", lambda *_: False),
+            mock.patch.object(os, "link", side_effect=unable),
+        ):
+            super().save()
 
 
 class FittedCurvature:
@@ -105,7 +122,7 @@ class Checkpoint:
         self.trainer._save_checkpoint(self.trainer.model, None)
 
     def found(self):
-        with held(self.folder, Processes()):
+        with run_alone(self.folder, Processes()):
             last = checkpoint_to_resume(self.folder, True, clean=True)
         return visible(self.folder / last)
 
@@ -114,8 +131,11 @@ class CheckpointAgain(Checkpoint):
     again = True
 
 
+KEPT = {"n": 40, "retain_kl": 0.1, "retain_probability": 0.8, "retain_kept": 0.9}
+
+
 class Report:
-    """The report of a comparison, without the time that figures take."""
+    """The report of a comparison and the model that it speaks of, without the time that figures take."""
 
     def __init__(self, root):
         self.folder, self.best = root / "out", 0.3
@@ -133,21 +153,29 @@ class Report:
         Figure.savefig = staticmethod(savefig)
 
         rows = [
-            {"method": method, "model_utility": 0.6, "forget_quality": value, "forget_probability": value}
+            {"method": method, "model_utility": 0.6, "forget_quality": value, "forget_probability": value} | KEPT
             for method, value in (("original", 0.9), ("retrained", 0.1), ("kfade", self.best))
         ]
-        before, page.pareto = page.pareto, lambda *_: Figure
-        try:
-            with staged_folder(self.folder) as staged:
-                page.write_report(staged, title="t", rows=rows)
-        finally:
-            page.pareto = before
+        rows[-1]["saved_as"] = "model"
+        nothing = {"candidates": [], "kl": {}, "questions": [], "sections": [], "facts": {}, "notes": []}
+        kind = SimpleNamespace(candidates=int, table_sections=lambda *_: [])
+        experiment = SimpleNamespace(title="t", lines=[4], written={}, kind=kind)
+        with mock.patch.object(page, "pareto", lambda *_: Figure), tempfile.TemporaryDirectory() as models:
+            # The old model has shards, the new one has not.
+            names = ["model-1.safetensors", "model-2.safetensors"] if self.best == 0.3 else ["model.safetensors"]
+            for name in [*names, "delta/delta.safetensors", "README.md"]:
+                write_text(Path(models) / "model" / name, f"{name} of {self.best}")
+            publish(experiment, SimpleNamespace(**nothing), rows, self.folder, Path(models))
 
     def found(self):
-        return visible(self.folder)
+        files = visible(self.folder)
+        told = json.loads(files["report.json"])["rows"][-1]["forget_quality"]
+        of = {content for place, content in files.items() if place.startswith("model/")}
+        assert all(content.endswith(f" of {told}".encode()) for content in of) and len(of) in (3, 4)
+        return files
 
 
-SAVES = [Delta, FittedCurvature, Model, Checkpoint, CheckpointAgain, Report]
+SAVES = [Delta, MovedDelta, FittedCurvature, Model, Checkpoint, CheckpointAgain, Report]
 # Operations of each save that are tried: some, and where the slow tests run all.
 EVERY = [pytest.param(7, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
 

@@ -6,10 +6,10 @@
 
 import os
 import resource
-import signal
 
 import pytest
 
+from tests.support.damaged_runs import RUNS, resume_damaged
 from tests.support.fuzz import KINDS, fuzz
 
 
@@ -19,13 +19,16 @@ COUNT = int(os.environ.get("HF_UNLEARN_FUZZ", "6"))
 @pytest.mark.parametrize("number", range(len(KINDS)), ids=lambda number: f"{number}-{KINDS[number].file}")
 def test_damaged_files_are_refused_in_one_line_or_read_as_they_were(number, tmp_path, caplog):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("a file took longer than it may"))
-    signal.alarm(60 + COUNT)
-    try:
-        faults = fuzz(KINDS[number], tmp_path, range(COUNT))
-    finally:
-        signal.alarm(0)
+    found = fuzz(KINDS[number], tmp_path, range(COUNT))
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"\n{KINDS[number].file}: {len(faults)} faults of {COUNT}, {grown:.0f} MB more")
-    assert not faults, "\n".join(faults)
-    assert grown < 600
+    print(f"\n{KINDS[number].file}: {len(found.faults)} faults of {COUNT}, {grown:.0f} MB more")
+    assert not found.faults, "\n".join(found.faults)
+    assert found.tried == COUNT and grown < 600
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_damaged_checkpoint_is_refused_in_one_line_or_resumed_to_the_same_bits(run, tmp_path):
+    found, files = resume_damaged(run, tmp_path, range(COUNT // 2))
+    assert not found.faults, "\n".join(found.faults)
+    assert found.tried == 2 * (COUNT // 2) and files > 12
+    assert found.refused and found.read

@@ -21,7 +21,7 @@ from ..runtime.files import sha256_json
 from ..runtime.hub import public_name
 from ..runtime.limits import check_tokenizer
 from ..runtime.loading import load_model, load_tokenizer
-from ..runtime.processes import announced_processes
+from ..runtime.processes import Processes, announced_processes, held
 from .console import Result, is_quiet
 
 
@@ -30,11 +30,18 @@ def run_curvature_fit(options) -> Result | None:
 
     The folder is written when the fit is complete. One that was killed goes on from the folder `OUTPUT.unfinished`
     beside it when the command is given again.
+
+    Raises:
+        InputError: the folder holds something, or another process is writing it.
     """
-    output = Path(options.output)
+    output, state = Path(options.output), announced_processes()
+    with held(output, Processes(state), make=False):
+        return _fit(options, output, state)
+
+
+def _fit(options, output: Path, state) -> Result | None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is not an empty folder; choose another --output")
-    state = announced_processes()
     curvature = make_curvature(options.kind)
     texts = load_corpus(options.data, options.text, options.data_dir)
     tokenizer = load_tokenizer(options.model, required_for="reading the text")

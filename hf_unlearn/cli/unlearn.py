@@ -18,7 +18,7 @@ from ..methods.retain_fit import IN_PROGRESS
 from ..report.formats import format_settings
 from ..report.questions import compare_answers
 from ..report.request_page import write_request_report
-from ..runtime.processes import Processes, announced_processes
+from ..runtime.processes import Processes, announced_processes, held
 from ..trainer.config import UnlearnConfig
 from ..trainer.measures import before_and_after
 from ..trainer.records import row_notes
@@ -54,6 +54,13 @@ def run_unlearn(options) -> Result | None:
     request.make_method()  # refused before anything is loaded
     check_output(output, request.model)
     state = announced_processes()
+    with held(output, Processes(state, "the request")):
+        check_output(output, request.model)  # what another process was making when it was looked at first
+        return _serve(request, output, state)
+
+
+def _serve(request: Request, output: Path, state) -> Result | None:
+    """Look, unlearn, look again, and write."""
     if request.retain is None:
         logger.warning(NO_RETAIN)
     trainer, before = serve(request, output)

@@ -61,8 +61,11 @@ class Comparison:
         self.experiment, self.folder, self.progress = experiment, Path(output_dir), progress
         self.candidates: list[dict] = []
 
-    def run(self, before: Callable[["Cell"], None] = lambda cell: None) -> list[dict]:
-        """All rows of the table; `before` is called with the first cell before its lines run."""
+    def run(self, models: Path, before: Callable[["Cell"], None] = lambda cell: None) -> list[dict]:
+        """All rows of the table; `before` is called with the first cell before its lines run.
+
+        The best model of each cell is left below `models`, at the place that it shall have below the output folder.
+        """
         experiment = self.experiment
         places = list(itertools.product(experiment.kind.sizes(experiment), experiment.seeds))
         rows = []
@@ -86,8 +89,9 @@ class Comparison:
                 self.sections = problem.extra_sections(cell, found)
                 self.questions = cell.questions(found)
             best = cell.best(found)
-            on_main_process(lambda cell=cell, found=found: cell.save_best(found, cell.folder / "model"))
-            best["saved_as"] = (cell.folder / "model").relative_to(self.folder).as_posix()
+            place = (cell.folder / "model").relative_to(self.folder)
+            on_main_process(lambda cell=cell, found=found, place=place: cell.save_best(found, models / place))
+            best["saved_as"] = place.as_posix()
         return rows
 
 

@@ -1,18 +1,22 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Road from an experiment to its report, which `hf-unlearn demo` and the recipes share."""
 
+import contextlib
+import shutil
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..report.aggregates import aggregate
 from ..report.page import write_report
 from ..report.tables import format_table
 from ..report.vocabulary import vocabulary_of
-from ..runtime.folders import staged_folder
-from ..runtime.processes import on_main_process
+from ..runtime.folders import staged_folder, temporary_folder, writing
+from ..runtime.processes import Processes, held, on_main_process
 from ..runtime.provenance import record_run, without_places
+from ..runtime.published import MODEL_FILES
 from .comparison import Comparison
 from .planning import plans
 from .problems.kinds import KINDS
@@ -29,8 +33,14 @@ def run_experiment(experiment: Experiment, output_dir: str | Path, *, progress: 
     """Load, compare, and write the report; returns the rows of `results.json`.
 
     Raises:
-        InputError: data or models that cannot be had, or settings that do not fit them.
+        InputError: data or models that cannot be had, settings that do not fit them, or another process is at work in
+            the folder.
     """
+    with held(output_dir, Processes(PartialState(), "the comparison")):
+        return _run(experiment, Path(output_dir), progress)
+
+
+def _run(experiment: Experiment, output_dir: Path, progress: bool) -> list[dict]:
     comparison = Comparison(experiment, output_dir, progress=progress)
 
     def show_plans(cell):
@@ -44,21 +54,33 @@ def run_experiment(experiment: Experiment, output_dir: str | Path, *, progress: 
         # many times as long.
         torch.set_num_threads(1)
     try:
-        rows = comparison.run(show_plans)
-        # The report says on how many threads the numbers were made.
-        on_main_process(lambda: _publish(experiment, comparison, rows, output_dir))
+        with contextlib.ExitStack() as stack:
+            with writing(output_dir):
+                models = stack.enter_context(temporary_folder(output_dir, "models"))
+            rows = comparison.run(models, show_plans)
+            # The report says on how many threads the numbers were made.
+            on_main_process(lambda: publish(experiment, comparison, rows, output_dir, models))
     finally:
         torch.set_num_threads(threads)
     return rows
 
 
-def _publish(experiment: Experiment, comparison: Comparison, rows: list[dict], output_dir: str | Path):
-    """Write the report of a comparison that is done."""
+def publish(experiment: Experiment, comparison: Comparison, rows: list[dict], output_dir: Path, models: Path):
+    """Put the report of a comparison that is done, and the models that it speaks of, in their place together.
+
+    Raises:
+        WriteError: a file could not be written; report and models are those of before.
+    """
     budgets = sorted(set(map(experiment.kind.candidates, experiment.lines)))
     # Methods have their own lines in the report.
     written = without_places(experiment.written)
     settings = {key: value for key, value in written.items() if value and key not in ("title", "methods")}
-    with staged_folder(output_dir, ["kl.png"]) as staged:
+    places = [row["saved_as"] for row in rows if "saved_as" in row]
+    of_models = [f"{place}/{pattern}" for place in places for pattern in MODEL_FILES]
+    with staged_folder(output_dir, ["kl.png", *of_models]) as staged:
+        for place in places:
+            (staged / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(models / place, staged / place)
         write_report(
             staged,
             title=experiment.title,

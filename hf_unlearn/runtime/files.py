@@ -57,8 +57,10 @@ def check_names(names, source: Path):
             )
 
 
-def check_file(path: str | Path) -> os.stat_result:
+def check_file(path: str | Path, inside: bool = True) -> os.stat_result:
     """What the system says of a regular file that lies in its folder, or in the Hub's cache as a snapshot's files do.
+
+    `inside` False: it may be a link to a file elsewhere.
 
     Raises:
         InputError: there is none, or it is a folder, a pipe, or a link that leads out of the folder.
@@ -68,7 +70,7 @@ def check_file(path: str | Path) -> os.stat_result:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise InputError(f"{path} is no file; {AGAIN}")
-        if path.is_symlink():
+        if inside and path.is_symlink():
             folder = path.parent.resolve()
             snapshot = next((place for place in (folder, *folder.parents) if place.parent.name == "snapshots"), None)
             inside = folder if snapshot is None else snapshot.parents[1]

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import errno
 import glob
+import json
 import logging
 import os
 import platform
@@ -21,6 +22,8 @@ from ..errors import InputError, first_line
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
+MOVE_FILE = ".moving"
+TEMPORARY = re.compile(r"\.[^/\0]+\.\d+\.[0-9a-f]{16}\.part")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 # What a file system says that cannot exchange two folders, link files, or is mounted at the folder itself.
 UNABLE = {errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EBUSY, errno.ENOTSUP, errno.EPERM, errno.EMLINK}
@@ -148,14 +151,19 @@ def staged_folder(folder: str | Path, owned: Iterable[str] = ()):
     is deleted after that. Until the rename a reader, and whoever comes after a kill, sees the old folder as it was,
     from then on the new one; what a kill leaves is a hidden folder beside, which the next save removes. Where that
     cannot be (no Linux, a file system without exchange or links, a mount, the working directory, a parent that cannot
-    be written) files are moved into the folder one by one, what the `owned` patterns name last, in their order: then
-    a kill may leave a mixture.
+    be written) files are moved into the folder one by one, under the mark `.moving`: after a kill or a failure in
+    between, the next one of our readers or writers (`finish_move`) brings it to its end.
+
+    No other process may write the folder meanwhile (`locked`).
 
     Raises:
-        WriteError: a file could not be written; `folder` is as it was.
+        WriteError: a file could not be written; `folder` is as it was, or is finished by the next reader or writer.
+        InputError: another process holds the folder.
     """
     folder, owned = Path(folder).resolve(), tuple(owned)
     with contextlib.ExitStack() as stack, writing(folder):
+        stack.enter_context(locked(folder, make=False))
+        finish_move(folder)
         try:
             staging = stack.enter_context(temporary_folder(folder.parent, folder.name))
         except PermissionError:
@@ -211,17 +219,73 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def _move(staging: Path, folder: Path, owned: tuple[str, ...]):
-    files = [file.relative_to(staging) for file in staging.rglob("*") if not file.is_dir()]
-    order = lambda place: max((n for n, pattern in enumerate(owned) if _is_owned(place, (pattern,))), default=-1)
-    files.sort(key=lambda place: (order(place), place))
-    stale = [file for file in folder.rglob("*") if _is_owned(file.relative_to(folder), owned)]
-    for place in files:
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staging / place, folder / place)
-        flush((folder / place).parent)
-    for file in stale:
-        if file.relative_to(folder) not in files and not file.is_dir():
-            file.unlink()
+    """Move a set into a folder file by file, under a mark by which it is finished after a kill or failure."""
+    new = {file.relative_to(staging) for file in staging.rglob("*") if not file.is_dir()}
+    old = {file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir()}
+    stale = [place for place in old - new if _is_owned(place, owned) and TEMPORARY.fullmatch(place.parts[0]) is None]
+    # Under another name nobody takes it away when this fails.
+    rest = staging.with_name(re.sub(r"[^.]+(?=\.part$)", secrets.token_hex(8), staging.name))
+    folder.mkdir(exist_ok=True)
+    os.rename(staging, rest)
+    try:
+        with temporary_folder(folder, MOVE_FILE[1:]) as building:
+            mark = {"from": rest.name, "delete": sorted(map(str, stale))}
+            (building / MOVE_FILE).write_text(json.dumps(mark), encoding="utf-8")
+            flush(building / MOVE_FILE)
+            os.replace(building / MOVE_FILE, folder / MOVE_FILE)
+        flush(folder)
+    finally:
+        if not (folder / MOVE_FILE).exists():
+            os.rename(rest, staging)
+    _finish(rest, folder, mark["delete"])
+
+
+def _finish(staging: Path, folder: Path, stale: Iterable[str]):
+    """Move what is still there to move, delete what is to go, and take the mark away."""
+    for file in sorted(file for file in staging.rglob("*") if not file.is_dir()):
+        place = folder / file.relative_to(staging)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, place)
+        flush(place.parent)
+    for place in stale:
+        (folder / place).unlink(missing_ok=True)
+    flush(folder)
+    (folder / MOVE_FILE).unlink()
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def finish_move(folder: str | Path):
+    """Bring to its end what a killed process was moving into a folder file by file (`staged_folder`), if it was.
+
+    Whoever reads a set calls this first, as whoever writes one does.
+
+    Raises:
+        InputError: that cannot be done, or is another process's work at this moment.
+    """
+    folder = Path(folder)
+    file = folder / MOVE_FILE
+    if not os.path.lexists(file):
+        return
+    unfinished = f"{folder} holds a set of files that is half replaced"
+    try:
+        with locked(folder, make=False):
+            mark = json.loads(file.read_text(encoding="utf-8")) if not file.is_symlink() else {}
+            name, stale = mark.get("from"), mark.get("delete")
+            # Of a folder that came from elsewhere the mark may say anything.
+            plain = isinstance(name, str) and TEMPORARY.fullmatch(name) and isinstance(stale, list)
+            if not plain or not all(isinstance(place, str) and _is_inside(folder, place) for place in stale):
+                raise InputError(f"{file} is none of ours: save or download the folder again")
+            staging = next((place / name for place in (folder, folder.parent) if (place / name).is_dir()), None)
+            if staging is None:
+                raise InputError(f"{unfinished}, and the rest of them ({name}) is gone: save or download it again")
+            _finish(staging, folder, stale)
+            logger.warning(f"{unfinished}: it was brought to its end")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{unfinished}, which cannot be mended here ({first_line(error)})") from error
+
+
+def _is_inside(folder: Path, place: str) -> bool:
+    return (folder / place).parent.resolve().is_relative_to(folder.resolve())
 
 
 def _is_owned(place: Path, owned: tuple[str, ...]) -> bool:
@@ -229,24 +293,62 @@ def _is_owned(place: Path, owned: tuple[str, ...]) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path):
-    """Hold a folder (made when absent) for this process; it is let go at the end, however the process ends.
+def locked(folder: str | Path, make: bool = True):
+    """Hold a folder for this process: runs, and whoever puts a set in its place. Let go however the process ends.
 
-    The lock is the system's, on the file `.lock`, which goes at the end; one that a killed process left holds nobody.
+    The locks are the system's, on the files `.NAME.lock` beside the folder and `.lock` in it, which go at the end;
+    those that a killed process left hold nobody. There are two, for the folder may not be there yet, or be mounted
+    where its parent is another for each process, or cannot be written. A process may hold a folder more than once.
+
+    Args:
+        make: make the folder when absent; it goes again when it is empty at the end.
 
     Raises:
         InputError: another process holds it.
         WriteError: the folder cannot be written.
     """
+    folder = Path(folder).resolve()
+    with contextlib.ExitStack() as stack, writing(folder):
+        made, beside = make and not folder.exists(), True
+        name = os.fsdecode(os.fsencode(folder.name)[-200:])  # a file's name has 255 bytes at most
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_lock(folder.parent / f".{name}{LOCK_FILE}", folder))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            beside = False
+        if made:
+            folder.mkdir()
+        # An empty folder is replaced by one rename, which a file in it would forbid.
+        if make or (folder.is_dir() and (any(folder.iterdir()) or not beside)):
+            stack.enter_context(_lock(folder / LOCK_FILE, folder))
+        kept = stack.pop_all()
+    try:
+        yield
+    finally:
+        kept.close()
+        if made:
+            with contextlib.suppress(OSError):  # something is in it
+                folder.rmdir()
+
+
+_HELD: set[tuple[int, Path]] = set()
+
+
+@contextlib.contextmanager
+def _lock(file: Path, folder: Path):
     import fcntl
 
-    folder, file = Path(folder), Path(folder) / LOCK_FILE
+    # A fork inherits the set and holds nothing. Closing a second handle would let go of the first one's lock.
+    mine = (os.getpid(), file)
+    if mine in _HELD:
+        yield
+        return
     with contextlib.ExitStack() as stack:
         while True:
-            with writing(file):
-                folder.mkdir(parents=True, exist_ok=True)
-                handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-                stack.callback(os.close, handle)
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            stack.callback(os.close, handle)
             try:
                 # Not `flock`, which the workers of a data loader would go on holding when their parent is killed.
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -260,10 +362,12 @@ def locked(folder: str | Path):
                 logger.debug(f"{folder} is on a file system without locks: {error}")
             if file.exists() and file.stat().st_ino == os.fstat(handle).st_ino:
                 break  # else its last holder removed it between the two calls
-        with writing(file):
+        stack.callback(_HELD.discard, mine)
+        _HELD.add(mine)
+        try:
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{platform.node()}, process {os.getpid()}\n".encode(), 0)
-        try:
             yield
         finally:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what is left holds nobody
+                file.unlink()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError, first_line
 from .files import read_json, write_json
+from .folders import finish_move
 from .published import is_of_here, own_folders, published_files
 
 
@@ -110,9 +111,11 @@ def fetch_folder(path_or_repo: str | Path, revision: str | None, patterns: list[
     """A local folder: the one given, or the cached snapshot of those files of the Hub repository of that name.
 
     Raises:
-        InputError: there is neither.
+        InputError: there is neither, or a folder whose files are half replaced (`finish_move`).
     """
     if Path(path_or_repo).is_dir():
+        for folder in (Path(path_or_repo).resolve().parent, Path(path_or_repo)):  # `delta/` moves with its model
+            finish_move(folder)
         return Path(path_or_repo)
     if missing_folder(path_or_repo):
         raise InputError(f"the folder {path_or_repo} does not exist: correct the path")

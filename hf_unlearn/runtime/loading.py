@@ -10,7 +10,8 @@ import torch
 
 from ..errors import InputError, first_line
 from .checkpoints import Shards, shorten
-from .files import read_json
+from .files import check_file, open_safetensors, read_json
+from .folders import finish_move
 from .hub import missing_folder
 
 
@@ -139,20 +140,29 @@ def padding_id(tokenizer, model=None) -> int:
     return next((number for number in ids if number is not None), 0)
 
 
-def _check_folder(model: str):
+def _check_folder(model: str, base: bool = False):
     """Refuse a local folder whose files cannot be true before transformers builds what they ask for.
 
     Raises:
         InputError: a configuration is no JSON, or names numbers of layers that its weights do not have; a safetensors
-            file is cut short, or lies elsewhere.
+            file is cut short, or lies elsewhere; its files are half replaced (`finish_move`).
     """
     folder = Path(model)
     if not folder.is_dir():
         return
-    for file in sorted(folder.glob("*.json")):
-        content = read_json(file, None if file.name in ("tokenizer.json", "vocab.json") else {})
-        if file.name == "config.json":
-            config = content
+    finish_move(folder)
+    config = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".json":
+            content = read_json(file, None if file.name in ("tokenizer.json", "vocab.json") else {})
+            config = content if file.name == "config.json" else config
+            below = content.get("base_model_name_or_path") if file.name == "adapter_config.json" and not base else None
+            if isinstance(below, str) and "\0" not in below and Path(below).is_dir():
+                _check_folder(below, base=True)
+        elif file.exists() and not file.is_dir():
+            check_file(file, inside=False)  # whoever opens a pipe waits for ever
+    if (adapter := folder / "adapter_model.safetensors").exists():
+        open_safetensors(adapter)
     if not any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
         return
     weights = Shards(folder, "model.safetensors")

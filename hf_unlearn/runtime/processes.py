@@ -11,12 +11,14 @@ import atexit
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, LimitError, NumericalError, first_line
+from .folders import locked
 
 
 T = TypeVar("T")
@@ -179,6 +181,18 @@ def on_main_process(action: Callable[[], object]):
 
     state = PartialState()
     Processes(state, "writing").share(lambda: action() if state.is_main_process else None)
+
+
+@contextlib.contextmanager
+def held(folder: str | Path, processes: Processes, make: bool = True):
+    """Keep other runs out of an output folder (`locked`), which the main process holds for all. Collective.
+
+    Raises:
+        InputError: another run is at work there.
+    """
+    with contextlib.ExitStack() as stack:
+        processes.share(lambda: stack.enter_context(locked(folder, make)) if processes.rank == 0 else None)
+        yield
 
 
 def own(processes: Processes, work: Callable[[], T]) -> T:

@@ -24,7 +24,7 @@ from ..runtime.provenance import code_sha256
 from ..runtime.sharded import is_dtensor
 from .config import UnlearnConfig
 from .launch import check_launch
-from .run_folder import checkpoint_to_resume, claim_folder, held
+from .run_folder import checkpoint_to_resume, claim_folder, run_alone
 
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def at_work(trainer, folder: Path, resume: str | bool | None):
     processes = Processes(trainer.accelerator, "the start of training")
     main, identity = processes.rank == 0, trainer.run_identity()
     processes.agree({"code": code_sha256(), **identity, **trainer.method.compared(trainer)})
-    with held(folder, processes):
+    with run_alone(folder, processes):
         own(processes, lambda: claim_folder(folder, identity, write=main))
         checkpoint = own(processes, lambda: checkpoint_to_resume(folder, resume, clean=main))
         processes.agree({"checkpoint to resume from": checkpoint and Path(checkpoint).name})

@@ -12,8 +12,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..errors import InputError
 from ..runtime.files import read_json, sha256_file, write_json
-from ..runtime.folders import locked, settle, writing
-from ..runtime.processes import Processes
+from ..runtime.folders import settle, writing
+from ..runtime.processes import Processes, held
 
 
 logger = logging.getLogger(__name__)
@@ -51,20 +51,19 @@ def claim_folder(folder: Path, identity: dict, write: bool):
 
 
 @contextlib.contextmanager
-def held(folder: Path, processes: Processes):
+def run_alone(folder: Path, processes: Processes):
     """Keep other runs out of an output folder, and put back what a killed one had set aside in it. Collective.
 
     Raises:
         InputError: another run is at work there.
     """
-    with contextlib.ExitStack() as stack:
 
-        def enter():
-            stack.enter_context(locked(folder))
-            for aside in folder.glob(f".{PREFIX_CHECKPOINT_DIR}-*{ASIDE}"):
-                _put_back(aside)
+    def put_back():
+        for aside in folder.glob(f".{PREFIX_CHECKPOINT_DIR}-*{ASIDE}"):
+            _put_back(aside)
 
-        processes.share(lambda: enter() if processes.rank == 0 else None)
+    with held(folder, processes):
+        processes.share(lambda: put_back() if processes.rank == 0 else None)
         yield
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The command `hf-unlearn`: help, arguments, exit codes, transfer, push, demo."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import types
 
 import torch
 
+from hf_unlearn.runtime.folders import locked
 from hf_unlearn.version import __version__
 from tests.support.commands import WEIGHT, call
 from tests.support.hub_server import client_environment, hub_server
@@ -57,6 +59,37 @@ def test_transfer(delta, tiny_llama, tmp_path, capsys):
     assert call(*arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "not an empty folder" in error and error.count("\n") == 1
+
+
+def _hold(folder, ready, end):
+    with locked(folder, make=False):
+        ready.set()
+        end.wait(120)
+
+
+def test_an_output_that_another_process_writes_is_refused_in_one_line(delta, tiny_llama, tmp_path, capsys):
+    tiny_llama().save_pretrained(tmp_path / "model")
+    (tmp_path / "forget.jsonl").write_text('{"text": "one"}\n')
+    output, model = tmp_path / "out", ("--model", tmp_path / "model")
+    context = multiprocessing.get_context("fork")
+    ready, end = context.Event(), context.Event()
+    writer = context.Process(target=_hold, args=(output, ready, end))
+    writer.start()
+    assert ready.wait(60)
+    try:
+        for arguments in (
+            ("transfer", "--delta", delta, *model, "--output", output),
+            ("curvature", "fit", *model, "--data", tmp_path / "forget.jsonl", "--output", output),
+            ("unlearn", *model, "--method", "ga", "--forget", tmp_path / "forget.jsonl", "--output", output),
+            ("demo", "--output_dir", output),
+        ):
+            assert call(*arguments) == 2, arguments
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert error.startswith(f"error: {output} is in use by another run (") and f"{writer.pid})" in error, error
+            assert not output.exists()
+    finally:
+        end.set()
+        writer.join(60)
 
 
 def test_input_errors_are_one_line(delta, tmp_path, capsys):

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Folders that are replaced as a whole, and locks; failures and kills are in tests/test_failing_writes.py."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,15 @@ import torch
 from hf_unlearn.errors import InputError
 from hf_unlearn.runtime import folders
 from hf_unlearn.runtime.files import write_safetensors
-from hf_unlearn.runtime.folders import LOCK_FILE, locked, staged_folder, temporary_folder, writing
+from hf_unlearn.runtime.folders import (
+    LOCK_FILE,
+    MOVE_FILE,
+    finish_move,
+    locked,
+    staged_folder,
+    temporary_folder,
+    writing,
+)
 from tests.support.failing import visible
 
 
@@ -131,6 +140,72 @@ def test_a_folder_has_one_holder_at_a_time_and_a_killed_one_lets_go(tmp_path):
             second.join(60)
             assert second.exitcode == 1
         assert not (tmp_path / "run" / LOCK_FILE).exists()
+
+
+def _stage(folder, ready, end):
+    with staged_folder(folder) as staging:
+        (staging / "config").write_text("theirs")
+        ready.set()
+        end.wait(60)
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["over an old set", "new"])
+@pytest.mark.parametrize("first", [_stage, _hold], ids=["while another writes", "while another runs"])
+def test_a_second_writer_of_a_set_is_refused_in_one_line_and_harms_nothing(first, old, tmp_path):
+    folder = tmp_path / "set"
+    if old:
+        old_set(folder)
+    context = multiprocessing.get_context("fork")
+    ready, end = context.Event(), context.Event()
+    writer = context.Process(target=first, args=(folder, ready, end))
+    writer.start()
+    assert ready.wait(60)
+    before = visible(folder)
+    with pytest.raises(InputError, match=f"set is in use by another run .*process {writer.pid}") as e:
+        save(folder)
+    assert len(str(e.value).splitlines()) == 1 and visible(folder) == before
+    end.set()
+    writer.join(60)
+    assert writer.exitcode == 0
+    assert visible(folder) == before | ({"config": b"theirs"} if first is _stage else {})
+    save(folder)
+    assert visible(folder)["config"] == b"new" and [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert not list(folder.rglob(".*"))
+
+
+def test_a_process_holds_a_folder_until_its_last_hold_ends(tmp_path):
+    folder, context = tmp_path / "run", multiprocessing.get_context("fork")
+    with locked(folder):
+        for hold in (lambda: locked(folder), lambda: staged_folder(folder)):
+            with hold():
+                pass
+            second = context.Process(target=_hold, args=(folder, context.Event(), context.Event()))
+            second.start()
+            second.join(60)
+            assert second.exitcode == 1
+    assert not folder.exists()  # made by the first, and empty
+
+
+def test_a_mark_of_another_place_moves_and_deletes_nothing(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "x").write_text("mine")
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    rest = ".downloaded.host.1.0123456789abcdef.part"
+    for mark in (
+        {"from": "private", "delete": []},
+        {"from": f"../{rest}", "delete": []},
+        {"from": rest, "delete": ["../victim"]},
+        {"from": rest, "delete": [str(tmp_path / "victim")]},
+        {"from": rest, "delete": []},
+        ["from"],
+    ):
+        (folder / MOVE_FILE).write_text(json.dumps(mark))
+        with pytest.raises(InputError) as e:
+            finish_move(folder)
+        assert len(str(e.value).splitlines()) == 1
+    assert (tmp_path / "victim").exists() and (tmp_path / "private" / "x").exists()
 
 
 def test_what_cannot_be_read_is_not_called_unwritable(tmp_path):

@@ -8,8 +8,9 @@ import json
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -418,29 +419,78 @@ def damage(file: Path, rng: random.Random):
     file.write_bytes(content)
 
 
-def fuzz(kind: Kind, folder: Path, seeds) -> list[str]:
-    """What went wrong with one kind, one line a case: a traceback, or another result in silence."""
+class Hang(BaseException):
+    """A file took longer than it may."""
+
+
+@contextlib.contextmanager
+def within(seconds: int):
+    """Raise `Hang` in the body when it takes longer; not from the middle of a call into C."""
+
+    def ring(*_):
+        raise Hang(f"took longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@dataclass
+class Outcomes:
+    """How often a damaged file was refused in one line, and read; and what went wrong, one line a case.
+
+    `silent`: what a hash covers was read as something else, without a word.
+    """
+
+    tried: int = 0
+    refused: int = 0
+    read: int = 0
+    tracebacks: list[str] = field(default_factory=list)
+    hangs: list[str] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
+
+    @property
+    def faults(self) -> list[str]:
+        return self.tracebacks + self.hangs + self.silent
+
+    def add(self, case: str, read: Callable[[], object], is_right: Callable[[object], bool], seconds: int = 60):
+        """Read something damaged, and count what comes of it."""
+        self.tried += 1
+        try:
+            with contextlib.redirect_stderr(io.StringIO()), within(seconds):
+                found = read()
+            self.read += 1
+            if not is_right(found):
+                self.silent.append(f"{case}: another result in silence: {str(found)[:150]}")
+        except InputError as error:
+            self.refused += 1
+            if len(str(error).splitlines()) != 1:
+                self.tracebacks.append(f"{case}: several lines: {error}")
+        except Hang as error:
+            self.hangs.append(f"{case}: {error}")
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            self.tracebacks.append(f"{case}: {type(error).__name__}: {str(error)[:200]}")
+
+
+def fuzz(kind: Kind, folder: Path, seeds) -> Outcomes:
+    """Damage a file of one kind once for each seed, and read it."""
     made = folder / "made"
     made.mkdir(parents=True)
     kind.make(made)
     shutil.copytree(made, folder / "now", symlinks=True)
     shutil.move(made, folder / "kept")
     (folder / "now").rename(made)
-    expected, faults = kind.read(made), []
+    expected, outcomes = kind.read(made), Outcomes()
     for seed in seeds:
         shutil.rmtree(made)
         shutil.copytree(folder / "kept", made, symlinks=True)
         damage(made / kind.file, random.Random(f"{kind.file} {seed}"))
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                found = kind.read(made)
-            if kind.sealed and found != expected and found:
-                faults.append(f"{kind.file} seed {seed}: another result in silence: {str(found)[:150]}")
-        except InputError as error:
-            if len(str(error).splitlines()) != 1:
-                faults.append(f"{kind.file} seed {seed}: several lines: {error}")
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            faults.append(f"{kind.file} seed {seed}: {type(error).__name__}: {str(error)[:200]}")
-    return faults
+        is_right = lambda found: not kind.sealed or not found or found == expected
+        outcomes.add(f"{kind.file} seed {seed}", lambda: kind.read(made), is_right)
+    return outcomes
