@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..objectives import IGNORE, scored_labels, sequence_nll
+from ..objectives import IGNORE, logits_of, scored_labels, sequence_nll
 from ..runtime.limits import check_tokens
 from ..runtime.modules import is_causal, model_device, positions_behind_padding, takes_positions
 from ..runtime.processes import Processes
@@ -25,10 +25,10 @@ POSITIONS = ("start_positions", "end_positions")
 
 @dataclass
 class Rows:
-    """The rows of a batch that count: what the model takes (targets removed), and what it is compared with."""
+    """The rows of a batch that count: what the model takes (labels removed), and their labels (as in `objectives`)."""
 
     inputs: dict
-    targets: dict[str, Tensor]
+    labels: Tensor
     count: int
 
 
@@ -42,37 +42,38 @@ class Counts:
 
 
 def read_rows(batch: Mapping, causal: bool, device: torch.device, counts: Counts) -> Rows | None:
-    """Read a dataloader's dict; rows without a real token, or without a target, are left out and counted.
+    """Read a dataloader's dict; rows without a real token, or without a label, are left out and counted.
 
-    Targets are `labels`, of shape (B,) for classes and values, (B, C) for several labels at once, (B, T) for tokens
-    (shifted for causal models as transformers does), or `start_positions` and `end_positions` of answers.
+    Labels are of shape (B,) for classes and values, (B, T) for tokens (shifted for causal models as transformers
+    does), (B, 2, 1) for the ends of spans, which may also stand in `start_positions` and `end_positions`: a place
+    outside of the row is ignored.
 
     Raises:
-        InputError: no targets; a label that is not a number.
+        InputError: no labels; a label that is not a number.
     """
-    targets = {name: batch[name] for name in ("labels", *POSITIONS) if isinstance(batch.get(name), Tensor)}
-    if "labels" not in targets and not set(POSITIONS) <= set(targets):
+    labels, mask = batch.get("labels"), batch.get("attention_mask")
+    places = [batch[name] for name in POSITIONS if isinstance(batch.get(name), Tensor)]
+    if not isinstance(labels, Tensor) and len(places) == 2:
+        labels = torch.stack([place.reshape(-1) for place in places], 1)[:, :, None]
+        width = batch["input_ids"].shape[1]
+        labels = labels.masked_fill((labels < 0) | (labels >= width), IGNORE)
+    if not isinstance(labels, Tensor):
         raise InputError(
             "the dataloader yields no labels, and no start_positions and end_positions: add a labels column (classes, "
             "numbers for a regression, or tokens with -100 where none is predicted)"
         )
-    size = len(next(iter(targets.values())))
-    labels, mask = targets.get("labels"), batch.get("attention_mask")
+    size = len(labels)
     if not isinstance(mask, Tensor) or mask.dim() != 2:
-        mask = torch.ones(labels.shape if labels is not None and labels.dim() == 2 else (size, 1))
+        mask = torch.ones(labels.shape if labels.dim() == 2 else (size, 1))
     mask = mask.bool()
     real = mask.any(1)
-    if labels is None:
-        labelled = torch.ones(size, dtype=torch.bool, device=real.device)
-    elif labels.is_floating_point():
+    if labels.is_floating_point():
         if not bool(labels.isfinite().all()):
             raise InputError("a label of the data is no finite number: leave rows without labels out")
-        labelled = torch.ones(size, dtype=torch.bool, device=real.device)
     elif labels.dim() == 2 and labels.shape == mask.shape:
-        targets["labels"] = labels = scored_labels(labels, mask) if causal else labels.masked_fill(~mask, IGNORE)
-        labelled = (labels[:, 1:] if causal else labels).ne(IGNORE).any(1)
-    else:
-        labelled = labels.reshape(size, -1).ne(IGNORE).any(1)
+        labels = scored_labels(labels, mask) if causal else labels.masked_fill(~mask, IGNORE)
+    predicted = labels[:, 1:] if labels.dim() == 2 and causal else labels
+    labelled = predicted.reshape(size, -1).ne(IGNORE).any(1)
     kept = real & labelled.to(real.device)
     counts.samples += int(kept.sum())
     counts.padding += int((~real).sum())
@@ -87,7 +88,7 @@ def read_rows(batch: Mapping, causal: bool, device: torch.device, counts: Counts
         return (value[kept.to(value.device)] if rows else value).to(device)
 
     inputs = {name: take(value) for name, value in batch.items() if name not in ("labels", *POSITIONS)}
-    return Rows(inputs, {name: take(value) for name, value in targets.items()}, int(kept.sum()))
+    return Rows(inputs, take(labels), int(kept.sum()))
 
 
 def forward(model: nn.Module, rows: Rows):
@@ -106,61 +107,37 @@ def _generates(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "use_cache", False)) and is_causal(model)
 
 
-def sample_losses(model: nn.Module, outputs, targets: Mapping[str, Tensor]) -> Tensor:
-    """The loss of each row, (B,), as transformers defines it before it averages over rows.
+def sample_losses(model: nn.Module, outputs, rows: Rows) -> Tensor:
+    """The loss of each row, (B,): that of `objectives`, summed over the row's predictions.
 
-    Tokens' cross-entropies of a row are summed, not averaged: H is that of the summed loss, and a row of many tokens
-    weighs more. A row's squared errors are averaged over its values, its binary cross-entropies over its labels, and
-    its answer's over start and end; where a place lies outside of the window its term is left out.
-
-    Args:
-        model (`nn.Module`): for its `problem_type` and `num_labels`.
-        outputs: of the model, with `logits`, or `start_logits` and `end_logits`.
-        targets (`Mapping[str, Tensor]`): of `read_rows`.
+    Tokens' cross-entropies are summed, not averaged: H is that of the summed loss, and a row of many tokens weighs
+    more. So are those of a span's two ends; the loss of a regression is half of the squared error.
 
     Raises:
         InputError: labels that the outputs cannot be compared with.
     """
-    if "labels" not in targets:
-        places = [outputs[name] for name in ("start_logits", "end_logits")]
-        wanted = [targets[name].reshape(-1).clamp(0, places[0].shape[1]) for name in POSITIONS]
-        terms = [
-            F.cross_entropy(_fine(place), one, reduction="none", ignore_index=place.shape[1])
-            for place, one in zip(places, wanted, strict=True)
-        ]
-        return sum(terms) / 2
-    logits, labels = _fine(outputs if isinstance(outputs, Tensor) else outputs.logits), targets["labels"]
+    labels = rows.labels
+    logits = outputs if isinstance(outputs, Tensor) else logits_of(outputs, rows.inputs.get("attention_mask"))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if logits.dim() == 3:
         _check_classes(logits, labels, logits.shape[:2])
-        if is_causal(model):
-            return sequence_nll(logits, labels)[0]
-        return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORE).sum(1)
-    config = getattr(model, "config", None)
-    problem = getattr(config, "problem_type", None)
-    if problem is None and logits.shape[1] == 1:
-        problem = "regression"
-    if problem == "regression" or labels.is_floating_point():
-        if labels.numel() != logits.numel() or (problem != "regression" and labels.dim() == 1):
-            raise InputError(
-                f"labels of shape {tuple(labels.shape)} and {labels.dtype} are no classes, and the model gives "
-                f"{logits.shape[1]} values a row: give labels that fit its head"
-            )
-        wanted = labels.reshape(logits.shape).to(logits)
-        if problem == "regression":
-            return (logits - wanted).square().mean(1)
-        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
-    _check_classes(logits, labels.reshape(-1), logits.shape[:1])
-    return F.cross_entropy(logits, labels.reshape(-1), reduction="none")
-
-
-def _fine(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if not is_causal(model):
+            return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORE).sum(1)
+    elif logits.dim() == 2 and logits.shape[1] == 1:
+        labels = labels.reshape(-1).to(logits)
+    else:
+        labels = labels.reshape(-1) if logits.dim() == 2 and labels.numel() == len(logits) else labels
+        _check_classes(logits, labels, logits.shape[:-1])
+    return sequence_nll(logits, labels)[0]
 
 
 def _check_classes(logits: Tensor, labels: Tensor, shape: tuple[int, ...]):
+    if labels.is_floating_point() or labels.shape != shape:
+        raise InputError(
+            f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not fit outputs of shape "
+            f"{tuple(logits.shape)}: give labels that fit the model's head"
+        )
     classes = logits.shape[-1]
-    if labels.shape != shape:
-        raise InputError(f"labels of shape {tuple(labels.shape)} do not fit outputs of shape {tuple(logits.shape)}")
     known = labels[labels != IGNORE]
     if len(known) and not 0 <= int(known.min()) <= int(known.max()) < classes:
         raise InputError(

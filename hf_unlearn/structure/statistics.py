@@ -235,7 +235,7 @@ def mask_statistics(
     with measuring(model), MaskGradients(model, structures) as masks:
 
         def compute(rows: Rows, counted: bool):
-            sample_losses(model, forward(model, rows), rows.targets).sum().backward()
+            sample_losses(model, forward(model, rows), rows).sum().backward()
             gradients = masks.take()
             if counted:
                 own.add(gradients)
@@ -262,7 +262,7 @@ def summed_gradients(
     with measuring(model, chosen.values()):
 
         def compute(rows: Rows, counted: bool):
-            losses = sample_losses(model, forward(model, rows), rows.targets)
+            losses = sample_losses(model, forward(model, rows), rows)
             for name, gradient in zip(chosen, torch.autograd.grad(losses.sum(), chosen.values()), strict=True):
                 fine = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
                 if counted:

@@ -196,11 +196,11 @@ def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def rows_of(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Each row alone, without its padding; with it where it takes part, as in the choice of a place in the row."""
+    """Each row alone, without its padding."""
     rows = []
     for number in range(len(next(iter(batch.values())))):
         row = {name: value[number : number + 1] for name, value in batch.items()}
-        if "attention_mask" in row and "start_positions" not in row:
+        if "attention_mask" in row:
             real, width = row["attention_mask"][0].bool(), row["attention_mask"].shape[1]
             row = {name: value[:, real] if value.shape[1:] == (width,) else value for name, value in row.items()}
         rows.append(row)
@@ -208,12 +208,16 @@ def rows_of(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def row_loss(model: nn.Module, row: Mapping[str, Tensor]) -> Tensor:
-    """Oracle: transformers' own loss of one row without padding, times its predicted tokens where there are such.
+    """Oracle: transformers' own loss of one row without padding, times its predictions; of a regression half of it.
 
     For decoders it takes the logits in fp32, so theirs is written out.
     """
     outputs, labels = model(**row), row.get("labels")
-    if labels is None or labels.dim() == 1 or labels.is_floating_point():
+    if labels is None:
+        return 2 * outputs.loss
+    if labels.is_floating_point():
+        return outputs.loss / 2
+    if labels.dim() == 1:
         return outputs.loss
     if "past_key_values" not in outputs:
         return outputs.loss * labels.ne(-100).sum()
