@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_unlearn.data.squad import load_squad, tokenize_squad
+from hf_unlearn.data.squad import _span, load_squad, tokenize_squad
 from hf_unlearn.data.training import word_tokenizer
 from hf_unlearn.errors import InputError
 from tests.support.rows import write_lines
@@ -77,6 +77,14 @@ def test_windows_hold_the_answer_or_point_to_the_class_token(tokenizer):
     parts = [set(map(tuple, c[c[:, 0] >= 0].tolist())) for c, q in zip(windows.offsets, windows.questions) if q == 0]
     assert set().union(*parts) == {(m, m + len(w)) for w, m in _words()}
     assert all(len(one & other) == 3 for one, other in zip(parts, parts[1:]))
+
+
+def test_a_window_that_ends_with_the_answer_holds_it():
+    characters = np.array([[-1, -1], [0, 3], [4, 7], [8, 12], [-1, -1]])
+    for begin, end, expected in ((4, 12, (2, 3)), (0, 12, (1, 3)), (5, 6, (2, 2)), (4, 13, None), (8, 12, (3, 3))):
+        answers = {"text": ["x" * (end - begin)], "answer_start": [begin]}
+        assert _span(characters, answers) == expected
+    assert _span(characters[2:], {"text": ["abc"], "answer_start": [3]}) is None
 
 
 def _words():

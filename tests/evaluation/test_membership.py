@@ -51,6 +51,14 @@ def test_an_attack_by_brute_force():
     assert found.interval[0] < found.auc < found.interval[1]
 
 
+def test_the_share_found_at_a_false_positive_rate():
+    """Of a hundred others five may be taken for members, and no more: the threshold is the sixth highest."""
+    others = np.arange(100.0)
+    for members, share in (([94.5], 1), ([93.5], 0), ([94.0], 0), ([99.5, 94.1, 50.0, 0.0], 0.5)):
+        assert attack(members, others, fpr=0.05, resamples=2).tpr == share
+    assert attack([98.5, 99.5], others[:50], fpr=0.01, resamples=2).tpr == 1  # none of 50 may be
+
+
 def test_the_interval_covers_the_truth():
     """Normal scores, one deviation apart, have an AUC of 0.760; in 60 trials some three miss it."""
     truth, covered = stats.norm.cdf(1 / np.sqrt(2)), 0

@@ -101,6 +101,18 @@ def test_answers_are_the_best_of_all_spans(asked, longest, monkeypatch):
     assert found == ["" if nothing else text for nothing, text in zip(none, expected, strict=True)]
 
 
+def test_the_longest_span():
+    """Of tokens 0 to 5 the best ends are 1 and 4: a span of four tokens, where that many are allowed."""
+    start, end = np.array([0.0, 9, 0, 0, 0, 0]), np.array([0.0, 1, 0, 0, 9, 0])
+    characters = np.stack([np.arange(6), np.arange(1, 7)], 1)
+    for longest, expected in ((4, (18, slice(1, 5))), (3, (10, slice(1, 2)))):
+        squad.LONGEST, before = longest, squad.LONGEST
+        try:
+            assert squad._best_span(start, end, characters) == expected
+        finally:
+            squad.LONGEST = before
+
+
 def test_no_answer_where_the_class_token_is_best(asked):
     model, windows = asked
     with torch.no_grad():
