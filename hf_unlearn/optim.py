@@ -165,49 +165,54 @@ def step_in_fp32(optimizer: torch.optim.Optimizer):
     """Let an optimiser step weights of half precision as fp32 ones: its state holds these, and they are rounded.
 
     A step of AdamW is as long as its learning rate, whatever the weight: 1e-5 is a tenth of the spacing of bf16
-    numbers at 0.02, and would be lost, step after step. Moments are fp32 too: 12 bytes a weight beside its own 2.
-    Weights spread over processes (FSDP2) stay as they are.
+    numbers at 0.02, and would be lost, step after step. Moments are fp32 too: 12 bytes a weight beside its own 2, of
+    weights spread over processes (FSDP2) those of a process's own part.
     """
-    held: dict[torch.nn.Parameter, tuple[torch.Tensor, torch.Tensor | None]] = {}
+    # Inside a step, and while a state is loaded, fp32 twins stand in the groups in the place of the weights.
+    twins: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
 
     def enter(optimizer, *args):
         for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.dtype in HALF and not is_dtensor(parameter):
-                    held[parameter] = parameter.data, parameter.grad
-                    # Taken out: optimisers begin their own state where there is none.
-                    state = optimizer.state.get(parameter, {})
-                    kept = state.pop("fp32", None)
-                    # Adagrad begins its own when it is made, in the type that the weights had then.
-                    state |= {key: value.float() for key, value in state.items() if getattr(value, "dtype", 0) in HALF}
-                    parameter.data = parameter.data.float() if kept is None else kept
-                    parameter.grad = None if parameter.grad is None else parameter.grad.float()
+            group["params"] = [
+                twin_of(parameter) if parameter.dtype in HALF else parameter for parameter in group["params"]
+            ]
 
-    def leave(parameter: torch.nn.Parameter, values: torch.Tensor | None):
-        half, gradient = held[parameter]
-        if values is not None:
-            optimizer.state[parameter]["fp32"] = values
-            half.copy_(values)
-        parameter.grad, parameter.data = None, half
-        parameter.grad = gradient
+    def twin_of(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+        state = optimizer.state.pop(parameter, {})
+        # Taken out: optimisers begin their own state where there is none.
+        values = state.pop("fp32", None)
+        twin = torch.nn.Parameter(parameter.detach().float() if values is None else values)
+        twin.grad = None if parameter.grad is None else parameter.grad.float()
+        if state:
+            # Adagrad begins its own when it is made, in the type that the weights had then.
+            optimizer.state[twin] = {
+                key: value.float() if getattr(value, "dtype", None) in HALF else value for key, value in state.items()
+            }
+        twins[twin] = parameter
+        return twin
 
-    def stepped(optimizer, *args):
-        for parameter, (_, gradient) in held.items():
+    @torch.no_grad()
+    def leave(optimizer, *args):
+        for group in optimizer.param_groups:
+            group["params"] = [twins.get(parameter, parameter) for parameter in group["params"]]
+        for twin, parameter in twins.items():
+            state = optimizer.state.pop(twin, {})
             # What has never been stepped has no state, and AdamW would miss its own in one that is begun for it.
-            known = gradient is not None or optimizer.state.get(parameter) is not None
-            leave(parameter, parameter.data if known else None)
-        held.clear()
+            if state or twin.grad is not None:
+                values = state.pop("fp32", twin.detach())  # a state that was loaded brings its own
+                parameter.copy_(values)
+                optimizer.state[parameter] = {**state, "fp32": values}
+        twins.clear()
 
-    def loaded(optimizer):
-        # torch has cast what it read to the type that the weights have meanwhile.
-        for parameter in held:
-            leave(parameter, optimizer.state.get(parameter, {}).get("fp32"))
-        held.clear()
+    def load(optimizer, *args):
+        enter(optimizer)
+        for twin in twins:
+            twin.grad = None  # nothing is stepped
 
     optimizer.register_step_pre_hook(enter)
-    optimizer.register_step_post_hook(stepped)
-    optimizer.register_load_state_dict_pre_hook(enter)
-    optimizer.register_load_state_dict_post_hook(loaded)
+    optimizer.register_step_post_hook(leave)
+    optimizer.register_load_state_dict_pre_hook(load)
+    optimizer.register_load_state_dict_post_hook(leave)
 
 
 def fp32_weights(optimizer: torch.optim.Optimizer | None) -> dict[torch.nn.Parameter, torch.Tensor]:

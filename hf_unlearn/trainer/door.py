@@ -16,12 +16,10 @@ from ..curvature.targets import unwrap
 from ..data.rows import fingerprint_rows
 from ..errors import InputError, first_line, input_errors
 from ..methods.base import Method
-from ..optim import HALF
 from ..runtime.checkpoints import tied_names
 from ..runtime.modules import is_peft
 from ..runtime.processes import Processes, own
 from ..runtime.provenance import code_sha256
-from ..runtime.sharded import is_dtensor
 from .config import UnlearnConfig
 from .launch import check_launch
 from .run_folder import checkpoint_to_resume, claim_folder, run_alone
@@ -192,8 +190,6 @@ def check_start(trainer):
     if processes.size > 1:
         processes.agree(own(processes, lambda: _identity(trainer)))
     own(processes, lambda: _check_end(trainer))
-    if (trainer.is_fsdp_enabled or trainer.is_sharded) and not trainer.method.own_update:
-        _warn_of_rounding(trainer)
 
 
 @contextlib.contextmanager
@@ -234,22 +230,6 @@ def _identity(trainer) -> dict:
             if rows is not None
         },
     }
-
-
-def _warn_of_rounding(trainer):
-    """Say how many weights a step of the learning rate cannot move, where none are kept in fp32 (`step_in_fp32`)."""
-    count = lost = 0
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad and parameter.dtype in HALF:
-            weight = parameter.detach().to_local() if is_dtensor(parameter) else parameter.detach()
-            # Half the spacing at w is w eps / 2 at most, and half of that at least.
-            lost += int((weight.abs() * torch.finfo(weight.dtype).eps / 4 > trainer.args.learning_rate).sum())
-            count += weight.numel()
-    if lost:
-        logger.warning(
-            f"{lost / count:.0%} of the half-precision weights do not move by a step of {trainer.args.learning_rate}, "
-            "which is rounded away where a model is spread over processes: load it in fp32 and set bf16=True"
-        )
 
 
 def _check_end(trainer):

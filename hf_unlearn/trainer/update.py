@@ -14,7 +14,7 @@ from ..objectives import logits_of
 from ..optim import fp32_weights
 from ..runtime.checkpoints import base_tensors, can_merge, merged_weights, tied_names
 from ..runtime.modules import evaluation_mode, is_peft, model_inputs
-from ..runtime.sharded import whole_on_cpu
+from ..runtime.sharded import reshard, whole_on_cpu
 
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ def update_of(trainer) -> UpdateDelta:
         return UpdateDelta(base_tensors(trainer.method.changes(trainer)), delta_config(base_tensors(before), **about))
     if trainer.merged_before:
         return UpdateDelta.between(trainer.merged_before, merged_adapter(trainer), **about)
+    # An optimiser knows the parts of weights that FSDP2 may have put whole in their place.
+    reshard(trainer.model)
     fp32 = fp32_weights(trainer.optimizer)
     named = itertools.chain(trainer.model.named_parameters(), trainer.model.named_buffers())
     now = {name: fp32.get(weight, weight) for name, weight in named if name in before}
