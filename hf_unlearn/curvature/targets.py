@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..runtime.checkpoints import base_tensors
 from ..runtime.files import sha256_json
 from ..runtime.modules import is_peft
 
@@ -268,16 +269,21 @@ def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def covered_share(model: nn.Module, targets: Iterable[str]) -> float | None:
-    """Which part of the MLPs' parameters the targets are; None for a model without routed experts, who are never."""
-    experts = sum(parameter.numel() for parameter in expert_weights(model).values())
-    if not experts:
+    """Which part of the MLPs' parameters the targets are; None where no routed experts are left out of them.
+
+    Args:
+        targets: names in the model, or in the base model of an adapter.
+    """
+    targets, experts = base_tensors(dict.fromkeys(targets)), base_tensors(expert_weights(model))
+    if experts.keys() <= targets.keys():
         return None
     mlp = {
-        f"{name}.weight": module.weight.numel()
+        f"{name}.weight": module.weight
         for name, module in linear_modules(model).items()
         if any(map(MLP_LINEARS.fullmatch, _aliases(name)))
     }
-    return sum(mlp.get(name, 0) for name in targets) / (sum(mlp.values()) + experts)
+    sizes = {name: weight.numel() for name, weight in (base_tensors(mlp) | experts).items()}
+    return sum(size for name, size in sizes.items() if name in targets) / sum(sizes.values())
 
 
 def tell_covered_share(model: nn.Module, targets: Iterable[str]) -> float | None:
@@ -285,11 +291,17 @@ def tell_covered_share(model: nn.Module, targets: Iterable[str]) -> float | None
     share = covered_share(model, targets)
     if share is not None:
         logger.warning(
-            f"{', '.join(_grouped(expert_weights(model)))} are routed experts, which no curvature covers and no step "
-            f"changes: {share:.0%} of the MLP parameters are covered; what the experts know stays, unless a "
-            "first-order method is used"
+            f"{', '.join(_grouped(expert_weights(model)))} are routed experts, and not all of them are changed: "
+            f"{share:.0%} of the MLP parameters are covered; what the others know stays: first-order methods on all "
+            "weights, or on an adapter with target_parameters, change them"
         )
     return share
+
+
+def uncovered(model: nn.Module, targets: Iterable[str]) -> str:
+    """`covered_share` as the end of a line of a plan; empty where there is nothing to tell."""
+    share = covered_share(model, targets)
+    return "" if share is None else f"; {share:.0%} of the MLP parameters: experts are not covered"
 
 
 def factor_dtype(weight: torch.Tensor) -> torch.dtype:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..curvature import Curvature, plan, select_targets
-from ..curvature.targets import covered_share, tell_covered_share
+from ..curvature.targets import uncovered
 from ..errors import InputError, LimitError, NumericalError
 from ..evaluation.sample_kl import SampleKL
 from ..evaluation.specificity import TokenKL
@@ -56,7 +56,7 @@ class NaturalGradient(Method):
     def __post_init__(self):
         super().__post_init__()
         self._chosen: dict[str, float | None] = {}
-        self._covered: dict[str, float] = {}
+        self._fitted_on: dict[str, int] = {}
         self._before_step: Callable[[NaturalGradientAscent], None] | None = None
         self._frozen = contextlib.ExitStack()
         self._meter: TokenKL | SampleKL | None = None
@@ -127,8 +127,7 @@ class NaturalGradient(Method):
         rows = len(run.retain_dataset)
         if self.retain_samples is not None and self.retain_samples > rows:
             logger.warning(f"retain_samples is {self.retain_samples} but there are {rows} retain rows: all are taken")
-        share = tell_covered_share(run.model, self.targets(run.model))
-        self._covered = {} if share is None else {"mlp_parameters_covered": share}
+        self._fitted_on = {}
         dampings = self.damping if isinstance(self.damping, list | tuple) else None
         self._search = StepSearch(run, dampings, self.kl_budget) if self.searches else None
         self._curvature, self._given = self.make_curvature(run)
@@ -174,11 +173,11 @@ class NaturalGradient(Method):
             raise InputError(f"{name}: the KL cannot be measured here: give kl_rows that are few enough")
 
     def on_log(self, run):
-        return self._optimizer.diagnostics | self._covered
+        return self._optimizer.diagnostics
 
     def account(self):
         chosen = [] if self._search is None else [step._asdict() for step in self._search.chosen]
-        return super().account() | self._covered | ({"chosen_steps": chosen} if chosen else {})
+        return super().account() | self._fitted_on | ({"chosen_steps": chosen} if chosen else {})
 
     def _measure(self, run: Run):
         """The KL after a step, into the optimiser's diagnostics; one above the limit takes all steps back.
@@ -237,10 +236,12 @@ class NaturalGradient(Method):
             return
         with run.weights_of_base() if wanted != steps_taken else contextlib.nullcontext():
             if wanted > 0 or not self._given:
+                rows = run.retain_dataset if self._search is None else self._search.fitted
+                self._fitted_on = {"curvature_rows": min(self.retain_samples or len(rows), len(rows))}
                 fit_on_retain(
                     run,
                     self._curvature,
-                    run.retain_dataset if self._search is None else self._search.fitted,
+                    rows,
                     target_modules=self.target_modules,
                     fisher=self.fisher,
                     rows=self.retain_samples,
@@ -258,14 +259,13 @@ class NaturalGradient(Method):
             )
 
     def plan(self, model, stage: StageSize):
-        weights = self.targets(model).values()
+        weights = self.targets(model)
         rows = min(self.retain_samples or stage.retain_rows, stage.retain_rows)
-        share = covered_share(model, self.targets(model))
-        covered = "" if share is None else f"; {share:.0%} of the MLP parameters: experts are not covered"
         fit = {"kind": self.curvature, "target_modules": self.target_modules}
         return [
             f"{self.steps} step{'s' * (self.steps > 1)} of {self.forget_batch_size or stage.forget_rows} rows",
-            f"targets: {len(weights)} weights, {sum(p.numel() for p in weights) / 1e6:,.1f} M parameters{covered}",
+            f"targets: {len(weights)} weights, {sum(p.numel() for p in weights.values()) / 1e6:,.1f} M parameters"
+            + uncovered(model, weights),
             str(plan(model, **fit, sequences=rows, sequence_length=stage.length)),
         ]
 

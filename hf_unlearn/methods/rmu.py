@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import objectives
 from ..curvature import select_targets
+from ..curvature.targets import uncovered
 from ..errors import InputError
 from ..runtime.fields import Range
 from ..runtime.modules import trainable
@@ -88,7 +89,7 @@ class RMU(Method):
 
     def plan(self, model, stage):
         _, chosen = choose_weights(model, self.layer, self.layers)
-        return [f"moves {', '.join(chosen)}"]
+        return [f"moves {', '.join(chosen)}{uncovered(model, chosen)}"]
 
     def loss(self, model, inputs, counts):
         parts, total = {}, 0.0

@@ -181,30 +181,72 @@ def merged_weights(model) -> dict[str, torch.Tensor]:
         InputError: its adapter is none that can be merged (prompts), or tunes one of several names of a tied weight,
             which the base model could not hold.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    merged, inside = {}, ()
+    tuned_names(model)
     reshard(model)
-    for name, layer in model.named_modules():
-        if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper) and not name.startswith(inside or ("\0",)):
-            inside += (f"{name}.",)
-            merged |= {f"{name}.base_layer.{key}": tensor for key, tensor in _merge(layer)}
-    if not merged:
+    merged = _beside_adapters(model)
+    for name, layer in _wrappers(model).items():
+        merged |= {f"{name}.base_layer.{key}": tensor for key, tensor in _merge(layer)}
+    return base_tensors({name: whole(tensor.detach()).float().cpu().clone() for name, tensor in merged.items()})
+
+
+def tuned_names(model) -> set[str]:
+    """Base names of the weights that a PEFT model's adapters change, and of those that are trained beside them.
+
+    Raises:
+        InputError: as `merged_weights`, without its work.
+    """
+    wrappers = _wrappers(model)
+    if not wrappers:
         raise InputError("this adapter cannot be merged into weights, so there is no update to report: use LoRA")
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and name.startswith("base_model.model.") and not name.startswith(inside):
-            merged[name] = parameter
-    merged = {name: whole(tensor.detach()).float().cpu().clone() for name, tensor in merged.items()}
-    merged = base_tensors(merged)
+    inside = (f"{name}.base_layer.{key}" for name, layer in wrappers.items() for key in _tuned(layer))
+    tuned = set(base_tensors(dict.fromkeys([*_beside_adapters(model), *inside])))
     for group in tied_names(model):
-        alone = [name for name in group if name in merged]
+        alone = tuned.intersection(group)
         if alone and len(alone) < len(group):
             raise InputError(
                 f"{shorten(group)} are one tied weight and the adapter tunes {shorten(alone)} alone, which the base "
                 "model cannot hold: set ensure_weight_tying=True in its configuration, or leave it out of it"
             )
-    return merged
+    return tuned
+
+
+def _wrappers(model) -> dict[str, torch.nn.Module]:
+    """Name -> what PEFT has put around a module of the base model; of one in another the outer one."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    found = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper) and not name.startswith(_places(found)):
+            found[name] = layer
+    return found
+
+
+def _places(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{name}." for name in names)
+
+
+def _beside_adapters(model) -> dict[str, torch.nn.Parameter]:
+    """The base model's own parameters that are trained beside its adapters (`bias="all"`)."""
+    inside = _places(_wrappers(model))
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and name.startswith("base_model.model.") and not name.startswith(inside)
+    }
+
+
+def _tuned(layer) -> list[str]:
+    """Names of the parameters that an adapter changes in the module that it wraps."""
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    if isinstance(layer, ModulesToSaveWrapper):
+        return [name for name, _ in layer.modules_to_save[layer.active_adapters[0]].named_parameters()]
+    if isinstance(layer, TrainableTokensWrapper):
+        return ["weight"]
+    # Parameters that are tuned by themselves (`target_parameters`), one wrapper in another.
+    alone = [one.parameter_name for one in layer.modules() if hasattr(one, "parameter_name")]
+    return alone or [name for name, _ in layer.get_base_layer().named_parameters()]
 
 
 def _merge(layer):

@@ -98,7 +98,7 @@ def card_context(trainer, delta: UpdateDelta) -> dict:
         "unlearned": cost | measured["unlearned"],
         "measured_on": measured["measured_on"],
         "hardware": accelerators if accelerators != "none" else facts["processors"],
-        "facts": {**_further_costs(trainer), **trainer.method.account()},
+        "facts": {**_further_costs(trainer), **trainer.covered, **trainer.method.account()},
         "retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
         "row_notes": row_notes(trainer.row_counts),
         "answers": said["answers"],
@@ -140,5 +140,6 @@ def request_record(trainer) -> dict:
         "forget_sha256": fingerprint_rows(trainer.forget_dataset),
         "metrics": {key: value for entry in history for key, value in entry.items() if key != "step"},
         "cost": trainer.cost,
+        **trainer.covered,
         **trainer.method.account(),
     }

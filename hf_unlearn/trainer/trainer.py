@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import objectives
+from ..curvature.targets import tell_covered_share
 from ..data.collators import UnlearnCollator, default_collator, real_tokens
 from ..data.preparing import Preparation, with_other_answers
 from ..data.rows import PairedRows, fingerprint_rows
@@ -35,7 +36,7 @@ from .publishing import find_repository, push, save_whole, save_with_update
 from .records import check_description, request_record
 from .run_folder import IDENTITY_ARGUMENTS, RUN_FILE, whole_checkpoint
 from .sets import prepare_sets
-from .update import merged_adapter, moving_tensors, update_of
+from .update import changed_names, merged_adapter, moving_tensors, update_of
 
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,7 @@ class UnlearnTrainer(Trainer):
         self._parts_since, self._begun = 0, False
         self.base_weights: dict[str, torch.Tensor] = {}
         self.merged_before: dict[str, torch.Tensor] = {}
+        self.covered: dict[str, float] = {}  # what to tell of routed experts that stay as they are
         rows = self.retain_dataset if method.retain_alone else self.forget_dataset
         if method.paired:
             rows = PairedRows(self.forget_dataset, self.retain_dataset, args.seed, alternative)
@@ -175,6 +177,8 @@ class UnlearnTrainer(Trainer):
             self.base_weights, folder = whole_on_cpu(moving_tensors(self)), Path(self.args.output_dir)
             try:
                 self.merged_before = merged_adapter(self)
+                share = tell_covered_share(self.model, changed_names(self))
+                self.covered = {} if share is None else {"mlp_parameters_covered": share}
                 checkpoint = inside.enter_context(at_work(self, folder, resume_from_checkpoint))
             except InputError:
                 self.base_weights = {}  # nothing has run yet
@@ -304,7 +308,7 @@ class UnlearnTrainer(Trainer):
             steps = self.state.global_step - self._parts_since
             logs |= {name: value / steps for name, value in zip(names, values.tolist())}
             self._parts = {}
-            logs |= self.method.on_log(self)
+            logs |= self.method.on_log(self) | self.covered
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs):

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import logging
 import warnings
+from collections.abc import Iterable
 
 import torch
 
@@ -12,7 +13,7 @@ from ..deltas import UpdateDelta, delta_config
 from ..errors import InputError, first_line
 from ..objectives import logits_of
 from ..optim import fp32_weights
-from ..runtime.checkpoints import base_tensors, can_merge, merged_weights, tied_names
+from ..runtime.checkpoints import base_tensors, can_merge, merged_weights, tied_names, tuned_names
 from ..runtime.modules import evaluation_mode, is_peft, model_inputs
 from ..runtime.sharded import reshard, whole_on_cpu
 
@@ -40,8 +41,17 @@ def merged_adapter(trainer) -> dict[str, torch.Tensor]:
     """Empty where what moves is compared as it is: no adapter, or one that changes no weights."""
     if not (is_peft(trainer.model) and can_merge(trainer.model)):
         return {}
-    merged = merged_weights(trainer.model)  # which refuses what could not be saved, whatever the method changes
-    return {} if trainer.method.own_update else merged
+    if trainer.method.own_update:
+        tuned_names(trainer.model)  # which refuses what could not be saved, whatever the method changes
+        return {}
+    return merged_weights(trainer.model)
+
+
+def changed_names(trainer) -> Iterable[str]:
+    """The weights that a run may change, also by an adapter, by the base model's names."""
+    if is_peft(trainer.model) and can_merge(trainer.model) and not trainer.method.own_update:
+        return tuned_names(trainer.model)
+    return trainer.base_weights
 
 
 def update_of(trainer) -> UpdateDelta:

@@ -6,6 +6,7 @@ import torch
 
 from hf_unlearn import KFade
 from hf_unlearn.errors import InputError, NumericalError
+from hf_unlearn.trainer.records import request_record
 from tests.support.methods import (
     MLP,
     CountingKFAC,
@@ -222,8 +223,10 @@ def test_sweep_refuses_what_it_cannot_do(tmp_path):
 def test_what_a_step_on_experts_covers_stands_in_log_and_ledger(tmp_path, caplog):
     trainer, _ = run(kfade(retain_samples=30), tmp_path, make_experts())
     assert logged(trainer, "mlp_parameters_covered") == [pytest.approx(0.25)]
-    assert trainer.method.account() == {"mlp_parameters_covered": pytest.approx(0.25)}
+    record = request_record(trainer)
+    assert record["mlp_parameters_covered"] == pytest.approx(0.25) and record["curvature_rows"] == 24
     assert "25% of the MLP parameters are covered" in caplog.text
     assert "retain_samples is 30 but there are 24 retain rows: all are taken" in caplog.text
     trainer, _ = run(kfade(retain_samples=24), tmp_path / "dense")
-    assert trainer.method.account() == {} and not logged(trainer, "mlp_parameters_covered")
+    assert trainer.covered == {} and trainer.method.account() == {"curvature_rows": 24}
+    assert not logged(trainer, "mlp_parameters_covered")

@@ -82,8 +82,8 @@ def assert_same_results(one, other, case):
 
 
 def watch():
-    """End this process in two minutes from now, so that none waits for another for ever."""
-    faulthandler.dump_traceback_later(120, exit=True)
+    """End this process in five minutes from now, so that none waits for another for ever."""
+    faulthandler.dump_traceback_later(300, exit=True)
 
 
 def launched():

@@ -6,8 +6,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from hf_unlearn import FirstOrder, UnlearnConfig, UnlearnTrainer
+from hf_unlearn import FirstOrder, KFade, UnlearnConfig, UnlearnTrainer
 from hf_unlearn.errors import InputError
+from hf_unlearn.runtime.checkpoints import tuned_names
 from tests.support.trainers import FORGET, RETAIN
 
 
@@ -27,13 +28,13 @@ def mixtral():
     return MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)).eval()
 
 
-def unlearned(model, folder, config=None, **lora):
+def unlearned(model, folder, config=None, method=None, **lora):
     args = UnlearnConfig(
         output_dir=str(folder), max_steps=3, learning_rate=5e-2, per_device_train_batch_size=4, save_strategy="no",
         report_to=[], use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
     config = LoraConfig(r=4, task_type="CAUSAL_LM", **lora) if lora else config
-    trainer = UnlearnTrainer(model, FirstOrder("grad_diff"), args, FORGET, RETAIN, peft_config=config)
+    trainer = UnlearnTrainer(model, method or FirstOrder("grad_diff"), args, FORGET, RETAIN, peft_config=config)
     trainer.train()
     return trainer
 
@@ -60,6 +61,8 @@ ADAPTERS = {
 def test_base_and_delta_are_the_model_in_memory(name, tmp_path):
     trainer = unlearned(qwen2(tied=False), tmp_path, **ADAPTERS[name])
     delta = trainer.update_delta()
+    # Names alone tell what merging would give.
+    assert tuned_names(trainer.model) == trainer.merged_before.keys() >= delta.tensors.keys()
     together = delta.apply_to(qwen2(tied=False))
     assert (logits(together) - logits(qwen2(tied=False))).abs().max() > 1e-2  # it did something
     torch.testing.assert_close(logits(together), logits(trainer.model), atol=1e-5, rtol=1e-5)
@@ -88,9 +91,12 @@ def test_adapters_that_keep_a_weight_tied_have_it_once_in_the_delta(adapter, tmp
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
     ],
 )
-def test_an_adapter_on_one_name_of_a_tied_weight_is_refused_before_any_work(adapter, tmp_path):
-    with pytest.raises(InputError, match="one tied weight and the adapter tunes .* alone"):
-        unlearned(qwen2(tied=True), tmp_path, **adapter)
+def test_an_adapter_on_one_name_of_a_tied_weight_is_refused_before_any_work(adapter, tmp_path, monkeypatch):
+    # Not even to find that out is anything merged.
+    monkeypatch.setattr("hf_unlearn.runtime.checkpoints._merge", None)
+    for method in (FirstOrder("grad_diff"), KFade(step_norm=0.01)):
+        with pytest.raises(InputError, match="one tied weight and the adapter tunes .* alone"):
+            unlearned(qwen2(tied=True), tmp_path, method=method, **adapter)
     assert not list(tmp_path.glob("checkpoint-*"))
 
 

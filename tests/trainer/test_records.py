@@ -6,11 +6,13 @@ from peft import LoraConfig
 from hf_unlearn import FirstOrder, KFade
 from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
+from hf_unlearn.methods.base import StageSize
+from hf_unlearn.methods.rmu import RMU
 from hf_unlearn.runtime.hub import PLACE
-from hf_unlearn.trainer.records import check_description, row_notes
+from hf_unlearn.trainer.records import card_context, check_description, request_record, row_notes
 from tests.support.hub_server import Fault, hub_server, known_here
-from tests.support.models import make_llama
-from tests.support.trainers import make_trainer, trained_llama
+from tests.support.models import make_experts, make_llama
+from tests.support.trainers import logged, make_trainer, trained_llama
 
 
 def saved_card(folder, method, **arguments):
@@ -133,6 +135,40 @@ def test_a_description_is_checked_before_any_work(kind, tmp_path):
 def test_a_description_is_words_or_a_dict():
     assert check_description(None) == {} and check_description("x") == {"forget": "x"}
     assert check_description({"forget": "x", "license": None}) == {"forget": "x"}
+
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+# Of two layers: 4 experts of 3 x 16 x 24 numbers beside one shared MLP of 3 x 16 x 32.
+ALL = 2 * (4 * 3 * 16 * 24 + 3 * 16 * 32)
+
+
+@pytest.mark.parametrize(
+    "method, lora, covered",
+    [
+        (FirstOrder("rmu", layer=1), {}, 2 * 16 * 32 / ALL),
+        (FirstOrder("grad_diff"), {}, None),
+        (FirstOrder("grad_diff"), {"target_modules": ["up_proj"]}, 2 * 16 * 32 / ALL),
+        (FirstOrder("grad_diff"), {"target_modules": ["q_proj"], "target_parameters": EXPERTS}, None),
+        (
+            FirstOrder("grad_diff"),
+            {"target_modules": ["q_proj"], "target_parameters": EXPERTS[1:]},
+            2 * 4 * 16 * 24 / ALL,
+        ),
+    ],
+    ids=["rmu", "all", "lora", "lora on experts", "lora on a third of them"],
+)
+def test_experts_that_stay_as_they_are_stand_in_log_ledger_and_card(method, lora, covered, tmp_path, caplog):
+    adapter = {"peft_config": LoraConfig(r=2, **lora)} if lora else {}
+    trainer = make_trainer(make_experts(), method, tmp_path, max_steps=1, **adapter)
+    trainer.train()
+    facts = card_context(trainer, trainer.update_delta())["facts"]
+    for told in (trainer.covered, request_record(trainer), facts):
+        assert told.get("mlp_parameters_covered") == (covered and pytest.approx(covered))
+    assert logged(trainer, "mlp_parameters_covered") == ([] if covered is None else [pytest.approx(covered)])
+    assert ("are routed experts" in caplog.text) == (covered is not None)
+    if isinstance(method, RMU):
+        (line,) = method.plan(trainer.model, StageSize("all", 8, 24, 9))
+        assert line.endswith(f"; {covered:.0%} of the MLP parameters: experts are not covered")
 
 
 def test_what_became_of_the_rows_is_said_where_something_did():
