@@ -53,7 +53,7 @@ def check_fields(kind: type, values: Mapping[str, object], allowed: Mapping[str,
         if field.name not in values:
             continue
         name, value, hint, limits = field.name, values[field.name], hints[field.name], allowed.get(field.name)
-        if not _fits(value, hint):
+        if not fits(value, hint):
             raise InputError(f"{name} must be {_words(hint)}, not {_shown(value)}")
         for number in value if isinstance(value, list | tuple) else [value]:
             if _is_number(number):
@@ -78,14 +78,15 @@ def _is_number(value) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _fits(value, hint) -> bool:
+def fits(value, hint) -> bool:
+    """Whether a value is of a type, as annotations write it; a truth value is no number here."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
+        return any(fits(value, one) for one in inner)
     if origin is typing.Literal:
         return isinstance(value, str | bool | None) and value in inner
     if origin in (list, tuple):  # one is as good as the other: YAML knows lists alone
-        return isinstance(value, list | tuple) and all(_fits(part, inner[0]) for part in value)
+        return isinstance(value, list | tuple) and all(fits(part, inner[0]) for part in value)
     if origin is not None:  # what a mapping holds is the business of whoever reads it
         return isinstance(value, origin)
     if hint is float:

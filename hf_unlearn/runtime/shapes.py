@@ -1,9 +1,14 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Shapes of values that were read from a file, and the one line that names what is of another."""
+"""Shapes of values that were read from a file, and the one line that names what is of another.
+
+What fits a type is decided by `fields.fits`. Settings have types and ranges a person chose from, and are named alone;
+a value here lies somewhere in a file that a program wrote, and its cure is to have the file again.
+"""
 
 from pathlib import Path
 
 from ..errors import InputError
+from .fields import fits
 
 
 NAMES = {
@@ -70,12 +75,7 @@ def check_depth(value, most: int):
 
 
 def _fits(value, shape) -> bool:
-    if shape is None:
-        return value is None
-    kind = shape if isinstance(shape, type) else type(shape)
-    if isinstance(value, bool) and kind is not bool:
-        return False
-    return isinstance(value, (int, float) if kind is float else kind)
+    return fits(value, shape if isinstance(shape, type) else type(shape))
 
 
 def _wrong(value, shapes: tuple, source: str | Path, place: str) -> InputError:
