@@ -51,6 +51,49 @@ def test_rows_kept_from_the_fit():
     assert hold_out(few, 3) == (few, few)
 
 
+class Line:
+    """Stands for an optimiser of one weight: what a length forgets differs from damping to damping."""
+
+    def __init__(self, forgets):
+        self.forgets, self.length, self.solved, self.tried = forgets, 0.0, None, []
+
+    def directions(self, dampings):
+        for damping in dampings:
+            self.tried.append(damping)
+            yield {"weight": self.forgets.get(round(-math.log10(damping)), 0.0)}, 2.0
+
+    def apply(self, vector, scale):
+        self.length, self.now = 2.0 * scale, vector["weight"]
+
+
+@pytest.mark.parametrize(
+    "forgets, best, tried",
+    [
+        ({4: 1.0, 5: 2.0, 6: 3.0, 7: 1.0}, 6, [5, 6, 7]),
+        ({3: 2.0, 4: 3.0, 5: 2.0, 6: 1.0}, 4, [5, 6, 4, 3]),
+        ({5: 1.0, 6: 2.0, 7: 3.0, 8: 9.0}, 7, [5, 6, 7]),
+        ({4: 1.0, 5: 2.0, 6: 2.01, 7: 3.0}, 6, [5, 6]),
+    ],
+    ids=["below", "above", "not below what fp32 supports", "no better by much"],
+)
+def test_decades_are_searched_from_the_middle(forgets, best, tried):
+    line = Line(forgets)
+    measures = {"kl": lambda: line.length**2, "forget_loss": lambda: line.length * line.now}
+    candidates = Candidates(line, **measures, before=0.0, budget=0.04)
+    candidates.try_decades(1.0, 0.1, 5)
+    assert [round(-math.log10(damping)) for damping in line.tried] == tried
+    assert candidates.best.damping == pytest.approx(10.0**-best)
+    assert line.solved == ({"weight": forgets[best]}, 2.0)
+    # A KL on more rows that is four times as large halves the length, and one that is smaller changes nothing.
+    length = candidates.best.step_norm
+    candidates.shorten(lambda: line.length**2 / 2)
+    assert candidates.best.step_norm == length
+    candidates.shorten(lambda: 4 * line.length**2)
+    assert candidates.best.step_norm == pytest.approx(length / 2, rel=0.1) and candidates.best.kl <= 0.04
+    candidates.shorten(lambda: math.inf)
+    assert candidates.best is None
+
+
 def dense_solve(curvature, name, gradient, damping):
     """((S (x) A) + damping I)^-1 g and its square under S (x) A, as one matrix over the flattened weight."""
     leader = curvature.metadata["targets"][name]["input"]
@@ -141,13 +184,14 @@ def test_steps_are_chosen_by_what_they_cost(tmp_path):
 def test_dampings_that_are_given(tmp_path):
     """The best of them, at the same KL; one alone is kept, and its length is found."""
     losses = {}
-    for name, damping in (("small", [1e-6]), ("large", [1e2]), ("both", [1e2, 1e-6])):
+    for name, damping in (("small", [1e-6]), ("large", [1e2]), ("both", [1e2, 1e-6]), ("turned", [1e-6, 1e2])):
         method = kfade(step_norm=None, kl_budget=0.01, damping=damping)
         trainer, _ = run(method, tmp_path / name, kl_rows=24)
         (step,) = method.account()["chosen_steps"]
         assert step["damping"] in damping and 0 < logged(trainer, "measured_kl")[0] <= 0.01
         losses[name] = step["forget_loss"], step["damping"]
-    assert losses["both"] == pytest.approx(max(losses["small"], losses["large"]), rel=0.05)
+    for both in ("both", "turned"):
+        assert losses[both] == pytest.approx(max(losses["small"], losses["large"]), rel=0.05)
 
 
 def test_no_step_within_the_budget(tmp_path, monkeypatch):
