@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from ..errors import exit_code
 
 
+PATIENCE = 20  # seconds that a process which stops gives the main one to say why
 LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
 
 
@@ -98,8 +100,9 @@ def hushed_libraries(level: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def errors_as_json() -> Iterator[None]:
-    """Turn errors into one JSON object on stdout with the exit code of the command.
+    """Turn errors into one JSON object on stdout, of the main process, with the exit code of the command.
 
+    Launchers end all processes with the first that stops: the others say their error on stderr and wait to be ended.
     An exception that no person can cure keeps its traceback on stderr too.
     """
     try:
@@ -108,20 +111,23 @@ def errors_as_json() -> Iterator[None]:
         code = exit_code(error)
         if is_main():
             print_json({"error": {"kind": type(error).__name__, "message": str(error)}, "exit_code": code or 1})
+        else:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            time.sleep(PATIENCE)
         if code is None:
             raise
         sys.exit(code)
 
 
 def print_json(value: Mapping):
-    """One line; numbers that JSON does not know become null."""
+    """One line, at once; numbers that JSON does not know become null."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    print(json.dumps(json.loads(text, parse_constant=lambda name: None), ensure_ascii=False))
+    print(json.dumps(json.loads(text, parse_constant=lambda name: None), ensure_ascii=False), flush=True)
 
 
 def show(result: Result | None, command: str, as_json: bool):
-    """Print what a command has to say; None, of a process that is not the main one, is nothing."""
-    if result is None:
+    """Print what a command has to say, in the main process; None is nothing."""
+    if result is None or not is_main():
         return
     if as_json:
         print_json({"command": command, "exit_code": 0, **result.facts})

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 
 from ..errors import InputError, exit_codes
 from ..version import __version__
-from .console import Result, errors_as_json, hushed_libraries, one_log, show
+from .console import Result, errors_as_json, hushed_libraries, is_main, one_log, show
 
 
 # Commands that load models.
 LOADING = ("unlearn", "demo", "evaluate", "curvature")
+# Commands that one process of a launch does; the others would do the same to the same files.
+ALONE = ("transfer", "inspect", "push")
 
 
 class Parser(argparse.ArgumentParser):
@@ -177,6 +179,8 @@ def main(arguments: Sequence[str] | None = None):
 
 def run(options: argparse.Namespace) -> Result | None:
     """Do what the command says, with the imports of this command alone; None of a process that is not the main one."""
+    if options.command in ALONE and not is_main():
+        return None
     match options.command:
         case "unlearn":
             from .unlearn import run_unlearn

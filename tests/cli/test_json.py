@@ -5,6 +5,9 @@ Output is caught at the file descriptors, where libraries may write past Python.
 """
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -12,6 +15,7 @@ from hf_unlearn.cli.main import make_parser
 from hf_unlearn.experiments import run as road
 from tests.support.commands import call
 from tests.support.hub_server import hub_server, known_here
+from tests.support.pages import ROOT
 from tests.support.reports import tofu_row
 from tests.support.requests import STEPS, make_request
 from tests.support.rows import write_lines
@@ -132,3 +136,31 @@ def test_an_option_is_written_out(asked, capfd):
     """A beginning of `--json` would be taken for it by the parser alone, and the result be text."""
     assert call("inspect", "out/model", "--js") == 2
     assert "unknown argument --js" in capfd.readouterr().err
+
+
+def launched(folder, *arguments, before=""):
+    """(exit code, stdout, stderr) of a command that a launcher starts in two processes."""
+    program = folder / "program.py"
+    program.write_text(f"import os, sys, time\n{before}\nfrom hf_unlearn.cli.main import main\nmain(sys.argv[1:])\n")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [*launch, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.mark.multi_process
+def test_the_main_process_says_an_error_that_another_met_first(tmp_path):
+    late = "time.sleep(3 * (os.environ['RANK'] == '0'))"
+    code, said, log = launched(tmp_path, "inspect", "a", "b", "--json", before=late)
+    (line,) = said.splitlines()
+    assert code == 1 and "unknown argument b" in json.loads(line)["error"]["message"]
+    assert log.count("error: unknown argument b") == 1
+
+
+@pytest.mark.multi_process
+def test_one_process_of_a_launch_inspects(delta, tmp_path):
+    code, said, log = launched(tmp_path, "inspect", str(delta), "--json")
+    (line,) = said.splitlines()
+    assert code == 0 and json.loads(line)["holds"][0]["kind"] == "delta", log
