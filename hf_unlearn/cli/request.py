@@ -131,6 +131,7 @@ class Request:
     @property
     def of_kfade(self) -> dict:
         """Settings of K-FADE: those that are given, and what the command asks for where a person says nothing."""
+        KFade.check_values(self.of_method)
         settings = KFADE | {"kl_limit": self.limit} | self.of_method
         if not {"step_norm", "kl_budget"} & self.of_method.keys():
             damping = settings.get("damping", AUTO)

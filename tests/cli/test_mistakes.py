@@ -56,6 +56,8 @@ MISTAKES = {
     "a setting without a value": (UNLEARN + "steps", "'steps' is no setting: write key=value, as steps=4"),
     "a setting of another type": (UNLEARN + "steps=1.5", "steps must be"),
     "a setting out of range": (UNLEARN + "damping=-1", "damping must be"),
+    "steps that are none": (UNLEARN + "steps=0", "steps must be at least 1"),
+    "steps of text": (UNLEARN + "steps=many", "steps must be a whole number"),
     "two kinds of steps": (UNLEARN + "step_norm=0.1 kl_budget=0.1", "exactly one of step_norm"),
     "the output among the settings": (UNLEARN + "output_dir=x", "output_dir is an argument of the command"),
     "the output in the model": (
