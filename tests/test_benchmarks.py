@@ -222,3 +222,20 @@ def test_ntk_benchmark_takes_the_path_of_the_recipes(monkeypatch):
     assert all("batch_norm_tuning_layers" in name or "modules_to_save" in name for name in names)
     assert ours.shape == (2, 10, sum(model.get_parameter(name).numel() for name in names)) == (2, 10, 2026)
     assert (ours - vmapped).norm() <= 1e-5 * vmapped.norm()
+
+
+def test_mask_benchmark_compares_passes_that_take_turns(tmp_path, monkeypatch, capsys):
+    with program("benchmarks", "mask_fisher") as module:
+        output = tmp_path / "r.json"
+        monkeypatch.setattr(module, "LENGTHS", (5,))
+        monkeypatch.setattr(
+            sys, "argv", ["mask_fisher.py", "--case", "tiny", "--repeats", "2", "--output", str(output)]
+        )
+        assert module.main() == 0
+    results = json.loads(output.read_text())
+    (row,) = results["lengths"]
+    assert set(row["seconds"]) == {"plain", "activations", "masks", "blocks", "rows one by one"}
+    assert all(len(seconds) == 2 for seconds in row["seconds"].values())
+    assert row["over_plain"]["plain"] == row["over_activations"]["activations"] == 1
+    assert results["command"].startswith("python benchmarks/mask_fisher.py") and results["settings"]["repeats"] == 2
+    assert "| 5 | masks |" in capsys.readouterr().out

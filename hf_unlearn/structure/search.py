@@ -45,9 +45,10 @@ def choose_mask(
 
     g are sums over rows, and F means over rows of g^2 (eq. 3), as printed. So the first outweighs the second as soon
     as a request has some rows: the Hessian in eq. 6, of the summed loss, is F times the number of retain rows.
-    Heads and filters stand in one ranking, as in the paper. A head carries more of the stream than one of many
-    filters, so its gradients and squares are the larger, and high sparsities of `"mlr"` may keep heads alone; `kinds`
-    chooses.
+    Heads and filters stand in one ranking, as in the paper, though a head, which is many times as wide as a filter,
+    has the larger gradients and squares. At a sparsity of 0.9 a tuned BERT keeps a larger share of its heads than of
+    its filters under `"mlr"`, most of them under `"mlf"`, and all of them under `"fisher"` and `"norm"`; a random mask
+    to compare with is `StructureMask.shuffled`. `kinds` chooses one of the two.
 
     The swaps (eq. 9, 19) take F with the products of structures of a site, the heads or the filters of a layer: a head
     is swapped for a head of its layer. They keep the number of structures at each site. `"norm"` approximates no loss
