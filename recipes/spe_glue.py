@@ -3,8 +3,8 @@
 """SPE-Unlearn's tables on GLUE: rows of MNLI, QQP, SST-2 or STS-B forgotten by an encoder, beside retraining.
 
     python recipes/spe_glue.py                         # the embedded reviews: no data, no downloads, minutes
-    python recipes/spe_glue.py --config recipes/configs/spe_glue_sst2.yaml --data_dir path/to/glue
-    python recipes/spe_glue.py --config recipes/configs/spe_glue_sst2.yaml --model path/to/encoder --rows 2000
+    python recipes/spe_glue.py --config recipes/configs/spe_glue_bert_base.yaml --task mnli
+    python recipes/spe_glue.py --config recipes/configs/spe_glue_small.yaml --data_dir path/to/glue --model path/to/bert
 
 The YAML names the task, the pretrained encoder, how it is tuned, and one line per method (docs/recipes.md). The
 encoder is tuned on all rows (the original), and twice without those to be forgotten (the retrained models), each once:
