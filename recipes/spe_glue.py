@@ -4,7 +4,7 @@
 
     python recipes/spe_glue.py                         # the embedded reviews: no data, no downloads, minutes
     python recipes/spe_glue.py --config recipes/configs/spe_glue_bert_base.yaml --task mnli
-    python recipes/spe_glue.py --config recipes/configs/spe_glue_small.yaml --data_dir path/to/glue --model path/to/bert
+    python recipes/spe_glue.py --config recipes/configs/spe_glue_small.yaml --model path/to/encoder --data_dir glue
 
 The YAML names the task, the pretrained encoder, how it is tuned, and one line per method (docs/recipes.md). The
 encoder is tuned on all rows (the original), and twice without those to be forgotten (the retrained models), each once:
