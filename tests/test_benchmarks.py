@@ -239,3 +239,15 @@ def test_mask_benchmark_compares_passes_that_take_turns(tmp_path, monkeypatch, c
     assert row["over_plain"]["plain"] == row["over_activations"]["activations"] == 1
     assert results["command"].startswith("python benchmarks/mask_fisher.py") and results["settings"]["repeats"] == 2
     assert "| 5 | masks |" in capsys.readouterr().out
+
+
+def test_diagonal_fisher_benchmark_measures_equal_sums(tmp_path, monkeypatch, capsys):
+    with program("benchmarks", "diagonal_fisher") as benchmark:
+        output = tmp_path / "r.json"
+        monkeypatch.setattr(sys, "argv", ["diagonal_fisher.py", *f"--case tiny --repeats 2 --output {output}".split()])
+        assert benchmark.main() == 0
+    (found,) = json.loads(output.read_text())["cases"].values()
+    assert found["largest_difference_over_largest_entry"] < 1e-5
+    assert all(ratio[clock] > 0 for ratio in found["loop_over_batches"].values() for clock in ("wall", "cpu"))
+    whole, masked = found["sums_bytes"].values()
+    assert masked < whole and "| tiny | loop, these weights | batches |" in capsys.readouterr().out

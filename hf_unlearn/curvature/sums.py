@@ -12,6 +12,11 @@ from .linalg import add_gram_, matmul_precision
 from .targets import Target
 
 
+# Products of a sample are made for so many entries of a weight at a time, 4 MB in fp32, so that they are squared while
+# they are in the cache of a CPU: 1.6 times as fast for a weight of 5504 x 2048 and samples of 30 rows, 1.1 of 128.
+BLOCK_ELEMENTS = 2**20
+
+
 class KroneckerSums:
     """Sums of a a^T over the inputs and g g^T over the output gradients of each target.
 
@@ -129,13 +134,21 @@ def _add_squares(total: Tensor, y: Tensor, x: Tensor, lengths: list[int], q_in=N
     if max(lengths) == 1:
         total.addmm_(y.square().T, x.square())
         return
-    product, start = torch.empty_like(total), 0
-    for length in lengths:
-        torch.mm(y[start : start + length].T, x[start : start + length], out=product)
-        start += length
-        if q_in is not None:
-            product = q_out.T @ product @ q_in
-        total.addcmul_(product, product)
+    samples = list(zip(y.split(lengths), x.split(lengths)))
+    if q_in is not None:
+        for gradients, inputs in samples:
+            product = q_out.T @ (gradients.T @ inputs) @ q_in
+            total.addcmul_(product, product)
+        return
+    # Not one batched product of all samples, which writes each of theirs to memory: measured 1.0 to 2.8 times slower.
+    step = max(1, BLOCK_ELEMENTS // total.shape[1]) if total.device.type == "cpu" else len(total)
+    product = torch.empty_like(total[:step])
+    for start in range(0, len(total), step):
+        block = total[start : start + step]
+        part = product[: len(block)]
+        for gradients, inputs in samples:
+            torch.mm(gradients[:, start : start + step].T, inputs, out=part)
+            block.addcmul_(part, part)
 
 
 def break_even(d_out: int, d_in: int) -> float:
