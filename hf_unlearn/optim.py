@@ -1,7 +1,8 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Steps of weights: natural-gradient ascent of constant norm, and fp32 beside weights of half precision."""
+"""Steps of weights: natural-gradient ascent of constant norm, fp32 beside half precision, parts of weights alone."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -161,33 +162,67 @@ class NaturalGradientAscent(torch.optim.Optimizer):
 HALF = (torch.bfloat16, torch.float16)
 
 
-def step_in_fp32(optimizer: torch.optim.Optimizer):
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The entries of a parameter that may change: those along `dim` at `index`, of these alone where `elements` is."""
+
+    dim: int
+    index: torch.Tensor
+    elements: torch.Tensor | None = None
+
+    def select(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of these entries, in one dimension where there are `elements`."""
+        chosen = tensor.index_select(self.dim, self.index.to(tensor.device))
+        return chosen if self.elements is None else chosen[self.elements.to(tensor.device)]
+
+    def write(self, tensor: torch.Tensor, values: torch.Tensor):
+        """Put values, as `select` gives them, into their places; the others keep their bits."""
+        index, values = self.index.to(tensor.device), values.to(tensor.dtype)
+        if self.elements is not None:
+            chosen = tensor.index_select(self.dim, index)
+            chosen[self.elements.to(tensor.device)] = values
+            values = chosen
+        tensor.index_copy_(self.dim, index, values)
+
+
+def step_in_fp32(optimizer: torch.optim.Optimizer, parts: Mapping[torch.nn.Parameter, Part] | None = None):
     """Let an optimiser step weights of half precision as fp32 ones: its state holds these, and they are rounded.
 
     A step of AdamW is as long as its learning rate, whatever the weight: 1e-5 is a tenth of the spacing of bf16
     numbers at 0.02, and would be lost, step after step. Moments are fp32 too: 12 bytes a weight beside its own 2, of
     weights spread over processes (FSDP2) those of a process's own part.
+
+    Of parameters in `parts` the optimiser sees these entries alone. The others keep their bits whatever it does
+    (weight decay, momentum, factored moments), and have no state.
     """
-    # Inside a step, and while a state is loaded, fp32 twins stand in the groups in the place of the weights.
+    # Inside a step, and while a state is loaded, twins (in fp32, of a part) stand in the groups in the weights' place.
+    parts = optimizer.parts = dict(parts or {})
     twins: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
 
     def enter(optimizer, *args):
         for group in optimizer.param_groups:
             group["params"] = [
-                twin_of(parameter) if parameter.dtype in HALF else parameter for parameter in group["params"]
+                twin_of(parameter) if parameter.dtype in HALF or parameter in parts else parameter
+                for parameter in group["params"]
             ]
 
     def twin_of(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
         state = optimizer.state.pop(parameter, {})
         # Taken out: optimisers begin their own state where there is none.
         values = state.pop("fp32", None)
-        twin = torch.nn.Parameter(parameter.detach().float() if values is None else values)
-        twin.grad = None if parameter.grad is None else parameter.grad.float()
+        part = parts.get(parameter)
+
+        def fitting(tensor):
+            """As the twin is: of that part, and in fp32 where the weight is of half precision."""
+            if part is not None and getattr(tensor, "shape", None) == parameter.shape:
+                tensor = part.select(tensor)
+            return tensor.float() if getattr(tensor, "dtype", None) in HALF else tensor
+
+        twin = torch.nn.Parameter(fitting(parameter.detach()) if values is None else values)
+        twin.grad = None if parameter.grad is None else fitting(parameter.grad)
         if state:
-            # Adagrad begins its own when it is made, in the type that the weights had then.
-            optimizer.state[twin] = {
-                key: value.float() if getattr(value, "dtype", None) in HALF else value for key, value in state.items()
-            }
+            # Adagrad begins its own when it is made, in the type and shape that the weights had then.
+            optimizer.state[twin] = {key: fitting(value) for key, value in state.items()}
         twins[twin] = parameter
         return twin
 
@@ -200,8 +235,11 @@ def step_in_fp32(optimizer: torch.optim.Optimizer):
             # What has never been stepped has no state, and AdamW would miss its own in one that is begun for it.
             if state or twin.grad is not None:
                 values = state.pop("fp32", twin.detach())  # a state that was loaded brings its own
-                parameter.copy_(values)
-                optimizer.state[parameter] = {**state, "fp32": values}
+                if parameter in parts:
+                    parts[parameter].write(parameter, values)
+                else:
+                    parameter.copy_(values)
+                optimizer.state[parameter] = state | ({"fp32": values} if parameter.dtype in HALF else {})
         twins.clear()
 
     def load(optimizer, *args):
@@ -217,5 +255,11 @@ def step_in_fp32(optimizer: torch.optim.Optimizer):
 
 def fp32_weights(optimizer: torch.optim.Optimizer | None) -> dict[torch.nn.Parameter, torch.Tensor]:
     """Parameter -> the fp32 value that it is rounded from, of an optimiser after `step_in_fp32`."""
-    state = {} if optimizer is None else optimizer.state
-    return {parameter: values["fp32"] for parameter, values in state.items() if "fp32" in values}
+    found, inner = {}, getattr(optimizer, "optimizer", optimizer)  # inside accelerate's wrapper
+    for parameter, values in () if inner is None else inner.state.items():
+        if "fp32" in values:
+            found[parameter] = values["fp32"]
+            if part := getattr(inner, "parts", {}).get(parameter):
+                found[parameter] = parameter.detach().float()
+                part.write(found[parameter], values["fp32"])
+    return found

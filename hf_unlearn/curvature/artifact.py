@@ -33,7 +33,7 @@ FORMAT = 4
 SHAPE = {
     "sha256": str,
     "kind": str,
-    "targets": {str: {"shape": [int], "kept": [int], "transposed": bool}},
+    "targets": {str: {"shape": [int], "kept": [int], "kept_sha256": (str, None), "transposed": bool}},
     "weights_sha256": {str: str},
     "files": {str: {str: str}},
 }

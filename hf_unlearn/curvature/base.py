@@ -215,7 +215,8 @@ class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
     def _check(self, name: str, matrix: Tensor):
         target = self.metadata.get("targets", {}).get(name)
         if target is None:
-            masked = " and a mask that keeps part of it" if self.metadata.get("kept_sha256") else ""
+            masks = [about["kept_sha256"] for about in self.metadata.get("targets", {}).values()]
+            masked = " and a mask that keeps part of it" if any(masks) else ""
             raise InputError(f"{name} has no curvature: fit it with target_modules that cover it{masked}")
         if list(matrix.shape) != target["shape"]:
             raise InputError(f"{name}: expected shape {target['shape']}, got {list(matrix.shape)}")

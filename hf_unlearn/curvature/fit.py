@@ -22,7 +22,7 @@ from .fisher import FISHERS
 from .layout import make_layout, parse_bytes, shared_inputs, tensor_weight
 from .passes import Progress, data_digest, run_pass
 from .resume import FitCheckpoint, restore
-from .targets import Kept, Target, kept_sha256, make_targets, unwrap
+from .targets import Kept, Target, make_targets, unwrap
 
 
 NO_TOKENS = "no token to predict in the curvature data: the dataloader is empty or all labels are -100"
@@ -109,11 +109,11 @@ class CurvatureFit:
             "unit": "per predicted token",
             "fisher": fisher,
             "seed": seed,
-            "kept_sha256": kept_sha256(targets),
             "targets": {
                 name: {
                     "shape": list(target.parameter.shape),
                     "kept": list(target.widths),
+                    "kept_sha256": target.kept_sha256,
                     "transposed": target.transposed,
                 }
                 for name, target in targets.items()
@@ -250,9 +250,10 @@ def _identify(kind: str, model: nn.Module, targets, fisher, seed, limit, checked
     }
     if not checked:
         return about, {}
+    kept = {name: target.kept_sha256 for name, target in targets.items()}
     identity = {
         "code": [code_sha256(), about["versions"]],
-        "settings": [kind, fisher, seed, limit, list(targets), kept_sha256(targets), about["model_class"], config],
+        "settings": [kind, fisher, seed, limit, kept, about["model_class"], config],
         "weights": sha256_json([about["weights_sha256"], _checksums(model, targets)]),
     }
     return about, identity

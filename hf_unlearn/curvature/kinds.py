@@ -89,9 +89,12 @@ class Diagonal(Curvature):
         told = "one diagonal cannot be taken from the other: they differ in"
         if not isinstance(part, Diagonal) or self.names != part.names:
             raise InputError(f"{told} kind or targets; fit both alike")
-        for what in ("model_config_sha256", "weights_sha256", "kept_sha256", "fisher"):
+        for what in ("model_config_sha256", "weights_sha256", "fisher"):
             if self.metadata[what] != part.metadata[what]:
                 raise InputError(f"{told} {what}; fit both alike")
+        masks = [[about["kept_sha256"] for about in one.metadata["targets"].values()] for one in (self, part)]
+        if masks[0] != masks[1]:
+            raise InputError(f"{told} the mask; fit both alike")
         if self.owners != part.owners:
             raise InputError(f"{told} the processes that hold them; fit or load both alike")
         if self.metadata["fisher"] not in ("empirical", "exact"):

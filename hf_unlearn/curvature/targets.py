@@ -76,6 +76,11 @@ class Target:
         found = {"rows": self.rows, "columns": self.columns}
         return {side: index for side, index in found.items() if index is not None}
 
+    @property
+    def kept_sha256(self) -> str | None:
+        """A hash of these; None where all is kept."""
+        return sha256_json({side: index.tolist() for side, index in self.index.items()}) if self.index else None
+
     def inputs(self, tensor: Tensor) -> Tensor:
         """Of the module's input (..., d_in) what meets the kept columns: the tensor itself where these are all."""
         return tensor.new_ones(*tensor.shape[:-1], 1) if self.is_bias else self._part("columns", tensor)
@@ -246,15 +251,6 @@ def _checked_index(name: str, side: str, index: Tensor | None, size: int) -> Ten
     if len(found) < len(places) or (len(found) and not 0 <= int(found[0]) <= int(found[-1]) < size):
         raise InputError(f"the mask: {side} of {name} must be places from 0 to {size - 1}, each of them once")
     return None if len(found) == size else found
-
-
-def kept_sha256(targets: Mapping[str, Target]) -> str | None:
-    """A hash of what is kept of the targets; None where that is all."""
-    if not any(target.index for target in targets.values()):
-        return None
-    return sha256_json(
-        {name: {side: index.tolist() for side, index in target.index.items()} for name, target in targets.items()}
-    )
 
 
 def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import InputError
 from ..objectives import count_predictions, count_rows
+from ..optim import Part
 from ..runtime.fields import Range, check_fields
 
 
@@ -188,6 +189,10 @@ class Method(abc.ABC):
     def create_optimizer(self, run: Run) -> torch.optim.Optimizer | None:
         """The method's own optimiser; None for the one that the training arguments name."""
         return None
+
+    def parts(self, run: Run) -> Mapping[str, Part]:
+        """The parameters of which the optimiser may change some entries alone, and which these are."""
+        return {}
 
     def begin(self, run: Run):
         """Called before the first batch, when the model is wrapped and spread as it will be during the run."""

@@ -1,8 +1,10 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """First-order baselines: one loss, the trainer's own optimiser. All of them stand in one table, `BASELINES`."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -10,7 +12,9 @@ import torch
 from .. import objectives
 from ..errors import InputError
 from ..runtime.fields import Range
-from .base import Method, check_classes, split_labels
+from ..structure.mask import StructureMask
+from .base import check_classes, split_labels
+from .masked import Masked, masked_gradients, parts_of
 from .reference import Reference, cite
 from .rmu import RMU
 
@@ -69,7 +73,7 @@ BASELINES = {
 
 
 @dataclass
-class FirstOrder(Method):
+class FirstOrder(Masked):
     r"""
     The first-order methods that papers compare with, on the optimiser, schedule and epochs of the training arguments.
 
@@ -89,6 +93,10 @@ class FirstOrder(Method):
         l1_weight (`float`, *optional*):
             Weight of the sum of the absolute values of all that is trained: 5e-5 for l1-sparse (SPE-Unlearn's, section
             4.1), else 0.
+        mask (`StructureMask`, `Mapping`, `str` or `Path`, *optional*):
+            Heads and filters that alone may change: a mask, the folder or repository of one, or the settings by which
+            one is chosen on the rows when the run begins (`methods.masking.MaskSettings`), such as `{"sparsity":
+            0.9}`. Everything else keeps its bits, whatever the optimiser (weight decay too).
         refusals (`list[str]`, *optional*):
             Of `"dpo"`: the answers that are preferred, one of them for each forget row, by the run's seed. Twelve
             ways to say "I don't know" by default; TOFU's own hundred are `idontknow.jsonl` of its repository.
@@ -104,6 +112,7 @@ class FirstOrder(Method):
     retain_weight: float | None = None
     l1_weight: float | None = None
     refusals: list[str] | None = None
+    mask: StructureMask | Mapping | str | Path | None = None
 
     allowed: ClassVar[dict] = {
         "objective": (*BASELINES, "rmu"),
@@ -113,6 +122,8 @@ class FirstOrder(Method):
 
     def __new__(cls, objective: str = "grad_diff", *args, **settings):
         # Of another class, so that Python calls no __init__ of this one on it.
+        if objective == "rmu" and settings.get("mask") is not None:
+            raise InputError("rmu changes the layers that it names, and takes no mask: leave mask out")
         return RMU(**settings) if objective == "rmu" else super().__new__(cls)
 
     def __post_init__(self):
@@ -123,6 +134,7 @@ class FirstOrder(Method):
         if self.refusals is not None and not (self.refusals and all(text.strip() for text in self.refusals)):
             raise InputError("refusals must be texts, and one at least: leave it out for those of this package")
         self._reference: Reference | None = None
+        self._inside = contextlib.ExitStack()
 
     @property
     def alternatives(self) -> Sequence[str]:
@@ -157,8 +169,21 @@ class FirstOrder(Method):
         if self.objective == "random_label":
             check_classes(run, self.objective)
         self._reference = Reference(run.model) if self.baseline.reference else None
+        self.prepare_mask(run)
+        if self._mask is not None:
+            self._inside.enter_context(masked_gradients(run.accelerator.unwrap_model(run.model), self._mask))
+
+    def parts(self, run):
+        return {} if self._mask is None else parts_of(self._mask)
+
+    def begin(self, run):
+        if self._mask is not None and run.is_sharded:
+            raise InputError(
+                "a first-order method with a mask needs whole weights on each process: train without FSDP"
+            )
 
     def finish(self, run):
+        self._inside.close()
         self._reference = None
 
     def loss(self, model, inputs, counts):

@@ -2,6 +2,7 @@
 """K-FADE: a few natural-gradient ascent steps on the forget set (arXiv 2602.10568)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -9,11 +10,15 @@ from typing import ClassVar
 from .. import objectives
 from ..curvature import KINDS, Curvature, make_curvature
 from ..curvature.fisher import FISHERS
+from ..curvature.targets import make_targets
 from ..errors import InputError
 from ..runtime.fields import Range
 from ..runtime.hub import public_name
 from ..runtime.modules import checkpointed_in_eval_mode
+from ..structure.mask import StructureMask
 from .base import check_classes, split_labels
+from .masked import Masked
+from .masking import kept_entries
 from .natural_gradient import NaturalGradient
 from .reference import cite
 from .step_search import AUTO
@@ -25,9 +30,14 @@ RISING = {
     "unlikelihood": (lambda logits, labels: -objectives.unlikelihood(logits, labels), "forget_unlikelihood"),
 }
 
+SINGLE_ELEMENTS = (
+    "the mask keeps single elements of weights (wanda_sparsity), and the curvature of K-FADE is one of whole rows and "
+    "columns: leave wanda_sparsity out, or use a first-order method or SPE-Unlearn"
+)
+
 
 @dataclass
-class KFade(NaturalGradient):
+class KFade(Masked, NaturalGradient):
     r"""
     Natural-gradient ascent on a forget set with the curvature G of the retain set (arXiv 2602.10568).
 
@@ -61,6 +71,12 @@ class KFade(NaturalGradient):
         retain_samples (`int`, *optional*): Fit G on this many retain rows (a seeded choice); all by default.
         forget_batch_size (`int`, *optional*):
             Forget rows per step, drawn without replacement; the whole forget set by default.
+        mask (`StructureMask`, `Mapping`, `str` or `Path`, *optional*):
+            Heads and filters that alone may change: a mask, the folder or repository of one, or the settings by which
+            one is chosen on the rows when the run begins (`methods.masking.MaskSettings`), such as `{"sparsity":
+            0.9}`. G is then measured, decomposed and solved for over the kept rows and columns of the weights alone.
+            The targets are the weights that the mask names, of the attention too, unless `target_modules` says which;
+            biases and all else keep their bits.
         kl_limit (`float`, *optional*):
             Measured KL, nats per retain token, above which a run is taken back and a `LimitError` raised; measured
             after every step on `UnlearnConfig.kl_rows` rows. By default ten times `kl_budget` times `steps`; with
@@ -83,6 +99,7 @@ class KFade(NaturalGradient):
     retain_samples: int | None = None
     forget_batch_size: int | None = None
     kl_limit: float | None = None
+    mask: StructureMask | Mapping | str | Path | None = None
 
     label: ClassVar[str] = "K-FADE"
     paper: ClassVar[dict[str, str]] = cite("kfade2026")
@@ -113,6 +130,9 @@ class KFade(NaturalGradient):
         )
         if not self._named:
             self._curvature = make_curvature(self.curvature)
+        elements = isinstance(self.mask, StructureMask) and self.mask.elements
+        if elements or (isinstance(self.mask, Mapping) and self.mask.get("wanda_sparsity")):
+            raise InputError(SINGLE_ELEMENTS)
 
     def settings(self):
         # No local path goes into published files.
@@ -125,6 +145,10 @@ class KFade(NaturalGradient):
     def prepare(self, run):
         if self.objective in RISING:
             check_classes(run, self.objective)
+        self.prepare_mask(run)
+        if self._mask is not None and self._mask.elements:
+            raise InputError(SINGLE_ELEMENTS)
+        self._kept = None if self._mask is None else kept_entries(self._mask)
         super().prepare(run)
 
     def make_curvature(self, run):
@@ -132,6 +156,7 @@ class KFade(NaturalGradient):
             given = isinstance(self.curvature, Curvature) and bool(self.curvature.names)
             if given:
                 self._curvature.check_model(run.model)
+                self._check_mask(run.model, self._curvature)
             return self._curvature, given
         curvature = Curvature.from_pretrained(self.curvature, accelerator=run.accelerator)
         # One that is given by name must be of these very weights; of an object a warning is enough.
@@ -141,7 +166,18 @@ class KFade(NaturalGradient):
                 f"the curvature of {self.curvature} does not cover {missing[0]}: pass target_modules that it covers, "
                 "or fit it again with these"
             )
+        self._check_mask(run.model, curvature)
         return curvature, True
+
+    def _check_mask(self, model, curvature: Curvature):
+        """Refuse a fitted curvature over other rows and columns of the targets than may change."""
+        targets = make_targets(model, self.target_modules, self._kept)
+        for name, target in targets.items():
+            if name in curvature.names and curvature.metadata["targets"][name]["kept_sha256"] != target.kept_sha256:
+                raise InputError(
+                    f"the curvature and the run have not the same mask: they keep other entries of {name}; fit it "
+                    "with kept=methods.masking.kept_entries(mask) and give KFade(mask=mask), or neither"
+                )
 
     def loss(self, model, inputs, counts):
         inputs, labels = split_labels(inputs)

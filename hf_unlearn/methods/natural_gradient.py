@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..curvature import Curvature, plan, select_targets
-from ..curvature.targets import uncovered
+from ..curvature import Curvature, plan
+from ..curvature.targets import Kept, make_targets, uncovered
 from ..errors import InputError, LimitError, NumericalError
 from ..evaluation.sample_kl import SampleKL
 from ..evaluation.specificity import TokenKL
@@ -57,6 +57,7 @@ class NaturalGradient(Method):
         super().__post_init__()
         self._chosen: dict[str, float | None] = {}
         self._fitted_on: dict[str, int] = {}
+        self._kept: Kept | None = None  # what a mask keeps of each weight; None without one
         self._before_step: Callable[[NaturalGradientAscent], None] | None = None
         self._frozen = contextlib.ExitStack()
         self._meter: TokenKL | SampleKL | None = None
@@ -76,7 +77,7 @@ class NaturalGradient(Method):
 
     def targets(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The weights that a request may change, by `state_dict` name."""
-        return {name: module.weight for name, module in select_targets(model, self.target_modules).items()}
+        return {name: one.parameter for name, one in make_targets(model, self.target_modules, self._kept).items()}
 
     @property
     def limit(self) -> float:
@@ -243,6 +244,7 @@ class NaturalGradient(Method):
                     self._curvature,
                     rows,
                     target_modules=self.target_modules,
+                    kept=self._kept,
                     fisher=self.fisher,
                     rows=self.retain_samples,
                     seed=run.args.seed + wanted,
@@ -261,7 +263,7 @@ class NaturalGradient(Method):
     def plan(self, model, stage: StageSize):
         weights = self.targets(model)
         rows = min(self.retain_samples or stage.retain_rows, stage.retain_rows)
-        fit = {"kind": self.curvature, "target_modules": self.target_modules}
+        fit = {"kind": self.curvature, "target_modules": self.target_modules, "kept": self._kept}
         return [
             f"{self.steps} step{'s' * (self.steps > 1)} of {self.forget_batch_size or stage.forget_rows} rows",
             f"targets: {len(weights)} weights, {sum(p.numel() for p in weights.values()) / 1e6:,.1f} M parameters"

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from ..curvature import Curvature, plan
+from ..curvature.targets import Kept
 from ..data.rows import sample_rows
 from ..runtime.sharded import is_sharded
 from .base import Run
@@ -19,6 +20,7 @@ def fit_on_retain(
     dataset,
     *,
     target_modules: str | list[str] | None = None,
+    kept: Kept | None = None,
     fisher: str = "sampled",
     rows: int | None = None,
     seed: int = 0,
@@ -46,6 +48,7 @@ def fit_on_retain(
             model,
             kind=curvature.kind,
             target_modules=target_modules,
+            kept=kept,
             sequences=len(lengths),
             sequence_length=round(sum(lengths) / len(lengths)),
             num_processes=args.world_size,
@@ -56,6 +59,7 @@ def fit_on_retain(
         model,
         run.loader(dataset, args.curvature_batch_size),
         target_modules=target_modules,
+        kept=kept,
         fisher=fisher,
         seed=seed,
         accelerator=run.accelerator,

@@ -238,7 +238,8 @@ class UnlearnTrainer(Trainer):
     def create_optimizer(self, model=None):
         self.optimizer = self.optimizer or self.method.create_optimizer(self)
         if self.optimizer is None:
-            step_in_fp32(super().create_optimizer(model))
+            parts, named = self.method.parts(self), dict((self.model if model is None else model).named_parameters())
+            step_in_fp32(super().create_optimizer(model), {named[name]: part for name, part in parts.items()})
         return self.optimizer
 
     def _save_optimizer_and_scheduler(self, output_dir: str):
