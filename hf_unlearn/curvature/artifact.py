@@ -103,7 +103,9 @@ class CurvatureFiles:
 
         folder, processes = Path(folder), self._spread_over()
         processes.doing = "saving a curvature"
-        split = split_torch_state_dict_into_shards(self.tensors, max_shard_size=SHARD_BYTES)
+        # The identity is held by all processes of its fit, and written by one.
+        mine = self.tensors if self.owners or processes.rank == 0 else {}
+        split = split_torch_state_dict_into_shards(mine, max_shard_size=SHARD_BYTES)
         shards = list(split.filename_to_tensors.values())
         counts = processes.gather(len(shards))
         first, total = sum(counts[: processes.rank]), sum(counts)
@@ -214,5 +216,5 @@ class CurvatureFiles:
                 return
 
     def _spread_over(self) -> Processes:
-        """The processes that hold the tensors: this one alone when it holds all."""
-        return self.processes if self.owners else Processes()
+        """The processes that were in the fit, or have loaded a share each: this one alone when it loaded all."""
+        return self.processes
