@@ -145,6 +145,19 @@ def bench_section() -> str:
     return f"Time per token of a curvature fit (`{record['command']}`; {versions}):\n\n{table}"
 
 
+def conversions_section() -> str:
+    record = read("conversions")
+    found = record["summary"]
+    built = found["as_in_memory"] + found["converted"] + found["wrong"]
+    return (
+        f"`{record['command']}`: of {built} classes of transformers that default configs build ({found['not_built']} "
+        f"they do not), {built - found['wrong']} have every weight found on disk. {found['converted']} of these have "
+        f"other names or layouts there than in memory: all of their {found['groups']:,} groups of fused or split "
+        f"weights come back in their shapes, and the {found['filled']} of {found['kinds']} kinds of group below 1 GB "
+        "that were filled with random bytes come back as they were."
+    )
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo_section,
     "tofu": lambda: table_section("tofu_tiny"),
@@ -153,6 +166,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "sharding": sharding_section,
     "ntk_bench": ntk_section,
     "ntk": forgetting_section,
+    "conversions": conversions_section,
 }
 
 

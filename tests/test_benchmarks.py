@@ -11,6 +11,9 @@ import unittest.mock
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.support.models import make_experts
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -212,6 +215,22 @@ def test_sharding_benchmark_really_runs_two_processes(sharding):
     rows = sharding.run(2, "ekfac", "tiny")
     assert [row["processes"] for row in rows] == [2, 2]
     assert all({"factors", "eigh", "correction"} <= row["stages"].keys() and row["wall"] > 0 for row in rows)
+
+
+def test_conversions_benchmark_tells_right_from_wrong(monkeypatch):
+    from hf_unlearn.runtime.conversions import Conversion
+
+    def make():
+        with torch.device("meta"):
+            return make_experts("mixtral")
+
+    with program("benchmarks", "conversions") as conversions:
+        found = conversions.examine(make)
+        assert not found["wrong"] and (found["groups"], found["kinds"], found["filled"]) == (4, 2, 2)
+        to_memory = Conversion.to_memory
+        turned = lambda self, tensors: {name: value.flip(0) for name, value in to_memory(self, tensors).items()}
+        monkeypatch.setattr(Conversion, "to_memory", turned)
+        assert len(conversions.examine(make)["wrong"]) == 2
 
 
 def test_ntk_benchmark_takes_the_path_of_the_recipes(monkeypatch):

@@ -13,6 +13,21 @@ VALUES = 10_000  # with every alias written out
 DEPTH = 32
 
 
+class _Loader(yaml.SafeLoader):
+    """Gives up at `DEPTH`: what is nested by the thousand would be read for minutes before it is refused."""
+
+    depth = 0
+
+    def compose_node(self, parent, index):
+        if self.depth >= DEPTH:
+            raise InputError(f"{self.name} is nested deeper than {DEPTH} levels: make it flatter")
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
 def parse_yaml(content: bytes, source: str | Path):
     """The value of a YAML text; messages say that it comes from `source`.
 
@@ -23,7 +38,8 @@ def parse_yaml(content: bytes, source: str | Path):
     if len(content) > YAML_BYTES:
         raise InputError(f"{source} has {len(content)} bytes: a configuration has {YAML_BYTES} at the most")
     try:
-        loader = yaml.SafeLoader(content.decode("utf-8"))
+        loader = _Loader(content.decode("utf-8"))
+        loader.name = source
         try:
             node = loader.get_single_node()
             if node is None:
