@@ -204,7 +204,7 @@ def test_methods_of_other_papers_stand_in_the_same_table(tmp_path):
         assert (folder / "delta/delta.safetensors").is_file() and (folder / "line.json").is_file()
     # Each line's update in the original is what its row measured, and the best line's is what is saved.
     cells = []
-    Comparison(made, tmp_path, progress=False).run(cells.append)
+    Comparison(made, tmp_path, progress=False).run(tmp_path / "again", cells.append)
     (cell,) = cells
     batch = cell.problem.collator(list(cell.problem.sets[2]))
     for row in rows[2:]:

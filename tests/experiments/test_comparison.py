@@ -82,7 +82,7 @@ def test_the_first_cell_is_shown_before_its_lines_run(finished):
     made, folder, rows = finished
     cells = []
     comparison = Comparison(made, folder, progress=False)
-    assert comparison.run(cells.append) == rows  # read from disk
+    assert comparison.run(tmp_path / "again", cells.append) == rows  # read from disk
     (cell,) = cells
     assert cell.seed == 0 and cell.lines == made.lines and cell.folder == folder / "cells/0"
     assert len(comparison.candidates) == 8

@@ -15,7 +15,7 @@ from hf_unlearn.report.class_tables import paper_figures
 from tests.support.experiments import CLASSES, CONFIGS, ROOT, TOFU, WMDP, changed, experiment, run_recipe, write_config
 
 
-TEMPLATES = {"demo.yaml", "fast_ntk_demo.yaml", "wmdp_demo.yaml", "spe_glue_demo.yaml"}
+TEMPLATES = {"demo.yaml", "fast_ntk_demo.yaml", "wmdp_demo.yaml", "spe_tofu_demo.yaml", "spe_glue_demo.yaml"}
 RECIPE_OF = {"tofu": "kfade_tofu", "wmdp": "kfade_wmdp", "class_forgetting": "fast_ntk_cifar10"}
 
 
