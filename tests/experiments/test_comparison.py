@@ -78,7 +78,7 @@ def test_every_seed_has_its_candidates_updates_and_best_model(finished):
         assert UpdateDelta.from_pretrained(cell / "model/delta").config["seed"] == seed
 
 
-def test_the_first_cell_is_shown_before_its_lines_run(finished):
+def test_the_first_cell_is_shown_before_its_lines_run(finished, tmp_path):
     made, folder, rows = finished
     cells = []
     comparison = Comparison(made, folder, progress=False)
