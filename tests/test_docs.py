@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -87,6 +88,29 @@ def missing_names(text: str) -> list[str]:
     return [name for name in named if name.startswith("hf_unlearn") and not is_there(name)]
 
 
+def wrong_calls(text: str) -> list[str]:
+    """Calls of public names, inline, whose arguments these do not take: `KFade(stepps=3)`."""
+    wrong = []
+    for line in code(text):
+        try:
+            call = ast.parse(line, mode="eval").body
+        except SyntaxError:
+            continue  # no Python
+        if not isinstance(call, ast.Call):
+            continue
+        name = ast.unparse(call.func)
+        name = name if name.startswith("hf_unlearn.") else f"hf_unlearn.{name}"
+        if not is_there(name):
+            continue  # of another library, or of an object at hand
+        module, _, attribute = name.rpartition(".")
+        called = inspect.signature(getattr(importlib.import_module(module), attribute))
+        try:
+            called.bind_partial(*call.args, **{word.arg: None for word in call.keywords})
+        except TypeError:
+            wrong.append(line)
+    return wrong
+
+
 def is_there(name: str) -> bool:
     """Whether a dotted name is a module, or an attribute of one."""
     module, _, attribute = name.rpartition(".")
@@ -128,7 +152,7 @@ def load_recipe(name: str):
     return module
 
 
-CHECKS = (long_lines, missing_files, missing_names, wrong_commands)
+CHECKS = (long_lines, missing_files, missing_names, wrong_calls, wrong_commands)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -188,6 +212,8 @@ def test_the_dialect_is_documented():
         (missing_names, "`hf_unlearn.data.vision`"),
         (missing_names, "`hf_unlearn.evaluation.tofu.guess`"),
         (missing_names, "```python\nfrom hf_unlearn.data.rows import some_rows\n```\n"),
+        (wrong_calls, "`KFade(curvature='kfac', stepps=3)`"),
+        (wrong_calls, "`hf_unlearn.tuners.initial_parameters(model, heads=1)`"),
         (wrong_commands, "`hf-unlearn ledger`"),
         (wrong_commands, "```bash\nhf-unlearn inspect path --all\n```\n"),
         (wrong_commands, "```bash\npython recipes/kfade_tofu.py --epochs 3\n```\n"),

@@ -26,6 +26,8 @@ PLANNED = {
     "python recipes/kfade_wmdp.py": "an hour; tests/experiments/test_wmdp.py runs it in small",
     "python recipes/kfade_tofu.py": "minutes; tests/experiments/test_run.py runs it in small",
     "python recipes/fast_ntk_cifar10.py": "minutes; tests/experiments/test_fast_ntk_recipe.py runs it in small",
+    "python recipes/spe_tofu.py": "minutes; tests/experiments run it in small",
+    "python recipes/spe_glue.py": "minutes; tests/experiments run it in small",
     "accelerate launch recipes/kfade_wmdp.py --config recipes/configs/kfade_wmdp_zephyr_7b.yaml *": "a 7B model",
 }
 # Patterns of commands and snippets that are not run here, and why.
@@ -38,6 +40,9 @@ EXCUSED = {
     "python recipes/kfade_tofu.py --config *": "TOFU, which is not in the repository",
     "python recipes/fast_ntk_cifar10.py --config *": "CIFAR-10 and hours",
     "python recipes/fast_ntk_imagenet_r.py *": "ImageNet-R and hours",
+    "python recipes/spe_glue.py --config *": "GLUE, which is not in the repository",
+    "accelerate launch recipes/spe_tofu.py *": "TOFU and a 7B model from the Hub",
+    "from transformers import *textattack/bert-base-uncased-SST-2*": "a model on the Hub, which is no causal one",
     "python recipes/miniature.py *": "a minute or two; the slow test below begins with it",
     "PYTHON=* benchmarks/gpu/run.sh": "a GPU",
     "python benchmarks/gpu/llama2_7b.py": "a GPU",

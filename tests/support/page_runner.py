@@ -91,14 +91,17 @@ def given(page: str) -> dict:
         torch.manual_seed(0)
         config = CifarResNetConfig(depth=8, width=4, num_labels=len(CLASSES))
         return {"pretrained": CifarResNetForImageClassification(config)}
-    if page == "hf_unlearn/curvature/base.py":
-        from hf_unlearn.curvature import EKFAC
+    if page.startswith("hf_unlearn/curvature/"):
+        from hf_unlearn.curvature import EKFAC, Diagonal
 
         model, ids = make_llama(), torch.arange(1, 13).reshape(2, 6)
         names = [name for name, _ in model.named_parameters() if "mlp" in name]
         gradients = {name: torch.ones_like(model.get_parameter(name)) for name in names}
         return {
             "EKFAC": EKFAC,
+            "Diagonal": Diagonal,
+            "everything": [{"input_ids": row[None], "labels": row[None]} for row in ids],
+            "forgotten": [{"input_ids": ids[:1], "labels": ids[:1]}],
             "model": model,
             "dataloader": [{"input_ids": ids, "labels": ids}],
             "gradients": gradients,
