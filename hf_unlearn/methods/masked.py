@@ -7,13 +7,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..errors import InputError
 from ..optim import Part
 from ..runtime.hub import public_name
 from ..runtime.modules import trainable
 from ..structure.mask import StructureMask
 from .base import Method, Run
-from .masking import check_mask, mask_of
+from .masking import check_mask, check_unfrozen, mask_of
 
 
 class Masked(Method):
@@ -51,10 +50,7 @@ class Masked(Method):
             return
         model = run.accelerator.unwrap_model(run.model)
         self._mask = mask_of(self.mask, run, model)
-        if frozen := [name for name in self._mask.names if not model.get_parameter(name).requires_grad]:
-            raise InputError(
-                f"{frozen[0]} is frozen ({len(frozen)} such parameters of the mask): unfreeze it with requires_grad_"
-            )
+        check_unfrozen(model, self._mask)
 
 
 @contextlib.contextmanager

@@ -84,6 +84,18 @@ def check_mask(mask: Mask | None):
         )
 
 
+def check_unfrozen(model: nn.Module, mask: StructureMask):
+    """Refuse a mask of weights that the run may not change.
+
+    Raises:
+        InputError: with their number, and the first of them.
+    """
+    if frozen := [name for name in mask.names if not model.get_parameter(name).requires_grad]:
+        raise InputError(
+            f"{frozen[0]} is frozen ({len(frozen)} such parameters of the mask): unfreeze it with requires_grad_"
+        )
+
+
 def mask_of(mask: Mask, run: Run, model: nn.Module) -> StructureMask:
     """The mask of a run: the one given, if it is of this model; the one in a folder; or one chosen by settings.
 

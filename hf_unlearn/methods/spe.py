@@ -14,26 +14,26 @@ from datasets import concatenate_datasets
 from torch import Tensor, nn
 
 from ..data.rows import row_hashes, sample_rows
-from ..errors import InputError, LimitError, NumericalError
+from ..errors import InputError, LimitError
 from ..runtime.fields import Range
 from ..runtime.hub import public_name
-from ..runtime.processes import Processes
 from ..structure.heads import KINDS, Structures, find_structures
 from ..structure.mask import StructureMask
 from ..structure.statistics import summed_gradients
 from .base import Method
 from .first_order import FirstOrder
-from .masking import MaskSettings, chosen_mask
+from .masking import MaskSettings, check_unfrozen, chosen_mask
 from .reference import cite
 from .spe_state import HASH_BYTES, SPEState, Sums, fit_diagonal
-from .spe_step import SecondOrder, entries, fine
-from .step_search import kl_meter, longest_within
+from .spe_step import SecondOrder, fine
+from .step_search import kl_meter, longest_within, measure_together
 
 
 logger = logging.getLogger(__name__)
 
 UPDATES = ("second_order", "ga", "grad_diff", "npo", "dpo")
 SUCCESSIVE = ("memory_free", "memory_aided")
+MASK = ("sparsity", "structures", "importance", "rearrange", "wanda_sparsity")  # of `MaskSettings`
 FIRST_LENGTH = 0.1  # of a step that is to keep a budget: the first that is tried, of what the diagonal predicts
 
 
@@ -117,8 +117,7 @@ class SPEUnlearn(Method):
         if update == "second_order" or update not in UPDATES or args:
             return super().__new__(cls)
         # Of another class, so that Python calls no __init__ of this one on it.
-        names = ("sparsity", "structures", "importance", "rearrange", "wanda_sparsity")
-        mask = {"sparsity": 0.9} | {name: settings.pop(name) for name in names if name in settings}
+        mask = {"sparsity": 0.9} | {name: settings.pop(name) for name in MASK if name in settings}
         return FirstOrder(update, mask=mask, **settings)
 
     def __post_init__(self):
@@ -140,8 +139,7 @@ class SPEUnlearn(Method):
     @property
     def mask_settings(self) -> MaskSettings:
         """How the mask is chosen."""
-        names = ("sparsity", "structures", "importance", "rearrange", "wanda_sparsity")
-        return MaskSettings(**{name: getattr(self, name) for name in names}, samples=self.retain_samples)
+        return MaskSettings(**{name: getattr(self, name) for name in MASK}, samples=self.retain_samples)
 
     def settings(self):
         return super().settings() | {"state": None if self.state is None else public_name(self.state)}
@@ -167,14 +165,12 @@ class SPEUnlearn(Method):
         request = (
             self._of_rows(run, model, structures) if self.state is None else self._of_state(run, model, structures)
         )
-        if frozen := [name for name in request.mask.names if name not in run.base_weights]:
-            raise InputError(f"{frozen[0]} is frozen ({len(frozen)} such parameters of the mask): unfreeze it")
         steps = request.solve(run, self.damping)
         meter = self._meter(run, request)
         run.cost["fit_seconds"] = time.perf_counter() - started
         length = self._length(run, request, steps, meter)
         request.apply(steps, length)
-        kl = None if meter is None else _measured(run, meter)
+        kl = None if meter is None else measure_together(run, lambda model: meter(model).mean)
         self._changes = {
             name: fine(model.get_parameter(name).detach()) - fine(run.base_weights[name].to(base.device))
             if self.state is not None or name not in steps
@@ -192,6 +188,7 @@ class SPEUnlearn(Method):
         """What one request is made of: rows of this run alone, at the weights as they are (eq. 10, 11)."""
         load = lambda rows: run.loader(rows, run.args.curvature_batch_size)
         mask = chosen_mask(self.mask_settings, run, model, structures)
+        check_unfrozen(model, mask)
         retain = sample_rows(run.retain_dataset, self.retain_samples, run.args.seed)
         fisher = fit_diagonal(
             model, load(retain), mask, accelerator=run.accelerator, progress=not run.args.disable_tqdm
@@ -226,6 +223,7 @@ class SPEUnlearn(Method):
                     for name, value in before.items():
                         model.get_parameter(name).copy_(value)
         mask = state.request_mask()
+        check_unfrozen(model, mask)
         base = {}
         for name, one in state.base.items():
             dim, index = state.mask.kept(name)
@@ -256,7 +254,7 @@ class SPEUnlearn(Method):
 
         def at(length: float) -> float:
             request.apply(steps, length)
-            return _measured(run, meter)
+            return measure_together(run, lambda model: meter(model).mean)
 
         start = FIRST_LENGTH * math.sqrt(self.kl_budget / max(request.predicted, 1e-30))
         found = longest_within(at, 0.0, self.kl_budget, start)
@@ -271,10 +269,10 @@ class SPEUnlearn(Method):
     # ---- what a dry run asks ---------------------------------------------------------------------------------------
     def plan(self, model, stage):
         structures = find_structures(model)
-        kinds, kept_of = tuple(self.structures), lambda mask: sum(entries(mask, name) for name in mask.names)
+        kinds = tuple(self.structures)
         every = StructureMask.all(structures, kinds)
         mask = StructureMask.random(structures, self.sparsity, 0, kinds) if self.sparsity else every
-        kept, size = kept_of(mask), kept_of(every)
+        kept, size = mask.entries, every.entries
         passes = "two passes over retain rows, mask and Fisher" if self.sparsity else "one pass over retain rows"
         return [
             f"mask: {mask.count:,} of {every.count:,} {' and '.join(kinds)}, {100 * kept / size:.1f} % of their "
@@ -287,15 +285,3 @@ class SPEUnlearn(Method):
 def known_rows(rows) -> list[str]:
     """Hashes by which a state knows rows."""
     return [row[: 2 * HASH_BYTES] for row in row_hashes(rows)]
-
-
-def _measured(run, meter) -> float:
-    """One number for all processes, who would part if rounding put them on two sides of a budget."""
-
-    def measure() -> float:
-        try:
-            return meter(run.model).mean
-        except NumericalError:  # a step far too long
-            return math.inf
-
-    return Processes(run.accelerator, "the KL").share(measure)[0]

@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The second-order step of a mask: what it is made of, its mean Fisher information, the weights that it gives."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,13 +31,11 @@ class SecondOrder:
     base: Mapping[str, Tensor]
     told: dict
     state: SPEState | None = None
-    norm: float = 0.0
     predicted: float = 0.0
 
     def __post_init__(self):
         every = StructureMask.all(self.mask.structures, self.kinds)
-        self.share = sum(entries(self.mask, name) for name in self.mask.names)
-        self.share /= sum(entries(every, name) for name in every.names)
+        self.share = self.mask.entries / every.entries
         self.told |= {
             "mask_sha256": self.mask.hash,
             "mask_sparsity": self.mask.sparsity,
@@ -62,11 +59,10 @@ class SecondOrder:
         # F is per predicted token there, and per row in the paper.
         tokens = fisher.metadata["predicted_tokens"] / fisher.metadata["sequences"]
         steps = {name: self.mask.apply_(name, step.div_(tokens)) for name, step in solved.items()}
-        self.norm = math.sqrt(sum(float(step.double().square().sum()) for step in steps.values()))
+        if not any(bool(step.any()) for step in steps.values()):
+            raise NumericalError("the forget gradient of what the mask keeps is zero: check the forget rows")
         # The KL that a step of length 1 predicts, nats a token: g F g / 2 of the diagonal.
         self.predicted = fisher.norm(steps) ** 2 / 2
-        if not self.norm > 0:
-            raise NumericalError("the forget gradient of what the mask keeps is zero: check the forget rows")
         return steps
 
     @property
@@ -91,13 +87,6 @@ class SecondOrder:
 
 def fine(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def entries(mask: StructureMask, name: str) -> int:
-    if name in mask.elements:
-        return int(mask.elements[name].sum())
-    shape, (dim, index) = mask.structures.shapes[name], mask.kept(name)
-    return math.prod(shape) // shape[dim] * len(index)
 
 
 def _sum(fisher: Diagonal, mask: StructureMask) -> tuple[float, int]:

@@ -140,11 +140,15 @@ class StructureMask:
     @functools.cached_property
     def share(self) -> float:
         """Entries that are kept, of all of the model's."""
-        kept = sum(
+        return self.entries / sum(map(math.prod, self.structures.shapes.values()))
+
+    @functools.cached_property
+    def entries(self) -> int:
+        """Entries of parameters that are kept."""
+        return sum(
             int(self.elements[name].sum()) if name in self.elements else math.prod(self._select_shape(name))
             for name in self.names
         )
-        return kept / sum(map(math.prod, self.structures.shapes.values()))
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
