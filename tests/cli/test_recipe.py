@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hf_unlearn.cli.recipe import add_arguments, run
+from hf_unlearn.cli.recipe import add_arguments, run, tofu_overrides
 from hf_unlearn.experiments import planning
 from hf_unlearn.experiments import run as road
 from tests.support.experiments import TOFU, changed, experiment, load_recipe, write_config
@@ -81,18 +81,19 @@ def test_a_record_names_no_place_of_the_machine(tmp_path, capsys):
 
 
 def test_arguments_of_the_recipes():
-    tofu, wmdp = load_recipe("kfade_tofu"), load_recipe("kfade_wmdp")
-    overrides = lambda recipe, *arguments: recipe.overrides(recipe.parse_arguments(arguments))
-    assert overrides(tofu) == {}
-    # The sizes of the embedded problem are none of TOFU's.
-    assert overrides(tofu, "--data_dir", "there", "--forget", "forget05") == {
-        "data.source": "there",
-        "data.forget": "forget05",
-        "data.authors": None,
-        "data.forget_authors": None,
-        "data.questions_per_author": None,
-    }
+    for tofu in (load_recipe("kfade_tofu"), load_recipe("spe_tofu")):
+        assert tofu_overrides(tofu.parse_arguments([])) == {}
+        # The sizes of the embedded problem are none of TOFU's.
+        assert tofu_overrides(tofu.parse_arguments(["--data_dir", "there", "--forget", "forget05"])) == {
+            "data.source": "there",
+            "data.forget": "forget05",
+            "data.authors": None,
+            "data.forget_authors": None,
+            "data.questions_per_author": None,
+        }
     # The miniature is attacked, another YAML when it is asked for.
+    wmdp = load_recipe("kfade_wmdp")
+    overrides = lambda recipe, *arguments: recipe.overrides(recipe.parse_arguments(arguments))
     assert overrides(wmdp) == {} and overrides(wmdp, "--config", "x", "--relearn") == {}
     assert overrides(wmdp, "--config", "x", "--data_dir", "there") == {
         "data.data_dir": "there",

@@ -3,7 +3,7 @@
 
 import pytest
 
-from hf_unlearn import FastNTK, FirstOrder, KFade
+from hf_unlearn import FastNTK, FirstOrder, KFade, SPEUnlearn
 from hf_unlearn.errors import InputError
 from hf_unlearn.experiments.line import METHODS, Line
 from hf_unlearn.methods.base import StageSize
@@ -22,7 +22,13 @@ def first_order(**more):
 
 
 def test_every_method_has_a_line():
-    assert METHODS == {"kfade": KFade, "first_order": FirstOrder, "rmu": RMU, "fast_ntk": FastNTK}
+    assert METHODS == {
+        "kfade": KFade,
+        "first_order": FirstOrder,
+        "rmu": RMU,
+        "fast_ntk": FastNTK,
+        "spe": SPEUnlearn,
+    }
     assert type(Line("x", "rmu", search={"learning_rate": [1.0]}).make()) is RMU
     # The ridge has a default, so nothing must be searched.
     assert Line("x", "fast_ntk").make() == FastNTK()
