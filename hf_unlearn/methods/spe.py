@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """SPE-Unlearn: heads and filters chosen by a mask, and one second-order step of these alone."""
 
+import itertools
 import logging
 import math
 import time
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 UPDATES = ("second_order", "ga", "grad_diff", "npo", "dpo")
 SUCCESSIVE = ("memory_free", "memory_aided")
 MASK = ("sparsity", "structures", "importance", "rearrange", "wanda_sparsity")  # of `MaskSettings`
+SWEPT = {"damping", "unlearning_rate", "kl_budget"}
 FIRST_LENGTH = 0.1  # of a step that is to keep a budget: the first that is tried, of what the diagonal predicts
 
 
@@ -129,6 +131,7 @@ class SPEUnlearn(Method):
             raise InputError("state and successive='memory_aided' go together: give both, or neither")
         self._changes: dict[str, Tensor] = {}
         self._report: dict = {}
+        self._candidates: tuple | None = None  # of a sweep: its grid, and how one is measured and the best one chosen
         # Sums of the retain rows are in the state from the first request on.
         self.needs_retain = self.state is None or self.kl_budget is not None or not SPEState.is_there(self.state)
 
@@ -165,10 +168,22 @@ class SPEUnlearn(Method):
         request = (
             self._of_rows(run, model, structures) if self.state is None else self._of_state(run, model, structures)
         )
-        steps = request.solve(run, self.damping)
         meter = self._meter(run, request)
-        run.cost["fit_seconds"] = time.perf_counter() - started
-        length = self._length(run, request, steps, meter)
+        if self._candidates is None:
+            steps = request.solve(run, self.damping)
+            run.cost["fit_seconds"] = time.perf_counter() - started
+            self._take(run, request, steps, self._length(run, request, steps, meter), meter)
+        else:
+            self._choose(run, request, meter)
+        logger.info(f"{self.label}: {self._report}")
+        if self.state is not None:
+            request.state.after = request.state.weights_hash(model)
+            request.state.save(self.state)
+        yield {key: value for key, value in self._report.items() if isinstance(value, int | float)}
+
+    def _take(self, run, request: SecondOrder, steps: Mapping[str, Tensor], length: float, meter):
+        """Put a step of this length into the model, and remember what it is."""
+        model = request.model
         request.apply(steps, length)
         kl = None if meter is None else measure_together(run, lambda model: meter(model).mean)
         self._changes = {
@@ -178,11 +193,56 @@ class SPEUnlearn(Method):
             for name, base in request.base.items()
         }
         self._report = request.told | {"rate": length * request.share, "step_length": length, "measured_kl": kl}
-        logger.info(f"{self.label}: {self._report}")
-        if self.state is not None:
-            request.state.after = request.state.weights_hash(model)
-            request.state.save(self.state)
-        yield {key: value for key, value in self._report.items() if isinstance(value, int | float)}
+
+    # ---- the search ------------------------------------------------------------------------------------------------
+    def sweeps(self, search):
+        # Candidates of one request share its mask, its Fisher information and its gradient.
+        return self.state is None and set(search) <= SWEPT
+
+    def sweep_search(self, run, search, evaluate, best):
+        names = [name for name in ("damping", *self.searched) if name in search]  # one solution for each damping
+        grid = [dict(zip(names, values)) for values in itertools.product(*(search[name] for name in names))]
+        self._candidates = grid, evaluate, best
+        try:
+            run.train()
+        finally:
+            self._candidates = None
+
+    def _choose(self, run, request: SecondOrder, meter):
+        """Put all candidates of a sweep into the model, one after another; the best one stays.
+
+        Raises:
+            LimitError: not one keeps its budget.
+        """
+        grid, evaluate, best = self._candidates
+        found, rows, solved, damping, start = [], [], {}, None, None
+        for values in grid:
+            self._set(values)
+            if self.damping != damping:
+                solved, damping, start = request.solve(run, self.damping), self.damping, None
+            try:
+                # A KL grows as the square of a length: that of one budget leads to that of the next.
+                root = None if self.kl_budget is None else math.sqrt(self.kl_budget)
+                length = self._length(run, request, solved, meter, start and start * root)
+            except LimitError as error:
+                logger.warning(f"{self.label}: {values} is no candidate: {error}")
+                continue
+            start = root and length / root
+            self._take(run, request, solved, length, meter)
+            rows.append(values | evaluate(request.model, values))
+            found.append((values, length))
+        if not rows:
+            request.restore(run)
+            raise LimitError(f"{self.label}: no candidate keeps its KL budget: give larger budgets, or more damping")
+        values, length = found[best(rows)]
+        self._set(values)
+        if self.damping != damping:
+            solved = request.solve(run, self.damping)
+        self._take(run, request, solved, length, meter)
+
+    def _set(self, values: Mapping):
+        for name, value in values.items():
+            setattr(self, name, value)
 
     def _of_rows(self, run, model: nn.Module, structures: Structures) -> SecondOrder:
         """What one request is made of: rows of this run alone, at the weights as they are (eq. 10, 11)."""
@@ -247,7 +307,9 @@ class SPEUnlearn(Method):
             raise InputError("kl_budget: the KL cannot be measured here: give retain rows, and kl_rows of 1 or more")
         return meter
 
-    def _length(self, run, request: SecondOrder, steps: Mapping[str, Tensor], meter) -> float:
+    def _length(
+        self, run, request: SecondOrder, steps: Mapping[str, Tensor], meter, start: float | None = None
+    ) -> float:
         """What the step is multiplied by: the rate over the share of what the mask keeps, or what keeps the budget."""
         if self.kl_budget is None:
             return self.unlearning_rate / request.share
@@ -256,7 +318,7 @@ class SPEUnlearn(Method):
             request.apply(steps, length)
             return measure_together(run, lambda model: meter(model).mean)
 
-        start = FIRST_LENGTH * math.sqrt(self.kl_budget / max(request.predicted, 1e-30))
+        start = start or FIRST_LENGTH * math.sqrt(self.kl_budget / max(request.predicted, 1e-30))
         found = longest_within(at, 0.0, self.kl_budget, start)
         if found is None:
             request.restore(run)

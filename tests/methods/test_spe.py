@@ -236,3 +236,31 @@ def test_no_step_keeps_a_budget_that_is_too_small(tmp_path, monkeypatch):
     with pytest.raises(LimitError, match="no step was found"):
         request(model, tmp_path, kl_rows=8, kl_budget=1e-9)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("search", [{"kl_budget": [1e-6, 1e-5]}, {"unlearning_rate": [1e-3, 1e-2]}])
+def test_candidates_of_a_sweep_are_what_each_request_gives(search, tmp_path):
+    (name, values), dampings = *search.items(), [0.1, 1.0]
+    seen = []
+
+    def evaluate(model, tried):
+        seen.append((dict(tried), weights(model)))
+        return {}
+
+    method = SPEUnlearn(**{name: values[0]}, sparsity=0.5)
+    swept = make_bert()
+    grid = search | {"damping": dampings}
+    assert method.sweeps(grid) and not method.sweeps(grid | {"sparsity": [0.5]})
+    trainer = make_trainer(swept, method, tmp_path / "all", FORGET, RETAIN, kl_rows=8)
+    method.sweep_search(trainer, grid, evaluate, best=lambda rows: 2)
+    assert [tried for tried, _ in seen] == [{"damping": d, name: value} for d in dampings for value in values]
+    for number, (tried, found) in enumerate(seen):
+        alone = request(make_bert(), tmp_path / str(number), kl_rows=8, sparsity=0.5, **tried)
+        for key, value in weights(alone.model).items():
+            moved = (found[key] - value).norm() / max((value - weights(make_bert())[key]).norm(), 1e-12)
+            # A search for a length stops where the KL is within 15 % of the budget.
+            assert moved < (0.2 if name == "kl_budget" else 1e-4)
+    # The best of them stays, and is what the trainer says it did.
+    assert all(torch.equal(value, seen[2][1][key]) for key, value in weights(swept).items())
+    assert (method.damping, getattr(method, name)) == (1.0, values[0])
+    assert trainer.update_delta().tensors
