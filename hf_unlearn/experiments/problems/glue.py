@@ -218,7 +218,14 @@ class GlueProblem(Problem):
         settings = asdict(self.tuning)
         collator = CausalCollator(padding_id(self.tokenizer))
         train = functools.partial(
-            tune, rows=rows, collator=collator, settings=settings, seed=seed, schedule="linear", loss=mean_loss
+            tune,
+            rows=rows,
+            collator=collator,
+            settings=settings,
+            seed=seed,
+            schedule="linear",
+            loss=mean_loss,
+            by_length=True,
         )
         key = {"kind": "tuned encoder", "rows": fingerprint_rows(rows), "tuning": settings, "seed": seed}
         return tuned(self._start(seed), key, train)

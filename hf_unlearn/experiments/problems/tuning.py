@@ -31,10 +31,12 @@ def tune(
     seed: int = 0,
     schedule: str = "cosine",
     loss: Callable | None = None,
+    by_length: bool = False,
 ) -> nn.Module:
     """Train what requires a gradient: AdamW, `epochs`, `learning_rate`, `batch_size` and `weight_decay` of settings.
 
-    `loss` is of outputs and labels, the model's own by default. Returns the model in eval mode.
+    `loss` is of outputs and labels, the model's own by default. `by_length` puts rows of like length into a batch:
+    padding is half of the work where lengths differ. Returns the model in eval mode.
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -44,6 +46,7 @@ def tune(
             per_device_train_batch_size=settings["batch_size"],
             weight_decay=settings["weight_decay"],
             lr_scheduler_type=schedule,
+            train_sampling_strategy="group_by_length" if by_length else "random",
             seed=seed,
             remove_unused_columns=False,
             use_cpu=not torch.cuda.is_available(),
