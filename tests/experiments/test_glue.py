@@ -91,8 +91,15 @@ def test_the_request_and_what_stays_share_no_row():
     problem = GlueProblem(experiment(GLUE), None, 0, progress=False)
     forget, retain, test = (set(rows["sentence"]) for rows in problem.texts)
     assert (
-        (len(forget), len(retain), len(test)) == (12, 48, 40) and not forget & retain and not test & (forget | retain)
+        (len(forget), len(retain), len(test)) == (12, 48, 20) and not forget & retain and not test & (forget | retain)
     )
+    # Candidates are chosen on other rows than those of the table, but for the rows to forget.
+    tried, measured = (
+        {name: {tuple(row["input_ids"]) for row in rows} for name, rows in sets.items()}
+        for sets in (problem._tried, problem._measured)
+    )
+    assert len(tried["test"]) and not tried["test"] & measured["test"] and not tried["retain"] & measured["retain"]
+    assert tried["forget"] == measured["forget"]
     other = GlueProblem(experiment(GLUE), None, 1, progress=False)
     assert set(other.texts[0]["sentence"]) != forget
 

@@ -4,7 +4,7 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -39,7 +39,8 @@ NOTES = [
     "the goal of each is the retrained model's value; a second retrained model shows how closely that can be met.",
     "The candidate of a row is the one with the least gap to the retrained model (mean of the differences in UA, RA, "
     "TA and MIA, in points) among those that come near it, or of all. Choosing needs the retrained model, as in the "
-    "papers.",
+    "papers; the test rows and the rows that stay on which it is chosen are others than those of the table, the rows "
+    "to forget are the same.",
 ]
 
 
@@ -157,6 +158,22 @@ class GlueEvaluation:
         check_fields(GlueEvaluation, vars(self), self.allowed)
 
 
+def halves(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """A seeded parting in two; a single row is both."""
+    if len(rows) < 2:
+        return rows, rows
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    middle = len(rows) // 2
+    return tuple(rows.select(sorted(part)) for part in (order[:middle], order[middle:]))
+
+
+class Goal(NamedTuple):
+    """What a retrained model says of sets of rows, and its scores."""
+
+    outputs: dict[str, RowOutputs]
+    scores: dict
+
+
 class GlueProblem(Problem):
     """A random part of the training rows forgotten by an encoder tuned on all of them."""
 
@@ -175,21 +192,24 @@ class GlueProblem(Problem):
         self.settings, self.seed, self.task = experiment.evaluation, seed, experiment.data.kind
         if self.data.is_embedded != (self.model.scratch is not None):
             raise InputError(f"model.scratch and data.source: {MINIATURE} belong together: give both or neither")
-        self.texts = self.data.sets(seed)
+        forget, retain, test = self.data.sets(seed)
+        # Candidates are chosen on one half of the test rows, and the table is made on the other.
+        choice, test = halves(test, seed)
+        self.texts = forget, retain, test
         if self.model.name is None:
-            self.tokenizer, self._encoder = review_encoder(concatenate_datasets(list(self.texts)), seed,
-                                                           **self.model.scratch)  # fmt: skip
+            every = concatenate_datasets([*self.texts, choice])
+            self.tokenizer, self._encoder = review_encoder(every, seed, **self.model.scratch)
         else:
             self.tokenizer = load_tokenizer(self.model.name, required_for=self.task.name)
         self.max_length, self.name = self.data.max_length, f"{len(self.texts[0])} rows of {self.task.name}"
-        tokens = [tokenize_glue(rows, self.task, self.tokenizer, self.max_length) for rows in self.texts]
-        self.forget, self.retain, self.test = tokens
+        tokens = [tokenize_glue(rows, self.task, self.tokenizer, self.max_length) for rows in (*self.texts, choice)]
+        self.forget, self.retain, self.test, choice = tokens
         self.stages = [Stage("request", self.forget, self.retain)]
-        self._measured = {
-            "forget": self.forget,
-            "retain": sample_rows(self.retain, self.settings.retain_rows, seed),
-            "test": self.test,
-        }
+        stay = halves(sample_rows(self.retain, 2 * self.settings.retain_rows, seed), seed)
+        self._tried, self._measured = (
+            {"forget": self.forget, "retain": retain, "test": test}
+            for retain, test in zip(stay, (choice, self.test), strict=True)
+        )
 
     @classmethod
     def stage_sizes(cls, experiment, size):
@@ -268,16 +288,16 @@ class GlueProblem(Problem):
 
     def prepare(self, folder, identity):
         retrained = list(self._retrained.values())
-        self._goal = self._outputs(retrained[0].model)
-        self._goal_scores = self._scores(self._goal)
+        self._goal_tried, self._goal = (
+            Goal(outputs := self._outputs(retrained[0].model, sets), self._scores(outputs))
+            for sets in (self._tried, self._measured)
+        )
         # Compared with itself a model is no yardstick: the first is compared with the second.
-        self._second = self._outputs(retrained[1].model) if len(retrained) > 1 else None
+        self._second = self._outputs(retrained[1].model, self._measured) if len(retrained) > 1 else None
 
-    def _outputs(self, model: nn.Module) -> dict[str, RowOutputs]:
+    def _outputs(self, model: nn.Module, sets: Mapping[str, Dataset]) -> dict[str, RowOutputs]:
         padding = padding_id(self.tokenizer, model)
-        return {
-            name: row_outputs(model, rows, padding, self.settings.batch_size) for name, rows in self._measured.items()
-        }
+        return {name: row_outputs(model, rows, padding, self.settings.batch_size) for name, rows in sets.items()}
 
     def _scores(self, outputs: Mapping[str, RowOutputs]) -> dict:
         """UA, RA and TA in percent, all scores of the task, and MIA."""
@@ -288,19 +308,20 @@ class GlueProblem(Problem):
         return named | {"metric": self.task.metric, "membership": share_of_members(*parts, self.seed), "scores": every}
 
     def score_candidate(self, model):
-        return self._row(self._outputs(model))
+        return self._row(self._outputs(model, self._tried), self._goal_tried)
 
-    def _row(self, outputs: Mapping[str, RowOutputs]) -> dict:
+    def _row(self, outputs: Mapping[str, RowOutputs], goal: Goal) -> dict:
         row = self._scores(outputs)
-        apart = distances(outputs["forget"], self._goal["forget"])
-        goals = {f"retrained_{key}": self._goal_scores[key] for key in self.vocabulary.compared}
+        apart = distances(outputs["forget"], goal.outputs["forget"])
+        goals = {f"retrained_{key}": goal.scores[key] for key in self.vocabulary.compared}
         row |= {"distance": apart.confidence, "total_variation": apart.total_variation, **goals}
         return row | {"gap": self.vocabulary.gap(row)}
 
     def evaluate(self, model, folder=None):
-        outputs = self._outputs(model)
-        row = self._row(outputs)
-        of_goal = self._second if model is self._retrained[self.vocabulary.references[1]].model else self._goal
+        outputs = self._outputs(model, self._measured)
+        row = self._row(outputs, self._goal)
+        itself = model is self._retrained[self.vocabulary.references[1]].model
+        of_goal = self._second if itself else self._goal.outputs
         odds = {name: log_odds(outputs[name]) for name in ("forget", "test")}
         attacks = {"population": attack(odds["forget"], odds["test"], seed=self.seed)}
         if of_goal is not None:
