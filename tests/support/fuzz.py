@@ -28,11 +28,14 @@ from hf_unlearn.evaluation.tofu_logs import read_log
 from hf_unlearn.experiments.comparison import read_line
 from hf_unlearn.experiments.finished_stages import FinishedStages
 from hf_unlearn.experiments.settings import read_yaml
+from hf_unlearn.methods.masking import MaskSettings
+from hf_unlearn.methods.spe_state import SPEState, Sums
 from hf_unlearn.requests.ledger import append_log
 from hf_unlearn.runtime.cache import cached_folder, cached_json
 from hf_unlearn.runtime.files import sha256_tensors, write_json, write_safetensors, write_sealed
 from hf_unlearn.runtime.loading import load_model
 from hf_unlearn.runtime.processes import Processes
+from hf_unlearn.structure import StructureMask, find_structures
 from hf_unlearn.trainer.run_folder import checkpoint_to_resume, claim_folder, seal_checkpoint
 from tests.support.models import make_llama
 
@@ -48,6 +51,9 @@ class Kind:
     make: Callable[[Path], object]
     read: Callable[[Path], object]
     sealed: bool = False
+
+
+MASK = MaskSettings(sparsity=0.5)
 
 
 def llama(**config):
@@ -76,9 +82,41 @@ def make_curvature(folder):
     KFAC().fit(llama(), [batch], progress=False).save_pretrained(folder / "curvature")
 
 
+def make_mask(folder):
+    structures = find_structures(llama())
+    mask = StructureMask.random(structures, 0.5, seed=0)
+    elements = {name: mask.select(name, torch.ones(structures.shapes[name])).bool() for name in mask.names[:2]}
+    StructureMask(structures, mask.chosen, elements, {"seed": 0}).save_pretrained(folder / "mask")
+
+
+def read_mask(folder):
+    mask = StructureMask.from_pretrained(folder / "mask", llama())
+    return mask.hash, mask.settings, mask.share
+
+
 def read_curvature(folder):
     found = Curvature.from_pretrained(folder / "curvature")
     return sha256_tensors(found.tensors), json.dumps(found.metadata)
+
+
+def make_state(folder):
+    """The state of a service after its first request, of one of three rows."""
+    structures, rows, names = find_structures(llama()), torch.arange(3, 18).reshape(3, 5), [32 * one for one in "012"]
+    batches = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row} for row in rows.split(1)]
+    state = SPEState.prepare(llama(), batches, structures, MASK, names)
+    blocks = bool(state.masks.blocks)
+    state.forget(Sums.over(llama(), batches[:1], state.mask, blocks, gradients=True), names[:1])
+    state.save(folder / "state")
+
+
+def read_state(folder):
+    state = SPEState.load(folder / "state", find_structures(llama()), MASK)
+    sums = [state.base, state.gradients, state.fisher.tensors]
+    for masks in (state.masks, state.forgotten):
+        sums += [masks.gradients, masks.squares, {key: one.matrix() for key, one in masks.blocks.items()}]
+    counts = [one.counts.samples for one in (state.masks, state.forgotten)]
+    told = [state.requests, state.before, state.after, state.others, sorted(state.left), sorted(state.served)]
+    return [sha256_tensors(part) for part in sums], state.mask.hash, counts, told
 
 
 def make_model(folder, shards="5GB"):
@@ -279,6 +317,13 @@ KINDS = [
     Kind("curvature/curvature_config.json", make_curvature, read_curvature, True),
     Kind("curvature/curvature-00001-of-00001.safetensors", make_curvature, read_curvature, True),
     Kind("curvature/curvature_config.json", make_curvature, lambda folder: inspect(folder / "curvature")),
+    Kind("mask/mask_config.json", make_mask, read_mask, True),
+    Kind("mask/mask.safetensors", make_mask, read_mask, True),
+    Kind("mask/mask_config.json", make_mask, lambda folder: inspect(folder / "mask")),
+    Kind("state/state_config.json", make_state, read_state, True),
+    Kind("state/state.safetensors", make_state, read_state, True),
+    Kind("state/fisher/curvature_config.json", make_state, read_state, True),
+    Kind("state/fisher/curvature-00001-of-00001.safetensors", make_state, read_state, True),
     Kind("model/model.safetensors", make_model, read_model),
     Kind("model/model.safetensors.index.json", make_sharded_model, read_model),
     Kind("model/config.json", make_model, read_model),
