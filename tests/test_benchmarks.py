@@ -260,6 +260,21 @@ def test_mask_benchmark_compares_passes_that_take_turns(tmp_path, monkeypatch, c
     assert "| 5 | masks |" in capsys.readouterr().out
 
 
+def test_masked_plans_are_those_of_the_page(tmp_path, monkeypatch):
+    """The page has the table of the recorded rows, and these are what is planned today."""
+    recorded = json.loads((ROOT / "benchmarks/results/masked_plans.json").read_text())["rows"]
+    with program("benchmarks", "masked_plans") as benchmark:
+        assert benchmark.report(recorded) in (ROOT / "docs/kfade.md").read_text()
+        monkeypatch.setattr(benchmark, "SPARSITIES", (0.9,))
+        of_7b = [row for row in recorded if row["model"] == "Llama-2-7B" and row["sparsity"] == 0.9]
+        assert benchmark.make_plans("Llama-2-7B") == of_7b and {"1101", "1100"} < of_7b[0]["factors"].keys()
+        output = tmp_path / "results.json"
+        monkeypatch.setattr(sys, "argv", ["masked_plans.py", "--model", "tiny", "--output", str(output)])
+        assert benchmark.main() == 0
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["kind"] for row in rows[:3]] == ["kfac", "ekfac", "diagonal"] and rows[0]["factors"]
+
+
 def test_diagonal_fisher_benchmark_measures_equal_sums(tmp_path, monkeypatch, capsys):
     with program("benchmarks", "diagonal_fisher") as benchmark:
         output = tmp_path / "r.json"

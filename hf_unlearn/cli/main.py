@@ -124,7 +124,7 @@ def add_unlearn(commands):
 
 
 def add_curvature(commands):
-    curvature = commands.add_parser("curvature", help="fit a curvature to reuse later, or say what one holds")
+    curvature = commands.add_parser("curvature", help="plan or fit a curvature to reuse later, or say what one holds")
     actions = curvature.add_subparsers(dest="action", required=True, metavar="action")
 
     fit = actions.add_parser("fit", help="fit a curvature of a model's weights on text and save it")
@@ -143,6 +143,25 @@ def add_curvature(commands):
     )
     fit.add_argument("--batch_size", type=int, default=8, help="sequences at a time (default: %(default)s)")
     fit.add_argument("--seed", type=int, default=0, help="of the sequences and the draws (default: %(default)s)")
+
+    plan = actions.add_parser(
+        "plan", help="what a fit and a step will take, with and without a mask; no weight is read"
+    )
+    plan.add_argument("--model", required=True, help="folder or Hub repository of the model, or a config.json")
+    plan.add_argument(
+        "--kind", default="ekfac", help="whose stages are shown; the table has all (default: %(default)s)"
+    )
+    plan.add_argument("--target_modules", metavar="RE", help="expression for layers (default: linear layers of MLPs)")
+    plan.add_argument("--sparsity", type=float, help="of a mask: the share of heads and filters that stay frozen")
+    plan.add_argument(
+        "--structures", nargs="+", metavar="KIND", help="with --sparsity: heads, filters (default: both)"
+    )
+    plan.add_argument("--sequences", type=int, default=4000, help="of the retain rows (default: %(default)s)")
+    plan.add_argument("--length", type=int, default=512, help="tokens of a sequence (default: %(default)s)")
+    plan.add_argument("--num_processes", type=int, default=1, help="that share the fit (default: %(default)s)")
+    plan.add_argument(
+        "--max_factor_memory", metavar="SIZE", help="what a process may hold on its device, as 20GB (default: all)"
+    )
 
     inspect = actions.add_parser("inspect", help="fit, cost and the spectrum of every weight of a saved curvature")
     inspect.add_argument("path", help="folder or Hub repository of the curvature")
@@ -200,6 +219,10 @@ def run(options: argparse.Namespace) -> Result | None:
 
             return run_evaluate(options)
         case "curvature":
+            if options.action == "plan":
+                from .curvature_plan import run_curvature_plan
+
+                return run_curvature_plan(options)
             from .curvature import run_curvature_fit, run_curvature_inspect
 
             return run_curvature_fit(options) if options.action == "fit" else run_curvature_inspect(options)

@@ -39,6 +39,7 @@ class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
     Attributes:
         kind (`str`): name of the class in files and arguments.
         passes (`tuple[str, ...]`): names of the passes over the data; a last one adds up eigenvalues.
+        has_factors (`bool`): whether a block is a product of two square factors, which are decomposed.
         names (`list[str]`): `state_dict` names of the weights (and biases).
         metadata (`dict`): JSON-able account of the fit; the same on all processes but for seconds and memory.
         tensors (`dict[str, Tensor]`): what this process holds.
@@ -52,6 +53,7 @@ class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
 
     kind: str
     passes: tuple[str, ...] = ()
+    has_factors: bool = False
 
     def __init__(self):
         self.metadata, self.tensors, self.owners = {}, {}, {}

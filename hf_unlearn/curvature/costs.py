@@ -3,8 +3,9 @@
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
@@ -19,6 +20,9 @@ from .sums import break_even
 from .targets import Kept, Target, linear_modules, make_targets, unwrap
 
 
+MOST_WIDTHS = 8  # of factors that a plan tells apart
+
+
 @dataclass
 class StageCost:
     """`bytes` are held by each process in this stage beyond the earlier ones; `flops` are of all together."""
@@ -27,6 +31,7 @@ class StageCost:
     bytes: int
     flops: int
     note: str = ""
+    times: int = 1  # that it is done in one fit
 
 
 @dataclass
@@ -123,6 +128,13 @@ class Plan:
     stages: list[StageCost]  # in their order; `plan["forward"]` is the one of that name
     blocks: int = 1  # into which the weights are split, each with passes of its own
     factor_bytes: int = 0  # the most that one process holds at once of factors, eigenvectors and eigenvalues
+    parameters: int = 0  # entries of the weights that are measured and may change
+    widths: Mapping[int, int] = field(default_factory=dict)  # of Kronecker factors -> how many are so wide
+
+    @property
+    def fit_flops(self) -> int:
+        """Work of a fit: of all stages but the solve, forwards and backwards once for each pass."""
+        return sum(stage.flops * stage.times for stage in self.stages if stage.name != "solve")
 
     def __getitem__(self, name: str) -> StageCost:
         return {stage.name: stage for stage in self.stages}[name]
@@ -135,12 +147,26 @@ class Plan:
             extent += f", {self.blocks} blocks one after another"
         lines = [
             f"{self.kind}: {extent}, {format_bytes(self.factor_bytes)} of factors on each process",
+            *([f"factors: {format_widths(self.widths)}"] if self.widths else []),
             f"{'stage':<12}{'memory each':>12}{'work':>12}{'work each':>12}  note",
         ]
         for stage in self.stages:
             costs = (format_bytes(stage.bytes), *map(format_flops, (stage.flops, stage.flops / self.num_processes)))
             lines.append(f"{stage.name:<12}{''.join(f'{cost:>12}' for cost in costs)}  {stage.note}".rstrip())
         return "\n".join(lines)
+
+
+def format_widths(widths: Mapping[int, int]) -> str:
+    """Sizes of square factors, the largest first: "32 of 11008, 160 of 4096"; widths next to each other are one."""
+    ranges: list[list[int]] = []  # most, least, how many
+    for width in sorted(widths, reverse=True):
+        if ranges and ranges[-1][1] - width == 1:
+            ranges[-1][1:] = [width, ranges[-1][2] + widths[width]]
+        else:
+            ranges.append([width, width, widths[width]])
+    named = [f"{count} of {most}" + (f" to {least}" if least < most else "") for most, least, count in ranges]
+    smaller = sum(count for _, _, count in ranges[MOST_WIDTHS:])
+    return ", ".join(named[:MOST_WIDTHS] + ([f"{smaller} smaller"] if smaller else []))
 
 
 def plan(
@@ -187,8 +213,8 @@ def plan(
         weights = sum(parameter.nbytes for parameter in model.parameters())
         twice = f"each pass, of which there are {passes}" if passes > 1 else ""
         stages += [
-            StageCost("forward", weights, products, twice),
-            StageCost("backward", 0, products, "activations only"),
+            StageCost("forward", weights, products, twice, passes),
+            StageCost("backward", 0, products, "activations only", passes),
         ]
         if num_processes > 1:
             rows = sum(sum(group.factors) for group in work.groups)
@@ -198,10 +224,12 @@ def plan(
     stages += curvature.costs(work)
     entries = sum(group.weight_entries for group in work.groups)
     flops = sum(curvature.solve_flops(*shape) for shape in work.shapes())
-    note = "each step: rotated gradient and step" + (", bases come from the CPU" if blocks > 1 else "")
-    stages.append(StageCost("solve", 2 * entries * work.entry_bytes, flops, note))
+    whole = sum(target.parameter.numel() for target in targets.values())  # steps are, whatever a mask keeps
+    note = "each step: rotated gradient and whole step" + (", bases come from the CPU" if blocks > 1 else "")
+    stages.append(StageCost("solve", (entries + whole) * work.entry_bytes, flops, note))
     held = layout.most(lambda group: group.bytes)
-    return Plan(kind, list(targets), work.tokens, num_processes, stages, blocks, held)
+    widths = Counter(width for group in work.groups for width in group.factors) if curvature.has_factors else {}
+    return Plan(kind, list(targets), work.tokens, num_processes, stages, blocks, held, entries, widths)
 
 
 def _leaders(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, str]:

@@ -135,6 +135,7 @@ class KFAC(Curvature):
 
     kind = "kfac"
     passes = ("factors",)
+    has_factors = True
 
     @classmethod
     def entries(cls, group):

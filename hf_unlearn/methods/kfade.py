@@ -18,7 +18,7 @@ from ..runtime.modules import checkpointed_in_eval_mode
 from ..structure.mask import StructureMask
 from .base import check_classes, split_labels
 from .masked import Masked
-from .masking import kept_entries
+from .masking import kept_entries, planned_mask
 from .natural_gradient import NaturalGradient
 from .reference import cite
 from .step_search import AUTO
@@ -150,6 +150,9 @@ class KFade(Masked, NaturalGradient):
             raise InputError(SINGLE_ELEMENTS)
         self._kept = None if self._mask is None else kept_entries(self._mask)
         super().prepare(run)
+
+    def planned_kept(self, model):
+        return None if self.mask is None else kept_entries(planned_mask(self.mask, model))
 
     def make_curvature(self, run):
         if not self._named:

@@ -12,7 +12,7 @@ from ..runtime.hub import public_name
 from ..runtime.modules import trainable
 from ..structure.mask import StructureMask
 from .base import Method, Run
-from .masking import check_mask, check_unfrozen, mask_of
+from .masking import check_mask, check_unfrozen, mask_of, planned_mask, tell_planned
 
 
 class Masked(Method):
@@ -51,6 +51,12 @@ class Masked(Method):
         model = run.accelerator.unwrap_model(run.model)
         self._mask = mask_of(self.mask, run, model)
         check_unfrozen(model, self._mask)
+
+    def plan(self, model, stage):
+        if self.mask is None:
+            return super().plan(model, stage)
+        mask = tell_planned(planned_mask(self.mask, model), chosen_later=isinstance(self.mask, Mapping))
+        return [mask, *super().plan(model, stage)]
 
 
 @contextlib.contextmanager

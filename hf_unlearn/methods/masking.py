@@ -102,14 +102,39 @@ def mask_of(mask: Mask, run: Run, model: nn.Module) -> StructureMask:
     Raises:
         InputError: a mask of another model, or as `choose_mask`.
     """
+    if isinstance(mask, Mapping):
+        return chosen_mask(MaskSettings.read(mask), run, model, find_structures(model))
+    return _given_mask(mask, model)
+
+
+def planned_mask(mask: Mask, model: nn.Module) -> StructureMask:
+    """The mask that a plan reckons with; the model may be on the meta device.
+
+    One that settings will choose is taken as spread evenly over the layers.
+
+    Raises:
+        InputError: as `mask_of`.
+    """
+    if isinstance(mask, Mapping):
+        settings = MaskSettings.read(mask)
+        return StructureMask.even(find_structures(model), settings.sparsity, tuple(settings.structures))
+    return _given_mask(mask, model)
+
+
+def _given_mask(mask: StructureMask | str | Path, model: nn.Module) -> StructureMask:
     if isinstance(mask, str | Path):
         return StructureMask.from_pretrained(mask, model)
-    structures = find_structures(model)
-    if isinstance(mask, StructureMask):
-        if mask.structures.fingerprint != structures.fingerprint:
-            raise InputError("the mask is of another model: choose one for this model")
-        return mask
-    return chosen_mask(MaskSettings.read(mask), run, model, structures)
+    if mask.structures.fingerprint != find_structures(model).fingerprint:
+        raise InputError("the mask is of another model: choose one for this model")
+    return mask
+
+
+def tell_planned(mask: StructureMask, chosen_later: bool) -> str:
+    """A line of a plan on its mask."""
+    every = StructureMask.all(mask.structures, mask.kinds)
+    share = f"{100 * mask.entries / every.entries:.1f} % of their {every.entries / 1e6:,.1f} M parameters"
+    told = f"mask: {mask.count:,} of {every.count:,} {' and '.join(mask.kinds)}, {share}"
+    return f"{told}; not chosen yet, so taken as spread evenly over the layers" if chosen_later else told
 
 
 def chosen_mask(settings: MaskSettings, run: Run, model: nn.Module, structures: Structures) -> StructureMask:

@@ -261,15 +261,19 @@ class NaturalGradient(Method):
             )
 
     def plan(self, model, stage: StageSize):
-        weights = self.targets(model)
         rows = min(self.retain_samples or stage.retain_rows, stage.retain_rows)
-        fit = {"kind": self.curvature, "target_modules": self.target_modules, "kept": self._kept}
+        fit = {"kind": self.curvature, "target_modules": self.target_modules, "kept": self.planned_kept(model)}
+        cost = plan(model, **fit, sequences=rows, sequence_length=stage.length)
         return [
             f"{self.steps} step{'s' * (self.steps > 1)} of {self.forget_batch_size or stage.forget_rows} rows",
-            f"targets: {len(weights)} weights, {sum(p.numel() for p in weights.values()) / 1e6:,.1f} M parameters"
-            + uncovered(model, weights),
-            str(plan(model, **fit, sequences=rows, sequence_length=stage.length)),
+            f"targets: {len(cost.targets)} weights, {cost.parameters / 1e6:,.1f} M parameters"
+            + uncovered(model, cost.targets),
+            str(cost),
         ]
+
+    def planned_kept(self, model: nn.Module) -> Kept | None:
+        """What a mask will keep of each weight, as far as a plan can know."""
+        return None
 
     def sweeps(self, search):
         # Candidates of one step share its fit and its gradient.

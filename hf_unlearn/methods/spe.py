@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """SPE-Unlearn: heads and filters chosen by a mask, and one second-order step of these alone."""
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -23,7 +24,7 @@ from ..structure.mask import StructureMask
 from ..structure.statistics import summed_gradients
 from .base import Method
 from .first_order import FirstOrder
-from .masking import MaskSettings, check_unfrozen, chosen_mask
+from .masking import MaskSettings, check_unfrozen, chosen_mask, planned_mask, tell_planned
 from .reference import cite
 from .spe_state import HASH_BYTES, SPEState, Sums, fit_diagonal
 from .spe_step import SecondOrder, fine
@@ -330,17 +331,13 @@ class SPEUnlearn(Method):
 
     # ---- what a dry run asks ---------------------------------------------------------------------------------------
     def plan(self, model, stage):
-        structures = find_structures(model)
-        kinds = tuple(self.structures)
-        every = StructureMask.all(structures, kinds)
-        mask = StructureMask.random(structures, self.sparsity, 0, kinds) if self.sparsity else every
-        kept, size = mask.entries, every.entries
+        mask = planned_mask(dataclasses.asdict(self.mask_settings), model)
+        every = StructureMask.all(mask.structures, mask.kinds)
         passes = "two passes over retain rows, mask and Fisher" if self.sparsity else "one pass over retain rows"
         return [
-            f"mask: {mask.count:,} of {every.count:,} {' and '.join(kinds)}, {100 * kept / size:.1f} % of their "
-            f"{size / 1e6:,.1f} M parameters (a mask by lot)",
-            f"{passes}: {stage.retain_rows:,} rows; Fisher and gradient {8 * kept / 1e6:,.0f} MB, dense "
-            f"{8 * size / 1e6:,.0f} MB",
+            tell_planned(mask, chosen_later=self.sparsity > 0),
+            f"{passes}: {stage.retain_rows:,} rows; Fisher and gradient {8 * mask.entries / 1e6:,.0f} MB, dense "
+            f"{8 * every.entries / 1e6:,.0f} MB",
         ]
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ..curvature import Diagonal
 from ..errors import NumericalError
 from ..runtime.processes import Processes
-from ..structure.heads import KINDS
 from ..structure.mask import StructureMask
 from .spe_state import SPEState
 
@@ -34,7 +33,7 @@ class SecondOrder:
     predicted: float = 0.0
 
     def __post_init__(self):
-        every = StructureMask.all(self.mask.structures, self.kinds)
+        every = StructureMask.all(self.mask.structures, self.mask.kinds)
         self.share = self.mask.entries / every.entries
         self.told |= {
             "mask_sha256": self.mask.hash,
@@ -64,10 +63,6 @@ class SecondOrder:
         # The KL that a step of length 1 predicts, nats a token: g F g / 2 of the diagonal.
         self.predicted = fisher.norm(steps) ** 2 / 2
         return steps
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        return tuple(kind for kind in KINDS if any(key.startswith(f"{kind}.") for key in self.mask.chosen))
 
     @torch.no_grad()
     def apply(self, steps: Mapping[str, Tensor], length: float):

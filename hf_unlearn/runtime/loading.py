@@ -49,6 +49,27 @@ def load_model(model: str, processing_class=None, init_kwargs: dict | None = Non
     return loaded, processing_class or load_tokenizer(model, init_kwargs)
 
 
+def load_outline(model: str):
+    """A model on the meta device, of the class and type that its configuration names, from that file alone.
+
+    `model` is a name on the Hub, a folder, or a `config.json`. One whose configuration names no class is taken for a
+    causal language model.
+
+    Raises:
+        InputError: no such configuration, or none that transformers can build a model of.
+    """
+    import transformers
+
+    _check_folder(model)
+    with _loading(model):
+        config = transformers.AutoConfig.from_pretrained(model)
+        named = getattr(transformers, (config.architectures or [""])[0], None)
+        with torch.device("meta"):
+            if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+                return named._from_config(config).eval()
+            return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
 def load_encoder(
     model: str, outputs: int | None = None, seed: int | None = None, *, head: str = CLASSES, meta: bool = False
 ):

@@ -116,6 +116,17 @@ class StructureMask:
         settings = {"importance": "random", "sparsity": sparsity, "structures": list(kinds), "seed": seed}
         return cls(structures, highest(scores, count), settings=settings)
 
+    @classmethod
+    def even(cls, structures: Structures, sparsity: float, kinds: Iterable[str] = KINDS) -> "StructureMask":
+        """As many structures at even distances, so that every layer keeps the same share of its own.
+
+        What a plan takes a mask for that is not chosen yet. A chosen one may keep more of some layers.
+        """
+        count, total = kept_count(check_kinds(structures, kinds), sparsity), structures.count(kinds)
+        sites = {key: site.count for key, site in structures.sites.items() if site.kind in kinds}
+        chosen = (torch.arange(total + 1) * count // total).diff().bool()
+        return cls(structures, dict(zip(sites, chosen.split(list(sites.values())), strict=True)))
+
     def shuffled(self, seed: int) -> "StructureMask":
         """A random mask of as many heads and as many filters, to compare this one with."""
         generator, chosen = torch.Generator().manual_seed(seed), {}
@@ -126,6 +137,11 @@ class StructureMask:
         return StructureMask(
             self.structures, chosen, settings={"importance": "shuffled", "seed": seed, "of": self.hash}
         )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of structures that it chooses from."""
+        return tuple(kind for kind in KINDS if any(self.structures.sites[key].kind == kind for key in self.chosen))
 
     @property
     def sparsity(self) -> float:

@@ -75,6 +75,51 @@ def test_curvature_bad_input(model_folder, capsys):
     assert call("curvature") == 2
 
 
+def test_curvature_plan_reads_the_config_alone(model_folder, capsys):
+    """Beside the plans of Python, of a folder without weights."""
+    from hf_unlearn.curvature import plan
+    from hf_unlearn.methods.masking import kept_entries, planned_mask
+    from hf_unlearn.runtime.loading import load_outline
+
+    (model_folder / "model.safetensors").unlink()
+    about = ("--sequences", 10, "--length", 16)
+    assert call("curvature", "plan", "--model", model_folder, "--sparsity", 0.5, *about, "--kind", "kfac") == 0
+    text = capsys.readouterr().out
+    model = load_outline(str(model_folder))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    kept = kept_entries(planned_mask({"sparsity": 0.5}, model))
+    assert str(plan(model, kind="kfac", kept=kept, sequences=10, sequence_length=16)) in text
+    assert "not chosen yet, so taken as spread evenly over the layers" in text
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    assert [line[:2] for line in lines[2:]] == [
+        [kind, side] for kind in ("kfac", "ekfac", "diagonal") for side in ("whole", "masked")
+    ]
+    # Half of 24 filters and 2 heads are kept.
+    assert "of 24" in lines[2][3] and "of 24" not in lines[3][3]
+    # Without a mask the weights are those of a fit: the MLPs.
+    assert call("curvature", "plan", "--model", model_folder / "config.json", *about, "--kind", "diagonal") == 0
+    text = capsys.readouterr().out
+    assert str(plan(model, kind="diagonal", sequences=10, sequence_length=16)) in text and "masked" not in text
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--sparsity", 1), "sparsity must be"),
+        (("--sparsity", 0.5, "--structures", "neurons"), "structures must be some of heads and filters"),
+        (("--structures", "heads"), "give its --sparsity too"),
+        (("--length", 0), "--length is 0: give 1 or more"),
+        (("--kind", "magic"), "must be one of ekfac, kfac"),
+        (("--sparsity", 0.5, "--target_modules", "lm_head"), "keeps nothing of the weights in target_modules"),
+        (("--model", "absent/folder"), "cannot load the model"),
+    ],
+)
+def test_curvature_plan_bad_input(model_folder, arguments, message, capsys):
+    assert call("curvature", "plan", "--model", model_folder, *arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
 @pytest.mark.multi_process
 def test_curvature_fit_on_two_processes(model_folder):
     """torchrun's two processes share the fit and write one folder, which one process reads."""

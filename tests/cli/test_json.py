@@ -43,6 +43,12 @@ COMMANDS = {
         "--model model --data texts.jsonl --output curvature",
         "curvature is not an empty folder",
     ),
+    "curvature plan": (
+        "--model model --sparsity 0.5 --structures filters",
+        {"parameters", "plans", "mask"},
+        "--model model --structures heads",
+        "--structures says what a mask chooses from",
+    ),
     "curvature inspect": ("curvature", {"kind", "place", "metadata", "spectra"}, "model", "curvature_config.json"),
     "inspect": ("out/model", {"path", "holds"}, "data", "holds no delta"),
     "transfer": (

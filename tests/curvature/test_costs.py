@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hf_unlearn.curvature import plan
+from hf_unlearn.curvature.costs import format_widths
 from tests.support.curvature import fit_columns
 
 
@@ -67,3 +68,36 @@ def test_plan_counts_what_a_fit_makes(model, data):
     vectors = sum(tensor.nbytes for key, tensor in curvature.tensors.items() if key.startswith("vectors."))
     assert costs["factors"].bytes == vectors
     assert [stage.name for stage in plan(model, kind="identity", sequences=5, sequence_length=7).stages] == ["solve"]
+
+
+def test_factors_of_7b_and_what_a_mask_leaves_of_them():
+    """Sums over the sizes of Llama-2-7B by hand: 32 layers of d 4096, 11008 filters, 1101 of them kept."""
+    model, d, filters, kept = llama_2_7b(), 4096, 11008, 1101
+    mask, every = {}, {}
+    for layer in range(32):
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            index = torch.arange(0, 10 * kept, 10)
+            places = (None, index) if name == "down_proj" else (index, None)
+            mask[f"model.layers.{layer}.mlp.{name}.weight"] = places
+            every[f"model.layers.{layer}.mlp.{name}.weight"] = (None, None)
+    costs = {size: plan(model, kept=one, sequences=10, sequence_length=512) for size, one in
+             ((filters, every), (kept, mask))}  # fmt: skip
+    for size, cost in costs.items():
+        assert dict(cost.widths) == {size: 96, d: 64} and cost.parameters == 96 * d * size
+        assert cost["factors"].bytes == 4 * 32 * (2 * d**2 + 3 * size**2)
+        assert cost["eigh"].flops == 8 * 32 * (2 * d**3 + 3 * size**3)
+        assert cost["solve"].flops == 4 * 96 * d * size * (d + size)
+        # The rotated gradient is of what is kept, the step of the whole weight.
+        assert cost["solve"].bytes == 4 * 96 * d * (size + filters)
+        stages = [cost[name].flops for name in ("factors", "eigh", "correction")]
+        assert cost.fit_flops == sum(stages) + 2 * (cost["forward"].flops + cost["backward"].flops)
+        assert f"factors: {format_widths(cost.widths)}" in str(cost)
+    assert costs[filters]["eigh"].flops / costs[kept]["eigh"].flops > 25
+    assert "factors: 96 of 1101" not in str(costs[filters]) and "1101" in str(costs[kept])
+    assert not plan(model, kind="diagonal", sequences=1, sequence_length=2).widths
+
+
+def test_widths_in_words():
+    assert format_widths({4096: 160, 11008: 96}) == "96 of 11008, 160 of 4096"
+    assert format_widths({1100: 3, 1101: 93, 8: 1}) == "96 of 1101 to 1100, 1 of 8"
+    assert format_widths({10 * width: 2 for width in range(1, 11)}).endswith("2 of 30, 4 smaller")

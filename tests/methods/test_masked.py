@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 
-from hf_unlearn import FirstOrder
+from hf_unlearn import FirstOrder, SPEUnlearn
 from hf_unlearn.curvature import Curvature, Diagonal, make_curvature
 from hf_unlearn.errors import InputError
+from hf_unlearn.methods.base import StageSize
 from hf_unlearn.methods.masking import kept_entries
 from hf_unlearn.structure import StructureMask, find_structures
 from tests.support.methods import kfade, run, same
@@ -206,3 +207,28 @@ def test_masks_that_do_not_fit_are_refused(tmp_path):
     whole = StructureMask.all(find_structures(model))
     with pytest.raises(InputError, match="layers.0.mlp.up_proj.weight is frozen"):
         run(FirstOrder("ga", mask=whole), tmp_path / "run", model)
+
+
+def test_a_plan_is_that_of_the_masked_run(tmp_path):
+    """A mask at hand is planned to the byte; one that is not chosen yet as if spread evenly, and this is said."""
+    model, stage = trained_llama(), StageSize("all", 8, 24, 9)
+    mask = StructureMask.random(find_structures(model), 0.6, 0)
+    folder = mask.save_pretrained(tmp_path / "mask")
+    curvature = make_curvature("kfac").fit(model, [COLLATE([*RETAIN])], kept=kept_entries(mask), progress=False)
+    held = sum(one.nbytes for key, one in curvature.tensors.items() if not key.startswith(("rows.", "columns.")))
+    for given in (mask, str(folder)):
+        told, steps, targets, cost = kfade(mask=given).plan(model.to("meta"), stage)
+        assert told.startswith(f"mask: {mask.count} of 52 heads and filters") and "evenly" not in told
+        assert f"targets: {len(curvature.names)} weights" in targets and steps.startswith("1 step")
+        assert f"{held / 1e3:.3g} kB of factors" in cost
+    dense, later = kfade(target_modules=".*_proj"), kfade(mask={"sparsity": 0.9})
+    assert "factors: 6 of 24" in dense.plan(model, stage)[-1]
+    told, *_, cost = later.plan(model, stage)
+    assert "mask: 5 of 52 " in told and told.endswith("not chosen yet, so taken as spread evenly over the layers")
+    assert "of 24" not in cost and "factors: " in cost
+    assert later.settings()["mask"] == {"sparsity": 0.9}
+    assert FirstOrder("npo", mask={"sparsity": 0.9}).plan(model, stage) == [told]
+    assert FirstOrder("npo").plan(model, stage) == []
+    assert SPEUnlearn(unlearning_rate=1.0).plan(model, stage)[0] == told
+    with pytest.raises(InputError, match="another model"):
+        kfade(mask=mask).plan(make_llama(layers=1), stage)

@@ -120,6 +120,17 @@ def test_random_masks_have_their_size_and_a_seed(structures):
     assert set(filters.chosen) == {"filters.0", "filters.1"} and filters.count == 11
 
 
+@pytest.mark.parametrize("sparsity, kinds", [(0.5, ["heads", "filters"]), (0.9, ["filters"]), (0, ["heads"])])
+def test_an_even_mask_keeps_the_same_share_of_every_layer(structures, sparsity, kinds):
+    mask = StructureMask.even(structures, sparsity, kinds)
+    total = structures.count(kinds)
+    assert mask.count == kept_count(total, sparsity) and mask.kinds == tuple(kinds)
+    for key, chosen in mask.chosen.items():
+        assert abs(int(chosen.sum()) - mask.count / total * len(chosen)) < 1, key
+        gaps = chosen.nonzero()[:, 0].diff()
+        assert not len(gaps) or int(gaps.max()) - int(gaps.min()) <= 1
+
+
 def test_a_shuffled_mask_keeps_as_many_heads_and_filters(structures):
     mask = StructureMask.random(structures, 0.5, seed=0)
     other = mask.shuffled(seed=0)
