@@ -16,7 +16,7 @@ from ..data.rows import fingerprint_rows, hash_of_rows, row_hashes
 from ..deltas import UpdateDelta
 from ..errors import InputError
 from ..evaluation.specificity import Approximation, KLResult
-from ..report.card import render_card
+from ..report.card import write_card
 from ..report.questions import Question, compare_answers
 from ..runtime.checkpoints import needs_merging
 from ..runtime.files import (
@@ -27,7 +27,6 @@ from ..runtime.files import (
     sha256_tensors,
     write_safetensors,
     write_sealed,
-    write_text,
 )
 from ..runtime.folders import staged_folder
 from ..runtime.processes import on_main_process
@@ -267,7 +266,7 @@ class Cell:
                 "unlearned": best,
                 "retrained": next((row for row in rows if row["method"] == problem.vocabulary.references[1]), {}),
             }
-            write_text(staged / "README.md", render_card(context | problem.card(rows, best)))
+            write_card(staged, context | problem.card(rows, best))
 
 
 def read_line(file: Path) -> dict | None:

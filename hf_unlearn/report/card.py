@@ -3,10 +3,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ..errors import InputError
+from ..runtime.files import write_text
 from ..runtime.hub import PLACE, is_repo_id
 from ..version import __version__
+from .eval_results import write_results
 from .formats import format_number, format_p
 from .loading import Loading
 from .rendering import render
@@ -32,10 +35,12 @@ RUN_METRICS = (
     ("retain_rows_kl", "KL from the original on the rows to be kept, nats per label", 4, "lower"),
 )
 KIND_METRICS = tuple(metric for kind in KINDS for metric in kind.card_metrics)
+# Of these the scores that a benchmark is known for; the others explain them.
+SCORES = ("forget_quality", "model_utility")
 # Keys of a context and what they are when they are not given.
 DEFAULTS = {
     **dict.fromkeys(("model_name", "repo_id", "base_model", "base_revision", "seed", "hardware", "language")),
-    **dict.fromkeys(("license", "license_name", "license_link")),
+    **dict.fromkeys(("license", "license_name", "license_link", "benchmark")),
     **dict.fromkeys(("datasets", "forget", "forget_rows", "forget_sha256", "retain", "retain_rows")),
     **{name: {} for name in ("paper", "settings", "original", "unlearned", "retrained", "delta", "environment")},
     **{name: {} for name in ("measured_on", "facts", "answers")},
@@ -61,8 +66,11 @@ def render_card(context: Mapping) -> str:
             - measured_on: {"forget" or "retain": (rows that `RUN_METRICS` were measured on, of so many)};
             - facts: what the method says of the run beside settings and cost; row_notes: what became of the rows;
             - answers: {"forgotten" or "kept": [(prompt, the model's answer)]};
-            - evaluations: benchmark scores, a list of {"dataset" (id), "name", "metric", "value", "before",
-              "lower_is_goal"}; `lower_is_goal` marks hazardous knowledge, which is not to be maximised;
+            - benchmark: what the table's metrics were measured on, when that is a dataset of the Hub: {"dataset" (id),
+              "task" (its configuration)};
+            - evaluations: further scores, a list of {"dataset", "task" (as above; both absent where the questions are
+              no dataset of the Hub), "name", "metric", "value", "before", "lower_is_goal", "notes"}; `lower_is_goal`
+              marks hazardous knowledge, which is not to be maximised;
             - delta: {"norm", "tensors", "sha256"} when the update is published beside the weights as `delta/`;
             - hardware, environment: where it ran, {library: version};
             - loading: a `Loading`, what is needed to load the model;
@@ -93,17 +101,35 @@ def render_card(context: Mapping) -> str:
     return render("model_card.md", context)
 
 
+def write_card(folder: Path, context: Mapping):
+    """Write a model's card, and its scores on benchmarks of the Hub as `.eval_results/*.yaml` (`eval_results`).
+
+    Raises:
+        InputError: as `render_card`.
+    """
+    write_text(folder / "README.md", render_card(context))
+    card = {**DEFAULTS, **context}
+    scores, benchmark = list(card["evaluations"]), card["benchmark"]
+    for key, name, _, goal in KIND_METRICS if benchmark else ():
+        if key in SCORES:
+            about = {"name": benchmark["task"], "metric": key, "notes": f"{name}; goal: {goal}"}
+            scores.append({**benchmark, **about, "value": card["unlearned"].get(key)})
+    write_results(folder, scores)
+
+
 def card_data(card: Mapping):
     """The YAML header as `huggingface_hub.ModelCardData`, with the scores as model-index."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results, task = [], card["loading"].task
+    benchmark = card["benchmark"] or {"dataset": (card["datasets"] or ["custom"])[0]}
     for key, name, _, goal in KIND_METRICS:
         if card["unlearned"].get(key) is not None and card["forget"]:
             results.append(
                 EvalResult(
                     task_type=task or "other",
-                    dataset_type=(card["datasets"] or ["custom"])[0],
+                    dataset_type=benchmark["dataset"],
+                    dataset_config=benchmark.get("task"),
                     dataset_name=card["forget"],
                     metric_type=key,
                     metric_name=f"{name} (goal: {goal})",
@@ -115,7 +141,8 @@ def card_data(card: Mapping):
         results.append(
             EvalResult(
                 task_type="multiple-choice" if score["metric"] == "acc" else task or "other",
-                dataset_type=score["dataset"],
+                dataset_type=score.get("dataset") or "custom",
+                dataset_config=score.get("task"),
                 dataset_name=score["name"],
                 metric_type=score["metric"],
                 metric_name=score["metric"] + goal,

@@ -23,12 +23,13 @@ PUBLISHED = (
     *("chat_template.jinja", "additional_chat_templates/*.jinja"),
     *("README.md", "LICENSE*", "NOTICE*", ".eval_results/*.yaml", "unlearning_log.jsonl", "unlearning_transfer.json"),
 )
-# What goes when a model is saved again without it: shards under another number, an adapter that was merged since.
+# What goes when a model is saved again without it: shards under another number, an adapter that was merged since,
+# scores of the weights that were there.
 MODEL_FILES = (
     *("model-*.safetensors", "model.safetensors", "model.safetensors.index.json"),
     *("adapter_model.safetensors", "adapter_config.json"),
     *("delta/delta-*.safetensors", "delta/delta.safetensors", "delta/delta.safetensors.index.json"),
-    "delta/delta_config.json",
+    *("delta/delta_config.json", ".eval_results/*.yaml"),
 )
 # What transformers' Trainer leaves beside a model stays behind: it helps nobody who loads the model.
 LEFT_BEHIND = ("training_args.bin", "optimizer.pt", "scheduler.pt", "checkpoint-*")

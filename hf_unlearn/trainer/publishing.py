@@ -6,10 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ..report.card import render_card
+from ..report.card import write_card
 from ..requests.ledger import LOG_FILE
 from ..runtime.checkpoints import needs_merging, save_merged
-from ..runtime.files import write_text
 from ..runtime.folders import staged_folder
 from ..runtime.hub import hide_places, make_repository, model_license, push_folder
 from ..runtime.modules import is_peft
@@ -63,8 +62,7 @@ def save_with_update(trainer, output_dir: str):
             save_whole(trainer, str(folder))
         if why is None:
             delta.save_pretrained(folder / "delta")
-        card = render_card(context)
-        write_text(folder / "README.md", card)
+        write_card(folder, context)
 
 
 def find_repository(args, token: str | None, private: bool | None) -> str:

@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from hf_unlearn import KFade, UnlearnConfig, UnlearnTrainer, UpdateDelta
+from hf_unlearn.data.benchmarks import QUESTIONS, Benchmark
 from hf_unlearn.errors import InputError
 from hf_unlearn.experiments.comparison import Cell
 from hf_unlearn.experiments.line import Line
@@ -23,6 +27,7 @@ from hf_unlearn.experiments.problems.wmdp import WmdpProblem, last_words
 from hf_unlearn.experiments.run import run_experiment
 from hf_unlearn.experiments.search import sum_updates
 from hf_unlearn.experiments.settings import read_experiment, read_yaml
+from hf_unlearn.report.eval_results import LOWER
 from hf_unlearn.report.vocabulary import TaskVocabulary
 from tests.support.experiments import (
     CONFIGS,
@@ -108,6 +113,9 @@ def test_table_report_and_model(finished):
     for task, accuracy in original["accuracy"].items():
         assert f"| {task} | acc | {round(accuracy, 4)} |" in card
     assert "Relearning was not tested" not in card and "Kolmogorov" not in card
+    # Invented questions are no dataset of the Hub.
+    assert {result.dataset_type for result in ModelCard(card).data.eval_results} == {"custom"}
+    assert not (folder / "model/.eval_results").exists()
 
 
 def test_stages_follow_one_another_and_their_updates_add_up(finished, tmp_path):
@@ -334,14 +342,24 @@ def write_questions(data: Path, config: dict):
     raise AssertionError("the model prefers no letter")
 
 
-def test_local_files_and_the_tasks_of_the_harness(local, tmp_path):
+def test_local_files_and_the_tasks_of_the_harness(local, tmp_path, monkeypatch):
     folder, config = local
     write_questions(folder / "data", config)
+    monkeypatch.setitem(QUESTIONS, "wmdp_bio", Benchmark("cais/wmdp", "wmdp-bio", 6))
     rows = run_experiment(experiment(config), tmp_path / "out", progress=False)
     assert rows[0]["n"] == {"wmdp_bio": 6, "wmdp_cyber": 6} and rows[0]["accuracy"]["wmdp_bio"] > 0.5
     assert rows[1]["kl"] > 0
     settings = json.loads((tmp_path / "out/report.json").read_text())["settings"]
     assert settings["rows"]["bio"] == {"forget": 6, "retain": 4}
+    # Only the task that was asked all of its questions is a score on the Hub's dataset.
+    card = ModelCard.load(tmp_path / "out/model/README.md").data
+    scores = {one.dataset_name: one.dataset_type for one in card.eval_results if one.metric_type == "acc"}
+    assert scores == {"wmdp_bio": "cais/wmdp", "wmdp_cyber": "custom"}
+    (file,) = (tmp_path / "out/model/.eval_results").iterdir()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(file.read_text()))
+    assert (entry.dataset_id, entry.task_id, file.name) == ("cais/wmdp", "wmdp-bio", "wmdp-bio.yaml")
+    assert entry.value == round(rows[1]["accuracy"]["wmdp_bio"], 4)
+    assert entry.notes == f"lm-evaluation-harness {version('lm_eval')}, zero-shot; {LOWER}"
 
 
 def test_what_is_kept_is_known_by_questions_and_instructions_and_not_by_their_folder(local, tmp_path):

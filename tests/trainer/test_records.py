@@ -9,6 +9,7 @@ from hf_unlearn.errors import InputError
 from hf_unlearn.methods.base import StageSize
 from hf_unlearn.methods.rmu import RMU
 from hf_unlearn.runtime.hub import PLACE
+from hf_unlearn.runtime.published import published_files
 from hf_unlearn.trainer.records import card_context, check_description, request_record, row_notes
 from tests.support.hub_server import Fault, hub_server, known_here
 from tests.support.models import make_experts, make_llama
@@ -98,6 +99,18 @@ def test_what_was_measured_elsewhere_joins_the_card(tmp_path):
     card = (tmp_path / "model/README.md").read_text()
     assert "| model utility | – | 0.500 |" in card and "| loss on the removed rows, nats per label |" in card
     assert "One more limit." in card and "| removed | noise (8 rows) |" in card
+
+
+def test_scores_on_a_benchmark_go_with_the_model_and_with_its_weights(tmp_path):
+    trainer = make_trainer(trained_llama(), FirstOrder("ga"), tmp_path / "run", max_steps=1, kl_rows=4)
+    trainer.train()
+    score = {"dataset": "cais/mmlu", "task": "all", "name": "mmlu", "metric": "acc", "value": 0.5}
+    trainer.card_extras = {"evaluations": [score]}
+    trainer.save_model(str(tmp_path / "model"))
+    assert ".eval_results/mmlu.yaml" in published_files(tmp_path / "model")
+    trainer.card_extras = {}
+    trainer.save_model(str(tmp_path / "model"))
+    assert not list((tmp_path / "model").glob(".eval_results/*"))
 
 
 def test_who_cannot_push_hears_of_it_before_the_run(tmp_path, monkeypatch):

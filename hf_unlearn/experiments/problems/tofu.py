@@ -5,6 +5,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from ...data.benchmarks import TOFU, benchmark_of
 from ...data.prompts import make_template, tokenize_qa
 from ...data.tofu import TofuSplits, load_tofu
 from ...errors import InputError
@@ -229,7 +230,11 @@ class TofuProblem(Problem):
         return {"rows": {"forget": len(self.splits.forget), "retain": len(self.splits.retain), "evaluated": sizes}}
 
     def card(self, rows, best):
-        return {"forget": f"the forget set of {self.name}", "retain": "its other rows"}
+        told = {"forget": f"the forget set of {self.name}", "retain": "its other rows"}
+        asked = sum(len(rows) for name, rows in self.splits.evaluation().items() if name != "holdout")
+        if benchmark := benchmark_of(TOFU, self.name, asked):
+            told |= {"datasets": [benchmark.dataset], "benchmark": benchmark.names}
+        return told
 
 
 def metrics_of(summary: Mapping, kl: float) -> dict:

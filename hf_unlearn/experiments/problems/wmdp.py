@@ -4,12 +4,14 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
 
+from ...data.benchmarks import QUESTIONS, benchmark_of
 from ...errors import InputError
 from ...evaluation.answers import answer_rows, spread
 from ...evaluation.completions import generate_completions, worst_completions
@@ -269,17 +271,16 @@ class WmdpProblem(Problem):
         return sections
 
     def card(self, rows, best):
-        scores = [
-            {
-                "dataset": "hf_unlearn/hazards" if self.corpora.embedded else task,
-                "name": task,
-                "metric": "acc",
-                "value": round(best["accuracy"][task], 4),
-                "before": round(rows[0]["accuracy"][task], 4),
-                "lower_is_goal": task in self.domains,
-            }
-            for task in best["accuracy"]
-        ]
+        scores = []
+        for task, after in best["accuracy"].items():
+            before, asked = rows[0]["accuracy"][task], self.asked[task]
+            if before is None or after is None:  # a task outside of WMDP and MMLU whose metric is no number
+                continue
+            about = {"name": task, "metric": asked.metric, "value": round(after, 4), "before": round(before, 4)}
+            about["lower_is_goal"] = task in self.domains
+            if self.corpora.embedded is None and (benchmark := benchmark_of(QUESTIONS, task, asked.n)):
+                about |= benchmark.names | {"notes": f"lm-evaluation-harness {version('lm_eval')}, zero-shot"}
+            scores.append(about)
         corpora = lambda side: ", ".join(
             dict.fromkeys(without_places(name) for stage in self.corpora.stages for name in getattr(stage, side))
         )
