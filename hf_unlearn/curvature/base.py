@@ -23,10 +23,10 @@ from .targets import Target
 class Curvature(CurvatureFit, CurvatureFiles, abc.ABC):
     """A positive semi-definite matrix G over some weights of a model, block-diagonal over the weights.
 
-    G is per predicted token: G = (1 / N) sum over sequences, N predicted tokens (samples for classifiers), so that for
-    a small step v the mean KL between the model's predictions before and after is v^T G v / 2 nats a token. Biases
-    are in it only where a fit asks for them. Every block is diagonal in a Kronecker product of two orthogonal bases; a
-    subclass says which.
+    G is per predicted token: G = (1 / N) sum over sequences, N predicted tokens (samples for classifiers and
+    regressions, ends of spans), so that for a small step v the mean KL between the model's predictions before and
+    after is v^T G v / 2 nats a token. Biases are in it only where a fit asks for them. Every block is diagonal in a
+    Kronecker product of two orthogonal bases; a subclass says which.
 
     A fit may be given a mask: rows and columns of the weights that are kept. G is then over these entries alone, at
     the cost of these: gradients come whole and are cut, steps come whole and are 0 outside of the mask.

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..objectives import IGNORE, scored_labels
+from ..objectives import IGNORE
+from ..runtime.labels import read_labels
 from ..runtime.limits import check_tokens
 
 
@@ -21,11 +22,12 @@ class Batch:
     shape: tuple[int, ...]  # (B, T), or (B,) where there is no token grid
     index: Tensor | None  # flat rows of the (B, T) grid that enter the factors, in order; None for all rows
     lengths: list[int]  # rows of each sample in `index`
+    fronts: list[int]  # padding in front of each sample
     padded: bool  # whether the grid has padding
     predicted: Tensor  # flat rows of the outputs (grid or samples) that a label is compared with, in order
     counts: list[int]  # predicted rows of each sample
-    labels: Tensor  # the label of each predicted row
-    label_shape: tuple[int, ...]  # (B, T) or (B,), which the outputs must have too
+    labels: Tensor  # the label of each predicted row: a class, or the value of a regression
+    label_shape: tuple[int, ...]  # (B, T), (B,) or (B, 2, 1), which the outputs must have too
 
     def rows(self, name: str, tensor: Tensor, in_products: bool = False) -> tuple[Tensor, list[int]]:
         """The rows (n, d) of an activation or its gradient that count, sample after sample, and n for each sample.
@@ -66,52 +68,37 @@ def read_batch(batch: Mapping, first: int, causal: bool, device: torch.device) -
     For causal models `labels` (B, T) are shifted as transformers does (position t predicts label t + 1); the rows that
     enter the factors are the real tokens (`attention_mask`) but each sequence's last, which reaches no label. A label
     at padding, or predicted from padding, is ignored: then left and right padding mean the same. Otherwise labels are
-    (B,) for classifiers, or (B, T) unshifted, and all real positions enter.
+    (B,) for classifiers and regressions, (B, T) unshifted, or (B, 2, 1) for the ends of spans, and all real positions
+    enter.
 
     Raises:
-        InputError: no labels; labels that are not class numbers; an attention mask that is not (B, T).
+        InputError: as `runtime.labels.read_labels`.
     """
-    if "labels" not in batch:
-        raise InputError("the dataloader yields no labels: add a labels column (-100 where a token is not predicted)")
-    labels, mask = batch["labels"].cpu(), batch.get("attention_mask")
-    if labels.is_floating_point() or labels.dim() > 2:
-        raise InputError(f"labels must be class numbers of shape (B,) or (B, T), not {labels.dtype} of {labels.shape}")
-    if mask is not None and mask.dim() != 2:
-        raise InputError(f"attention_mask must be of shape (batch, tokens), not {tuple(mask.shape)}")
-    size = len(labels)
-    mask = mask.cpu().bool() if mask is not None else torch.ones_like(labels, dtype=torch.bool)
-
-    predicted = labels != IGNORE
-    rows = mask
+    found = read_labels(batch, causal)
+    kept, labels, mask = found.kept, found.labels, found.mask
+    if not bool(kept.any()):
+        return None
+    predicted, rows = labels != IGNORE, mask
     if labels.dim() == 2 and causal:
-        predicted = torch.zeros_like(mask)
-        predicted[:, :-1] = scored_labels(labels, mask)[:, 1:] != IGNORE
+        predicted = torch.zeros_like(labels, dtype=torch.bool)
+        predicted[:, :-1] = labels[:, 1:] != IGNORE
         labels = torch.roll(labels, -1, dims=1)
         # A real token is the last one of its sequence when no real token follows.
         following = mask.flip(1).cumsum(1).flip(1) - mask.long()
         rows = mask & (following > 0)
-    elif labels.dim() == 2:
-        predicted = predicted & mask
-    kept = predicted.reshape(size, -1).any(1)
-    if not kept.any():
-        return None
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    inputs = found.take(batch, device)
     if causal and labels.dim() == 2:
         inputs["use_cache"] = False
-    if not kept.all():
-        inputs = {
-            key: value[kept.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
-            for key, value in inputs.items()
-        }
-    predicted, labels, rows = predicted[kept], labels[kept], rows[kept]
+    predicted, labels, rows, mask = predicted[kept], labels[kept], rows[kept], mask[kept]
     grid = rows.dim() == 2
     return Batch(
-        inputs={key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()},
+        inputs=inputs,
         sequences=[first + place for place in kept.nonzero().flatten().tolist()],
         shape=rows.shape,
         index=rows.flatten().nonzero().flatten().to(device) if grid else None,
         lengths=rows.sum(1).tolist() if grid else [1] * len(rows),
-        padded=not bool(mask[kept].all()),
+        fronts=mask.long().argmax(1).tolist() if grid else [0] * len(rows),
+        padded=not bool(mask.all()),
         predicted=predicted.flatten().nonzero().flatten().to(device),
         counts=predicted.reshape(len(rows), -1).sum(1).tolist(),
         labels=labels[predicted].to(device),

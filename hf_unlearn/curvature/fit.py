@@ -55,9 +55,11 @@ class CurvatureFit:
         Args:
             model (`nn.Module`): whose weights are measured, where they are.
             dataloader (`Iterable[Mapping]`): yields dicts that the model takes: `input_ids`, `attention_mask`,
-                `labels` (B, T) with -100 ignored, shifted for causal models as transformers does; or `pixel_values` /
-                `input_ids` and `labels` (B,). Not prepared by an accelerator, and in the same order each time and on
-                every process (a sampler that shuffles needs a seeded generator of its own).
+                `labels` (B, T) with -100 ignored, shifted for causal models as transformers does; `pixel_values` or
+                `input_ids` and `labels` (B,) of classes or of a regression's values; or `input_ids` and the ends of
+                spans, as `labels` (B, 2, 1) or `start_positions` and `end_positions`. Not prepared by an accelerator,
+                and in the same order each time and on every process (a sampler that shuffles needs a seeded generator
+                of its own).
             target_modules (`str` or `list[str]`, *optional*, defaults to `None`): MLP linears; see `select_targets`.
             kept (`Mapping[str, tuple[Tensor | None, Tensor | None]]`, *optional*, defaults to `None`): what a mask
                 keeps: name of a weight -> (rows, columns), see `make_targets`. Nothing else is measured or held.
@@ -67,7 +69,8 @@ class CurvatureFit:
             fisher (`str`, *optional*, defaults to `"sampled"`): "sampled": labels drawn from the model; "probe":
                 random signs in place of a drawn label, at the same cost and a little more accurate; "exact": one
                 backward per class and position, no randomness, for small models; "empirical": the data's own labels,
-                not the Fisher but the usual shortcut.
+                not the Fisher but the usual shortcut. A regression is a normal distribution of variance 1 (G = J^T J),
+                and a span's two ends are two predictions, each a softmax over the real tokens of its row.
             seed (`int`, *optional*, defaults to `0`): of the draws. They depend on it and on a sequence's place in the
                 data alone. A second pass (EK-FAC) draws the same labels again.
             accelerator (`accelerate.Accelerator`, *optional*, defaults to `None`): with several processes each

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..objectives import logits_of
 from ..runtime.files import sha256_tensor
+from ..runtime.labels import check_classes, find_labels, is_regression
 from ..runtime.modules import is_causal, model_device, positions_behind_padding, takes_positions
 from ..runtime.processes import LostProcess, Processes
 from ..runtime.sharded import is_sharded, reshard
@@ -156,6 +158,8 @@ class Backward:
                 f"the model gives outputs of shape {tuple(outputs.shape[:-1])} for labels of shape "
                 f"{tuple(batch.label_shape)}; curvature needs one output per label (no virtual prompt tokens)"
             )
+        if not is_regression(outputs):
+            check_classes(batch.labels, len(self.head.weight) if self.head is not None else outputs.shape[-1])
         for gradient in output_gradients(outputs, self.head, batch, self.fisher, self.seed):
             outputs.backward(gradient, retain_graph=self.fisher == "exact")
         if recorded and not self._checked:
@@ -186,7 +190,8 @@ def data_digest(dataloader: Iterable[Mapping], batches: int | None) -> str:
 
 
 def _rows(raw: Mapping) -> int:
-    return len(raw["labels"]) if "labels" in raw else 0
+    labels = find_labels(raw)
+    return 0 if labels is None else len(labels)
 
 
 def _check_same(digests: list[list[str]], first: int):
@@ -204,7 +209,7 @@ def forward(body: nn.Module, inputs: Mapping, hidden: bool) -> Tensor:
     outputs = body(**inputs)
     if isinstance(outputs, Tensor):
         return outputs
-    return outputs.last_hidden_state if hidden else outputs.logits
+    return outputs.last_hidden_state if hidden else logits_of(outputs, inputs.get("attention_mask"))
 
 
 def split_head(model: nn.Module, batch: Batch, targets: Mapping[str, Target]):

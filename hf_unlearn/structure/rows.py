@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..objectives import IGNORE, logits_of, scored_labels, sequence_nll
+from ..objectives import IGNORE, logits_of, sequence_nll
+from ..runtime.labels import check_classes, is_regression, read_labels
 from ..runtime.limits import check_tokens
 from ..runtime.modules import is_causal, model_device, positions_behind_padding, takes_positions
 from ..runtime.processes import Processes
@@ -19,8 +20,6 @@ from ..runtime.sharded import is_sharded
 
 
 logger = logging.getLogger(__name__)
-
-POSITIONS = ("start_positions", "end_positions")
 
 
 @dataclass
@@ -46,49 +45,18 @@ def read_rows(batch: Mapping, causal: bool, device: torch.device, counts: Counts
 
     Labels are of shape (B,) for classes and values, (B, T) for tokens (shifted for causal models as transformers
     does), (B, 2, 1) for the ends of spans, which may also stand in `start_positions` and `end_positions`: a place
-    outside of the row is ignored.
+    that is no token of the row is ignored.
 
     Raises:
-        InputError: no labels; a label that is not a number.
+        InputError: as `runtime.labels.read_labels`.
     """
-    labels, mask = batch.get("labels"), batch.get("attention_mask")
-    places = [batch[name] for name in POSITIONS if isinstance(batch.get(name), Tensor)]
-    if not isinstance(labels, Tensor) and len(places) == 2:
-        labels = torch.stack([place.reshape(-1) for place in places], 1)[:, :, None]
-        width = batch["input_ids"].shape[1]
-        labels = labels.masked_fill((labels < 0) | (labels >= width), IGNORE)
-    if not isinstance(labels, Tensor):
-        raise InputError(
-            "the dataloader yields no labels, and no start_positions and end_positions: add a labels column (classes, "
-            "numbers for a regression, or tokens with -100 where none is predicted)"
-        )
-    size = len(labels)
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        mask = torch.ones(labels.shape if labels.dim() == 2 else (size, 1))
-    mask = mask.bool()
-    real = mask.any(1)
-    if labels.is_floating_point():
-        if not bool(labels.isfinite().all()):
-            raise InputError("a label of the data is no finite number: leave rows without labels out")
-    elif labels.dim() == 2 and labels.shape == mask.shape:
-        labels = scored_labels(labels, mask) if causal else labels.masked_fill(~mask, IGNORE)
-    predicted = labels[:, 1:] if labels.dim() == 2 and causal else labels
-    labelled = predicted.reshape(size, -1).ne(IGNORE).any(1)
-    kept = real & labelled.to(real.device)
-    counts.samples += int(kept.sum())
-    counts.padding += int((~real).sum())
-    counts.unlabelled += int((real & ~kept).sum())
-    if not bool(kept.any()):
+    found = read_labels(batch, causal)
+    counts.samples += int(found.kept.sum())
+    counts.padding += int((~found.real).sum())
+    counts.unlabelled += int((found.real & ~found.kept).sum())
+    if not bool(found.kept.any()):
         return None
-
-    def take(value):
-        if not isinstance(value, Tensor):
-            return value
-        rows = not bool(kept.all()) and value.shape[:1] == (size,)
-        return (value[kept.to(value.device)] if rows else value).to(device)
-
-    inputs = {name: take(value) for name, value in batch.items() if name not in ("labels", *POSITIONS)}
-    return Rows(inputs, take(labels), int(kept.sum()))
+    return Rows(found.take(batch, device), found.labels[found.kept].to(device), int(found.kept.sum()))
 
 
 def forward(model: nn.Module, rows: Rows):
@@ -119,31 +87,18 @@ def sample_losses(model: nn.Module, outputs, rows: Rows) -> Tensor:
     labels = rows.labels
     logits = outputs if isinstance(outputs, Tensor) else logits_of(outputs, rows.inputs.get("attention_mask"))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if logits.dim() == 3:
-        _check_classes(logits, labels, logits.shape[:2])
-        if not is_causal(model):
-            return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORE).sum(1)
-    elif logits.dim() == 2 and logits.shape[1] == 1:
+    if is_regression(logits):
         labels = labels.reshape(-1).to(logits)
     else:
-        labels = labels.reshape(-1) if logits.dim() == 2 and labels.numel() == len(logits) else labels
-        _check_classes(logits, labels, logits.shape[:-1])
+        if labels.is_floating_point() or labels.shape != logits.shape[:-1]:
+            raise InputError(
+                f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not fit outputs of shape "
+                f"{tuple(logits.shape)}: give labels that fit the model's head"
+            )
+        check_classes(labels, logits.shape[-1])
+    if logits.dim() == 3 and not is_causal(model):
+        return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORE).sum(1)
     return sequence_nll(logits, labels)[0]
-
-
-def _check_classes(logits: Tensor, labels: Tensor, shape: tuple[int, ...]):
-    if labels.is_floating_point() or labels.shape != shape:
-        raise InputError(
-            f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not fit outputs of shape "
-            f"{tuple(logits.shape)}: give labels that fit the model's head"
-        )
-    classes = logits.shape[-1]
-    known = labels[labels != IGNORE]
-    if len(known) and not 0 <= int(known.min()) <= int(known.max()) < classes:
-        raise InputError(
-            f"a label of the data is {int(known.max() if known.max() >= classes else known.min())}, which is none of "
-            f"the model's {classes} classes: check the label column"
-        )
 
 
 def walk(

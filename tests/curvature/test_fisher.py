@@ -1,13 +1,14 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Gradients at the logits: their covariance is the Hessian of the logits."""
 
+import numpy as np
 import pytest
 import torch
 
-from hf_unlearn.curvature import KFAC
+from hf_unlearn.curvature import KFAC, Diagonal, make_curvature
 from hf_unlearn.curvature import fisher as fisher_module
 from tests.support.curvature import batches
-from tests.support.curvature_cases import NAME, dense, small_llama
+from tests.support.curvature_cases import CASES, NAME, dense, small_llama
 
 
 @pytest.mark.parametrize("fisher", ["sampled", "probe"])
@@ -43,3 +44,42 @@ def test_sampled_tends_to_exact(fisher):
         )
         errors.append(float((block - exact).norm() / exact.norm()))
     assert errors[1] < 0.06 and errors[1] < errors[0] / 3
+
+
+def test_gradients_at_values_have_the_fisher_of_a_normal_distribution():
+    values = torch.tensor([0.3, -2.0], dtype=torch.float64).repeat_interleave(100_000)[:, None]
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal(len(values)))
+    labels = torch.tensor(0.5).expand(len(values))
+    v = {name: fisher_module.value_gradients(values, noise, labels, name) for name in fisher_module.FISHERS[:2]}
+    assert abs(v["sampled"].mean()) < 0.01 and abs(v["sampled"].square().mean() - 1) < 0.01
+    # A drawn label y has the gradient f - y.
+    torch.testing.assert_close(v["sampled"], values - (values + noise[:, None]))
+    assert v["probe"].unique().tolist() == [-1, 1] and abs(v["probe"].mean()) < 0.01
+    torch.testing.assert_close(fisher_module.value_gradients(values, noise, labels, "empirical"), values - 0.5)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "kfac", "ekfac"])
+def test_a_probe_of_values_is_exact(kind):
+    """One output a row: whatever its sign, its square is the row's."""
+    case = CASES["values"]()
+    exact, probe = (
+        make_curvature(kind).fit(case.model, case.batches, fisher=fisher, progress=False)
+        for fisher in ("exact", "probe")
+    )
+    for name in exact.names:
+        torch.testing.assert_close(dense(probe, name), dense(exact, name), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("head", ["values", "spans"])
+@pytest.mark.parametrize("fisher", ["sampled", "probe"])
+def test_sampled_values_and_spans_tend_to_exact(head, fisher):
+    case = CASES[head]()
+    fit = lambda data, fisher: Diagonal().fit(case.model, [data], fisher=fisher, progress=False)
+    exact, errors = fit(case.columns, "exact"), []
+    for repeats in (5, 500):
+        columns = {name: value.repeat(repeats, *[1] * (value.dim() - 1)) for name, value in case.columns.items()}
+        gap = lambda name, found: (found._eigenvalues(name) - exact._eigenvalues(name)).norm()
+        found = fit(columns, fisher)
+        errors.append(max(float(gap(name, found) / exact._eigenvalues(name).norm()) for name in exact.names))
+    # Of values a probe has no error to lose.
+    assert errors[1] < 0.08 and (errors[1] < errors[0] / 3 or errors[0] < 1e-9)

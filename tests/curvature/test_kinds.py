@@ -34,6 +34,7 @@ from tests.support.curvature import (
     tiny,
 )
 from tests.support.curvature_cases import CASES, CLOSE, NAME, dense, eigenbasis, small_llama
+from tests.support.structures import rows_of
 
 
 @functools.cache
@@ -92,13 +93,44 @@ def test_solve_and_norm_equal_the_dense_inverse_and_form(case, kind, damping):
             )
 
 
-@pytest.mark.parametrize("case", ["bert", "vit"])
-def test_empirical_squares_of_classifiers_are_per_sample(case):
+@pytest.mark.parametrize("case", ["bert", "vit", "values", "spans"])
+def test_empirical_squares_of_encoders_are_per_sample(case):
+    """Both ends of a span are in the gradient of its row."""
     case = CASES[case]()
     curvature = Diagonal().fit(case.model, case.batches, fisher="empirical", progress=False)
-    assert len(curvature.names) == 2 and curvature.metadata["predicted_tokens"] == 5
+    assert len(curvature.names) == 2 and curvature.metadata["sequences"] == 5
+    assert curvature.metadata["predicted_tokens"] == case.tokens == (10 if case.head == "span" else 5)
     for name in curvature.names:
         torch.testing.assert_close(curvature._eigenvalues(name), case.empirical_squares(name), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("head", ["values", "spans"])
+def test_factors_of_values_and_spans_are_those_of_autograd(head):
+    """A and S row by row without padding: inputs of each module, and gradients of sqrt(H) * outputs at its output."""
+    case = CASES[head]()
+    curvature = KFAC().fit(case.model, case.batches, fisher="exact", progress=False)
+    for name in curvature.names:
+        module = case.model.get_submodule(name.removesuffix(".weight"))
+        a = s = inputs = 0.0
+        for row in rows_of(case.columns):
+            seen = []
+            handle = module.register_forward_hook(lambda module, args, output, seen=seen: seen.extend((*args, output)))
+            row.pop("labels")
+            outputs = case.model(**row)
+            handle.remove()
+            a, inputs = a + seen[0][0].T @ seen[0][0], inputs + len(seen[0][0])
+            if head == "values":
+                parts = [outputs.logits[0, 0]]
+            else:
+                parts = []
+                for logits in (outputs.start_logits[0], outputs.end_logits[0]):
+                    logs = logits.log_softmax(-1)
+                    parts += list(logs.detach().exp().sqrt() * logs)  # sum of p (dlog p)^2 is the Fisher
+            for part in parts:
+                (gradient,) = torch.autograd.grad(part, seen[1], retain_graph=True)
+                s = s + gradient[0].T @ gradient[0]
+        expected = torch.kron(s / case.tokens, a / inputs).detach()
+        torch.testing.assert_close(dense(curvature, name), expected, rtol=1e-8, atol=1e-12)
 
 
 def sequence_gradients(model, name, data):

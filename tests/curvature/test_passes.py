@@ -5,10 +5,14 @@ import pytest
 import torch
 
 from hf_unlearn.curvature import fisher as fisher_module
+from hf_unlearn.curvature import make_curvature
 from hf_unlearn.curvature.batches import read_batch
+from hf_unlearn.curvature.fisher import FISHERS
 from hf_unlearn.curvature.passes import split_head
 from hf_unlearn.errors import InputError
 from tests.support.curvature import assert_same, batches, fit_columns, ragged
+from tests.support.curvature_cases import CASES
+from tests.support.structures import rows_of
 
 
 @pytest.mark.parametrize("kind", ["ekfac", "diagonal"])
@@ -20,6 +24,66 @@ def test_batch_size_and_padding_side(model, data, kind, fisher):
     left = ragged("left", vocab=20)
     assert (left[2][:, -1] == 1).all()
     assert_same(reference, fit_columns(model, left, kind=kind, fisher=fisher))
+
+
+def encoder_batches(case, size, side="right"):
+    """The rows of a case in batches, each padded as far as it must be, and their labels moved with the padding."""
+    rows, found = rows_of(case.columns), []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        width, batch = max(row["input_ids"].shape[1] for row in part), {}
+        for name in part[0]:
+            values = []
+            for row in part:
+                short = width - row["input_ids"].shape[1]
+                pads = (short, 0) if side == "left" else (0, short)
+                front = pads[0] if case.head == "span" else 0
+                values.append(row[name] + front if name == "labels" else torch.nn.functional.pad(row[name], pads))
+            batch[name] = torch.cat(values)
+        found.append(batch)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["ekfac", "diagonal"])
+@pytest.mark.parametrize("fisher", FISHERS)
+@pytest.mark.parametrize("head", ["values", "spans"])
+def test_batches_and_padding_of_values_and_spans(head, fisher, kind):
+    case = CASES[head]()
+    fit = lambda data: make_curvature(kind).fit(case.model, data, fisher=fisher, progress=False)
+    reference = fit(case.batches)  # all rows as long as the longest
+    # BERT reads a value from the first place of a row, which must not be padding.
+    for size, side in ((1, "right"), (2, "right"), (5, "left"), (2, "left"))[: 4 if head == "spans" else 2]:
+        assert_same(reference, fit(encoder_batches(case, size, side)), tolerance=1e-9)
+
+
+def test_an_end_at_padding_or_outside_of_the_row_is_no_prediction():
+    case = CASES["spans"]()
+    columns = dict(case.columns)
+    places = columns.pop("labels")[:, :, 0].clone()
+    places[0, 1], places[1, 1], places[2] = 9, 4, torch.tensor([-1, 6])  # beyond, padding, none of both
+    columns |= {"start_positions": places[:, 0], "end_positions": places[:, 1]}
+    fit = lambda data: make_curvature("diagonal").fit(case.model, [data], fisher="empirical", progress=False)
+    found = fit(columns)
+    assert (found.metadata["sequences"], found.metadata["predicted_tokens"]) == (4, 6)
+    labels = case.columns["labels"].clone()
+    labels[0, 1], labels[1, 1], labels[2] = -100, -100, -100
+    assert_same(found, fit(case.columns | {"labels": labels}), tolerance=1e-12)
+
+
+@pytest.mark.parametrize("case, labels, message", [
+    ("bert", torch.tensor([0, 3, 1, 0, 1]), "a label of the data is 3, which is none of the model's 3 classes"),
+    ("bert", torch.tensor([0, -1, 1, 0, 1]), "a label of the data is -1, which is none"),
+    ("bert", torch.tensor([0.5, 1, 1, 0, 1]), "labels are values and the model has 3 classes"),
+    ("values", torch.tensor([0.5, float("nan"), 1, 0, 1]), "no finite number"),
+    ("values", torch.zeros(5, 7, dtype=torch.long), "one output per label"),
+    ("spans", torch.tensor([0, 2, 1, 0, 1]), "one output per label"),
+])  # fmt: skip
+def test_labels_of_another_head_are_refused(case, labels, message):
+    case = CASES[case]()
+    with pytest.raises(InputError, match=message):
+        make_curvature("diagonal").fit(
+            case.model, [case.columns | {"labels": labels}], fisher="empirical", progress=False
+        )
 
 
 def test_what_the_model_cannot_read_is_refused(model, data):

@@ -30,7 +30,9 @@ class Case:
         columns: what the model takes and `labels`, N rows each.
         weights: how many carry curvature.
         size: rows of a batch.
-        causal: whether labels (N, T) are shifted by one; otherwise they are (N,).
+        causal: whether labels (N, T) are shifted by one; otherwise they are (N,), and (N, 2, 1) of spans.
+        head: what is predicted: "classes", a "value" (a normal distribution of variance 1), or a "span" (two classes
+            over the real tokens of a row).
         kronecker: whether the Gauss-Newton block of each weight is one Kronecker product, so that K-FAC is exact.
         close: how close a fit comes to an oracle through the model.
         target_modules: of the fit.
@@ -41,6 +43,7 @@ class Case:
     weights: int
     size: int = 2
     causal: bool = True
+    head: str = "classes"
     kronecker: bool = False
     close: dict[str, float] = field(default_factory=lambda: CLOSE)
     target_modules: str | None = None
@@ -56,28 +59,37 @@ class Case:
 
     @functools.cache  # noqa: B019
     def block(self, name: str) -> Tensor:
-        """Exact Gauss-Newton block of weight.flatten(): (1 / N) sum over predictions of J^T (diag p - p p^T) J."""
+        """Exact Gauss-Newton block of weight.flatten(): (1 / N) sum over predictions of J^T H J.
+
+        H is diag p - p p^T of classes, and 1 of a value.
+        """
         total = 0.0
         for row in range(len(self.columns["labels"])):
             jacobian, logits = self._jacobian(name, row)
             for place in self._predicting(row):
                 p = logits[place].softmax(-1)
-                total = total + jacobian[place].T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian[place]
+                hessian = torch.eye(1).to(p) if self.head == "value" else torch.diag(p) - torch.outer(p, p)
+                total = total + jacobian[place].T @ hessian @ jacobian[place]
         return total / self.tokens
 
     def empirical_squares(self, name: str) -> Tensor:
-        """(1 / N) sum over samples of the squared gradient of -log p(label); of classifiers."""
+        """(1 / N) sum over samples of the squared gradient of -log p of the sample's labels; of encoders."""
         total = 0.0
-        for row, label in enumerate(self.columns["labels"]):
-            jacobian, logits = self._jacobian(name, row)
-            p = logits[0].softmax(-1)
-            total = total + ((p - torch.eye(len(p), dtype=p.dtype)[label]) @ jacobian[0]) ** 2 / self.tokens
+        for row, labels in enumerate(self.columns["labels"]):
+            (jacobian, logits), gradient = self._jacobian(name, row), 0.0
+            for place, label in enumerate(labels.reshape(-1)):
+                if self.head == "value":
+                    at_output = logits[place] - label
+                else:
+                    at_output = logits[place].softmax(-1) - torch.eye(logits.shape[-1]).to(logits)[label]
+                gradient = gradient + at_output @ jacobian[place]
+            total = total + gradient**2 / self.tokens
         return total.view_as(self.model.get_parameter(name))
 
     def _predicting(self, row: int) -> list[int]:
         """Places of a row whose outputs are compared with a label."""
         if not self.causal:
-            return [0]
+            return [0, 1] if self.head == "span" else [0]
         labels, mask = self.columns["labels"][row], self.columns["attention_mask"][row]
         return [t for t in range(len(labels) - 1) if labels[t + 1] != -100 and mask[t] and mask[t + 1]]
 
@@ -88,6 +100,9 @@ class Case:
 
         def logits(weight):
             outputs = functional_call(self.model, parameters | {name: weight}, (), inputs)
+            if self.head == "span":
+                real = inputs["attention_mask"].bool()
+                return torch.stack([outputs.start_logits[real], outputs.end_logits[real]])
             outputs = outputs if isinstance(outputs, Tensor) else outputs.logits
             return outputs.reshape(-1, outputs.shape[-1])
 
@@ -98,15 +113,18 @@ def small_llama():
     return make_llama(vocab_size=11, hidden_size=4, intermediate_size=6, heads=1, initializer_range=0.4).double()
 
 
-def tiny_bert():
-    from transformers import BertConfig, BertForSequenceClassification
+def tiny_bert(head="classes", ids=None, mask=None):
+    """With the head of a `Case`, and rows of unequal length."""
+    from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
     config = BertConfig(
-        vocab_size=20, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=6, num_labels=3,
-        max_position_embeddings=16, initializer_range=0.4,
+        vocab_size=20, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=6,
+        num_labels={"classes": 3, "value": 1, "span": 2}[head], max_position_embeddings=16, initializer_range=0.4,
     )  # fmt: skip
-    ids, _, mask = ragged(vocab=20)
-    return BertForSequenceClassification(config), {"input_ids": ids, "attention_mask": mask}
+    if ids is None:
+        ids, _, mask = ragged(vocab=20)
+    build = BertForQuestionAnswering if head == "span" else BertForSequenceClassification
+    return build(config), {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
 
 
 def tiny_vit():
@@ -168,11 +186,16 @@ def _deep_linear() -> Case:
     )
 
 
-def _classifier(make: Callable) -> Case:
+def _encoder(make: Callable, head: str = "classes", labels=(0, 2, 1, 0, 1), **settings) -> Case:
     torch.manual_seed(0)
     model, inputs = make()
-    columns = inputs | {"labels": torch.tensor([0, 2, 1, 0, 1])}
-    return Case(model.double().eval(), columns, 2, causal=False, close={"rtol": 1e-8, "atol": 1e-12})
+    columns = inputs | {"labels": torch.tensor(labels)}
+    close = {"rtol": 1e-8, "atol": 1e-12}
+    return Case(model.double().eval(), columns, 2, causal=False, head=head, close=close, **settings)
+
+
+ONE = torch.tensor([[7]])  # a row of one token
+SPANS = [[[1], [3]], [[0], [0]], [[2], [4]], [[0], [2]], [[3], [5]]]  # of rows of 7, 4, 5, 3 and 6 tokens
 
 
 # Name -> maker of the case, which is made once.
@@ -183,8 +206,15 @@ CASES: dict[str, Callable[[], Case]] = {
         "sequences": _sequences,
         "transposed weights": _transposed,
         "deep linear network": _deep_linear,
-        "bert": functools.partial(_classifier, tiny_bert),
-        "vit": functools.partial(_classifier, tiny_vit),
+        "bert": functools.partial(_encoder, tiny_bert),
+        "vit": functools.partial(_encoder, tiny_vit),
+        "values": functools.partial(
+            _encoder, functools.partial(tiny_bert, "value"), "value", (0.5, -1.0, 2.0, 0.0, 1.5)
+        ),
+        "one token and one value": functools.partial(
+            _encoder, functools.partial(tiny_bert, "value", ONE), "value", (0.5,), kronecker=True
+        ),
+        "spans": functools.partial(_encoder, functools.partial(tiny_bert, "span"), "span", SPANS),
     }.items()
 }
 
