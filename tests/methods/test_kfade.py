@@ -10,6 +10,7 @@ import torch
 from hf_unlearn import KFade, objectives
 from hf_unlearn.curvature import EKFAC
 from hf_unlearn.errors import InputError
+from tests.support.curvature_cases import CASES
 from tests.support.methods import (
     MLP,
     dropout_model,
@@ -19,7 +20,10 @@ from tests.support.methods import (
     trained_adapter,
     without_dropout,
 )
+from tests.support.structures import rows_of
 from tests.support.trainers import COLLATE, FORGET, RETAIN, logged, make_trainer, trained_llama, weights
+
+MLP_OF_BERT = ("intermediate.dense.weight", "layer.0.output.dense.weight")
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,38 @@ def test_kl_budget_is_half_the_square_of_the_step_norm(tmp_path):
     _, by_budget = run(kfade(step_norm=None, kl_budget=0.05**2 / 2), tmp_path / "budget")
     for name in by_norm:
         assert torch.allclose(by_norm[name], by_budget[name], rtol=1e-6, atol=0)
+
+
+# Where the block is one Kronecker product K-FAC is the dense one.
+DENSE = [("bert", "diagonal"), ("values", "diagonal"), ("spans", "diagonal"), ("one token and one value", "kfac")]
+
+
+@pytest.mark.parametrize("case, curvature", [*DENSE, ("one token and one value", "ekfac")])
+def test_a_step_on_encoders_is_the_dense_one(case, curvature, tmp_path):
+    """alpha v / sqrt(v G v) with v = (G + damping)^-1 grad, G of autograd's Jacobians, grad of transformers' loss."""
+    case = CASES[case]()
+    model, scale = copy.deepcopy(case.model), 0.5 if case.head == "value" else 1
+    rows = [{name: value[0].tolist() for name, value in row.items()} for row in rows_of(case.columns)]
+    for row in rows if case.head == "span" else ():
+        (row["start_positions"],), (row["end_positions"],) = row.pop("labels")
+    forget = rows[-2:]
+    model.zero_grad()
+    for row in forget:
+        batch = {name: torch.tensor([value]) for name, value in row.items()}
+        (scale * model(**batch).loss / len(forget)).backward()
+    expected, form = {}, 0.0
+    for name in (name for name in model.state_dict() if name.endswith(MLP_OF_BERT)):
+        block, gradient = case.block(name), model.get_parameter(name).grad.flatten()
+        block = torch.diag(block.diagonal()) if curvature == "diagonal" else block
+        expected[name] = torch.linalg.solve(block + 1e-2 * torch.eye(len(block)), gradient)
+        form += float(expected[name] @ block @ expected[name])
+    model.zero_grad()
+    method = kfade(curvature=curvature, fisher="exact", damping=1e-2)
+    _, found = run(method, tmp_path, model, forget=forget, retain=rows)
+    assert found.keys() == expected.keys()
+    for name, step in expected.items():
+        expected_step = (0.05 * step / math.sqrt(form)).float()
+        torch.testing.assert_close(found[name].flatten(), expected_step, rtol=1e-5, atol=1e-8)
 
 
 def test_ekfac_by_name_is_ekfac(tmp_path):

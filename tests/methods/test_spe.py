@@ -2,6 +2,7 @@
 """SPE-Unlearn against loops over single rows: the step, its mask, budgets, requests that follow one another."""
 
 import copy
+import functools
 import json
 import shutil
 
@@ -16,16 +17,10 @@ from hf_unlearn.methods.spe import SPEUnlearn
 from hf_unlearn.structure.heads import find_structures
 from hf_unlearn.structure.mask import StructureMask
 from tests.support.models import make_bert, make_llama
-from tests.support.trainers import COLLATE, make_rows, make_trainer, weights
+from tests.support.trainers import head_rows, make_rows, make_trainer, weights
 
 
-def rows_of(count, seed):
-    rows = make_rows(count, seed)
-    labels = torch.randint(3, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Dataset.from_list([{"input_ids": ids, "labels": label} for ids, label in zip(rows["input_ids"], labels)])
-
-
-FORGET, RETAIN = rows_of(4, 1), rows_of(14, 2)
+FORGET, RETAIN = (Dataset.from_list(head_rows("classes", *pair)) for pair in ((4, 1), (14, 2)))
 
 
 def request(model, folder, forget=FORGET, retain=RETAIN, kl_rows=0, **settings):
@@ -36,19 +31,22 @@ def request(model, folder, forget=FORGET, retain=RETAIN, kl_rows=0, **settings):
 
 
 def each_gradient(model, rows):
-    """Oracle: the gradients of every row by itself, name -> tensor."""
+    """Oracle: the gradients of every row by itself, name -> tensor, of the loss summed over its predictions.
+
+    Of encoders transformers' own loss, which is the mean over the ends of a span, and twice ours of a regression; of
+    decoders it takes the logits in fp32, so theirs is written out.
+    """
     found = []
     for row in rows:
         model.zero_grad()
-        batch = COLLATE([row])
-        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-        if logits.dim() == 3:
-            logits, labels = logits[0, :-1], batch["labels"][0, 1:]
-            keep = labels != -100
-            logits, wanted = logits[keep], labels[keep]
+        batch = {name: torch.tensor([value]) for name, value in row.items()}
+        if isinstance(row.get("labels"), list):
+            logits, wanted = model(input_ids=batch["input_ids"]).logits[0, :-1], batch["labels"][0, 1:]
+            loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
         else:
-            wanted = batch["labels"]
-        torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").backward()
+            scale = 2 if "start_positions" in row else 0.5 if isinstance(row["labels"], float) else 1
+            loss = scale * model(**batch).loss
+        loss.backward()
         found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     model.zero_grad()
     return found
@@ -70,10 +68,11 @@ def second_order(model, mask, forget, retain, rate, damping):
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.6])
-@pytest.mark.parametrize("build", [make_bert, make_llama], ids=["classifier", "decoder"])
-def test_a_step_is_that_of_loops_over_rows(build, sparsity, tmp_path):
-    model = build().double()
-    forget, retain = (FORGET, RETAIN) if build is make_bert else (make_rows(4, 1), make_rows(14, 2))
+@pytest.mark.parametrize("head", ["classes", "regression", "span", "tokens"])
+def test_a_step_is_that_of_loops_over_rows(head, sparsity, tmp_path):
+    model = make_llama().double() if head == "tokens" else make_bert(head).double()
+    make = make_rows if head == "tokens" else functools.partial(head_rows, head)
+    forget, retain = make(4, 1), make(14, 2)
     before = copy.deepcopy(model)
     trainer = request(
         model, tmp_path, forget, retain, sparsity=sparsity, unlearning_rate=1e-3, damping=0.3, rearrange=False
@@ -159,7 +158,7 @@ def test_what_a_state_refuses(served, tmp_path):
     cases = [
         (FORGET.select([0]), model, {}, "1 of 1 forget rows were forgotten by an earlier request"),
         (FORGET.select([1, 1]), model, {}, "1 of 2 forget rows are not in the training set of the state .* is row 2"),
-        (rows_of(2, 9), model, {}, "2 of 2 forget rows are not in the training set"),
+        (Dataset.from_list(head_rows("classes", 2, 9)), model, {}, "2 of 2 forget rows are not in the training set"),
         (FORGET.select([1]), make_bert(seed=3), {}, "the state is of another model"),
         (FORGET.select([1]), make_bert(intermediate_size=28), {}, "heads and filters are others"),
         (FORGET.select([1]), model, {"sparsity": 0.7}, "made with other settings .sparsity."),

@@ -27,6 +27,23 @@ def make_rows(count, seed, shortest=5, longest=9, vocab_size=50):
     return Dataset.from_dict({"input_ids": ids, "labels": [[-100, -100, *row[2:]] for row in ids]})
 
 
+def head_rows(head, count, seed):
+    """Rows for an encoder that predicts one of 3 "classes", the value of a "regression", or a "span"."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [{"input_ids": row["input_ids"]} for row in make_rows(count, seed)]
+    for row in rows:
+        length = len(row["input_ids"])
+        row["token_type_ids"] = [0] * 2 + [1] * (length - 2)
+        if head == "classes":
+            row["labels"] = int(torch.randint(3, (), generator=generator))
+        elif head == "regression":
+            row["labels"] = float(torch.randn((), generator=generator))
+        else:
+            first, last = sorted(torch.randint(length, (2,), generator=generator).tolist())
+            row |= {"start_positions": first, "end_positions": last}
+    return rows
+
+
 FORGET, RETAIN = make_rows(8, 1), make_rows(24, 2)
 
 

@@ -10,26 +10,10 @@ from datasets import Dataset
 from hf_unlearn import FirstOrder, KFade
 from hf_unlearn.errors import InputError
 from tests.support.models import make_bert
-from tests.support.trainers import logged, make_rows, make_trainer
+from tests.support.trainers import head_rows, logged, make_trainer
 
 
 HEADS = ["classes", "regression", "span"]
-
-
-def rows_of(head, count, seed):
-    generator = torch.Generator().manual_seed(seed)
-    rows = [{"input_ids": row["input_ids"]} for row in make_rows(count, seed)]
-    for row in rows:
-        length = len(row["input_ids"])
-        row["token_type_ids"] = [0] * 2 + [1] * (length - 2)
-        if head == "classes":
-            row["labels"] = int(torch.randint(3, (), generator=generator))
-        elif head == "regression":
-            row["labels"] = float(torch.randn((), generator=generator))
-        else:
-            first, last = sorted(torch.randint(length, (2,), generator=generator).tolist())
-            row |= {"start_positions": first, "end_positions": last}
-    return rows
 
 
 def row_loss(model, row):
@@ -40,7 +24,7 @@ def row_loss(model, row):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_first_order_methods_take_the_loss_of_transformers(head, tmp_path):
-    model, forget, retain = make_bert(head), rows_of(head, 6, 1), rows_of(head, 9, 2)
+    model, forget, retain = make_bert(head), head_rows(head, 6, 1), head_rows(head, 9, 2)
     scale = {"classes": 1, "regression": 0.5, "span": 1}[head]
     expected = sum(row_loss(model, row) for row in forget) / len(forget) * scale
     trainer = make_trainer(
@@ -65,7 +49,7 @@ def test_first_order_methods_take_the_loss_of_transformers(head, tmp_path):
 @pytest.mark.parametrize("head", HEADS)
 def test_other_objectives_run_on_every_head(head, objective, tmp_path):
     trainer = make_trainer(
-        make_bert(head), FirstOrder(objective), tmp_path, rows_of(head, 4, 1), rows_of(head, 4, 2), max_steps=1
+        make_bert(head), FirstOrder(objective), tmp_path, head_rows(head, 4, 1), head_rows(head, 4, 2), max_steps=1
     )
     trainer.train()
     assert len(trainer.update_delta().tensors) > 10
@@ -78,7 +62,7 @@ def test_padding_and_batches_do_not_change_what_is_learned(tmp_path):
         model = make_bert("span", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         arguments = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
         trainer = make_trainer(
-            model.double(), FirstOrder("ga"), tmp_path / str(size), rows_of("span", 4, 1), None, optim="sgd",
+            model.double(), FirstOrder("ga"), tmp_path / str(size), head_rows("span", 4, 1), None, optim="sgd",
             max_steps=1, max_grad_norm=0.0, **arguments,
         )  # fmt: skip
         trainer.train()
@@ -105,7 +89,7 @@ def test_text_and_label_are_tokenised_in_pairs(tmp_path):
     "method", [KFade(step_norm=0.1, objective="margin"), FirstOrder("random_label")], ids=["margin", "random_label"]
 )
 def test_a_regression_has_no_wrong_classes(method, tmp_path):
-    rows = rows_of("regression", 4, 1)
+    rows = head_rows("regression", 4, 1)
     with pytest.raises(InputError, match="needs wrong classes, which a regression does not have"):
         make_trainer(make_bert("regression"), method, tmp_path, rows, rows, max_steps=1).train()
 
