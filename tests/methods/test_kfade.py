@@ -23,6 +23,7 @@ from tests.support.methods import (
 from tests.support.structures import rows_of
 from tests.support.trainers import COLLATE, FORGET, RETAIN, logged, make_trainer, trained_llama, weights
 
+
 MLP_OF_BERT = ("intermediate.dense.weight", "layer.0.output.dense.weight")
 
 
