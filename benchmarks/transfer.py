@@ -56,7 +56,7 @@ def make(case: str, folder: Path, tiny: bool):
 
 
 def timed(folder: Path) -> list[dict]:
-    """Rounds of `TIMED`: seconds of the clock and of processors that each takes, how busy the machine was before."""
+    """Rounds of `TIMED`: seconds of the clock and of processors, and how busy the machine was before and after."""
     prepare(folder)
     rounds = []
     for _ in range(ROUNDS):
@@ -65,8 +65,8 @@ def timed(folder: Path) -> list[dict]:
             os.sync()
             load, before, start = os.getloadavg()[0], time.process_time(), time.perf_counter()
             perform(what, folder)
-            seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - before
-            rounds[-1][what] = {"seconds": seconds, "cpu_seconds": cpu_seconds, "load": load}
+            cost = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - before}
+            rounds[-1][what] = {**cost, "load_before": load, "load_after": os.getloadavg()[0]}
             shutil.rmtree(folder / what)
     return rounds
 
@@ -152,7 +152,8 @@ def measure(case: str, folder: Path, tiny: bool) -> dict:
         "ratio": median("durable copy", "seconds"),
         "ratio_to_cp": median("cp", "seconds"),
         "cpu_ratio": median("durable copy", "cpu_seconds"),
-        "load": statistics.median(one["transfer"]["load"] for one in rounds),
+        "load_before": min(one[what]["load_before"] for one in rounds for what in TIMED),
+        "load_after": max(one[what]["load_after"] for one in rounds for what in TIMED),
         **used,
         "rounds": rounds,
     }
@@ -191,7 +192,8 @@ def main():
         print(
             f"{case}: {found['checkpoint_mb']:,.0f} MB in {found['shards']} shards, update {found['update_mb']:,.0f} "
             f"MB: {found['ratio']:.2f}x the time of a durable copy ({found['ratio_to_cp']:.2f}x of cp, "
-            f"{found['cpu_ratio']:.1f}x the processors' time, load {found['load']:.1f}), peak memory "
+            f"{found['cpu_ratio']:.1f}x the processors' time, load from {found['load_before']:.1f} to "
+            f"{found['load_after']:.1f} on {os.cpu_count()} processors), peak memory "
             f"{found['peak_mb']:,.0f} MB ({found['start_mb']:,.0f} before), of it in no file "
             f"{found['anonymous_peak_mb']:,.0f} ({found['anonymous_start_mb']:,.0f} before)"
         )
