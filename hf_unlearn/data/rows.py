@@ -25,6 +25,18 @@ def sample_rows(rows: Dataset, count: int | None, seed: int = 0) -> Dataset:
     return rows.select(sorted(order[:count].tolist()))
 
 
+def longest_first(rows: Dataset) -> tuple[Dataset, list[int]]:
+    """The rows, those of most tokens first, and how many each of them (in the order given) has; none of images.
+
+    Rows of one length come together: padding is half of the work where lengths differ. A batch that is too large for
+    the memory is the first one.
+    """
+    if "input_ids" not in rows.column_names:
+        return rows, []
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    return rows.select(sorted(range(len(lengths)), key=lambda row: -lengths[row])), lengths
+
+
 def split_rows(rows: Dataset, forget: Sequence[int]) -> tuple[Dataset, Dataset]:
     """(forget rows, retain rows) by row number.
 

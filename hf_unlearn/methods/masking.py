@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from ..data.rows import sample_rows
+from ..data.rows import longest_first, sample_rows
 from ..errors import InputError
 from ..runtime.fields import Range, check_fields
 from ..structure.heads import KINDS, Structures, find_structures
@@ -153,15 +155,20 @@ def chosen_mask(settings: MaskSettings, run: Run, model: nn.Module, structures: 
         if settings.importance == "shuffled":
             mask = mask.shuffled(seed)
     if settings.wanda_sparsity:
-        loader = run.loader(run.forget_dataset, run.args.curvature_batch_size)
+        loader = sorted_loader(run, run.forget_dataset)
         mask = refine(model, loader, mask, settings.wanda_sparsity, accelerator=run.accelerator)
     return mask
+
+
+def sorted_loader(run: Run, rows: Dataset) -> DataLoader:
+    """Batches for sums over rows, whose order does not matter: the longest first."""
+    return run.loader(longest_first(rows)[0], run.args.curvature_batch_size)
 
 
 def _measured_mask(settings: MaskSettings, run: Run, model, structures: Structures, kinds) -> StructureMask:
     importance = "mlr" if settings.importance == "shuffled" else settings.importance
     shared = {"accelerator": run.accelerator, "show": not run.args.disable_tqdm}
-    load = lambda rows: run.loader(rows, run.args.curvature_batch_size)
+    load = lambda rows: sorted_loader(run, rows)
     about = {"kinds": kinds, "rearrange": settings.rearrange and importance != "norm"}
     if importance == "norm":
         weights = summed_gradients(model, load(run.forget_dataset), structures.owners, **shared)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..curvature import Curvature, plan
 from ..curvature.targets import Kept
-from ..data.rows import sample_rows
+from ..data.rows import longest_first, sample_rows
 from ..runtime.sharded import is_sharded
 from .base import Run
 
@@ -30,13 +30,8 @@ def fit_on_retain(
     The plan is printed before the first fit. A fit that is killed goes on from `curvature-in-progress/` in the output
     folder when the run is started again.
     """
-    args, lengths = run.args, []
-    dataset = sample_rows(dataset, rows, args.seed)
-    if "input_ids" in dataset.column_names:
-        # Rows of one length together: a third of the time went into padding. The longest come first, so that a batch
-        # too large for the memory fails at once.
-        lengths = [len(ids) for ids in dataset["input_ids"]]
-        dataset = dataset.select(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
+    args = run.args
+    dataset, lengths = longest_first(sample_rows(dataset, rows, args.seed))
     started = time.perf_counter()
     model = run.accelerator.unwrap_model(run.model)
     # One forward of two tokens tells what shares an input: a model that is sharded itself would need all processes.

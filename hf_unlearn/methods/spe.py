@@ -24,7 +24,7 @@ from ..structure.mask import StructureMask
 from ..structure.statistics import summed_gradients
 from .base import Method
 from .first_order import FirstOrder
-from .masking import MaskSettings, check_unfrozen, chosen_mask, planned_mask, tell_planned
+from .masking import MaskSettings, check_unfrozen, chosen_mask, planned_mask, sorted_loader, tell_planned
 from .reference import cite
 from .spe_state import HASH_BYTES, SPEState, Sums, fit_diagonal
 from .spe_step import SecondOrder, fine
@@ -247,7 +247,7 @@ class SPEUnlearn(Method):
 
     def _of_rows(self, run, model: nn.Module, structures: Structures) -> SecondOrder:
         """What one request is made of: rows of this run alone, at the weights as they are (eq. 10, 11)."""
-        load = lambda rows: run.loader(rows, run.args.curvature_batch_size)
+        load = lambda rows: sorted_loader(run, rows)
         mask = chosen_mask(self.mask_settings, run, model, structures)
         check_unfrozen(model, mask)
         retain = sample_rows(run.retain_dataset, self.retain_samples, run.args.seed)
@@ -261,7 +261,7 @@ class SPEUnlearn(Method):
 
     def _of_state(self, run, model: nn.Module, structures: Structures) -> SecondOrder:
         """What all requests so far are made of: the state's sums, less this request's rows (eq. 12)."""
-        load = lambda rows: run.loader(rows, run.args.curvature_batch_size)
+        load = lambda rows: sorted_loader(run, rows)
         rows = known_rows(run.forget_dataset)
         if SPEState.is_there(self.state):
             state = SPEState.load(self.state, structures, self.mask_settings)

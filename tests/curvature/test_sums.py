@@ -20,9 +20,16 @@ def test_squares_of_samples_of_any_length_and_in_any_blocks(elements, lengths, m
         expected, rotated = expected + gradient**2, rotated + (q_out.T @ gradient @ q_in) ** 2
         start += length
     found = torch.zeros(7, 5).double()
-    sums._add_squares(found, y, x, list(lengths))
+    made = sums.SquareSums({})
+    made._add_squares(found, y, x, list(lengths))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
     found.zero_()
-    if max(lengths) > 1:
-        sums._add_squares(found, y, x, list(lengths), q_in, q_out)
-        torch.testing.assert_close(found, rotated, rtol=1e-12, atol=1e-14)
+    sums._add_rotated(found, y, x, list(lengths), q_in, q_out)
+    torch.testing.assert_close(found, rotated, rtol=1e-12, atol=1e-14)
+    # A single column, as of a bias; then another type and a larger weight, for which there is no room yet.
+    narrow = torch.zeros(7, 1).double()
+    made._add_squares(narrow, y, x[:, :1], list(lengths))
+    torch.testing.assert_close(narrow, expected[:, :1], rtol=1e-12, atol=1e-14)
+    wide = torch.zeros(7, 10)
+    made._add_squares(wide, y.float(), torch.cat([x, x], 1).float(), list(lengths))
+    torch.testing.assert_close(wide.double(), torch.cat([expected, expected], 1), rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from hf_unlearn.data.preparing import Preparation, prepare_rows
-from hf_unlearn.data.rows import PairedRows, count_overlap, fingerprint_rows, sample_rows
+from hf_unlearn.data.rows import PairedRows, count_overlap, fingerprint_rows, longest_first, sample_rows
 from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
 from tests.support.trainers import FORGET, RETAIN, make_rows
@@ -129,6 +129,14 @@ def test_a_persistent_worker_hears_of_a_new_epoch():
         pairs.set_epoch(epoch)
         seen += [tuple(row["retain"]["input_ids"]) for row in next(iter(loader))]
     assert seen == partners(pairs, 2)
+
+
+def test_the_longest_rows_come_first():
+    rows = Dataset.from_dict({"input_ids": [[1], [2, 2, 2], [3, 3], [4, 4, 4]], "labels": [0, 1, 2, 3]})
+    ordered, lengths = longest_first(rows)
+    assert ordered["labels"][:] == [1, 3, 2, 0] and lengths == [1, 3, 2, 3]
+    images = Dataset.from_dict({"pixels": [0, 1]})
+    assert longest_first(images) == (images, [])
 
 
 def test_sample_rows_takes_each_row_equally_often():
