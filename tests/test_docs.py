@@ -22,7 +22,8 @@ from hf_unlearn.experiments.line import METHODS, Line
 from hf_unlearn.experiments.problem import LanguageModel
 from hf_unlearn.experiments.problems.class_forgetting import ClassEvaluation, Images
 from hf_unlearn.experiments.problems.corpora import Corpora, StageConfig
-from hf_unlearn.experiments.problems.glue import GlueData, GlueEvaluation, GlueModel, GlueTuning
+from hf_unlearn.experiments.problems.encoder_sections import EncoderEvaluation, EncoderTuning
+from hf_unlearn.experiments.problems.glue import GlueData, GlueModel
 from hf_unlearn.experiments.problems.image_models import ImageModel, Tuning
 from hf_unlearn.experiments.problems.kinds import KINDS
 from hf_unlearn.experiments.problems.tofu import TofuData, TofuEvaluation
@@ -197,7 +198,7 @@ def test_the_dialect_is_documented():
     settings = (
         *(TofuData, TofuEvaluation, LanguageModel, Corpora, StageConfig, WmdpEvaluation),
         *(Images, ImageModel, Tuning, ClassEvaluation, Line),
-        *(GlueData, GlueModel, GlueTuning, GlueEvaluation),
+        *(GlueData, GlueModel, EncoderTuning, EncoderEvaluation),
     )
     keys = {field.name for one in settings for field in dataclasses.fields(one) if field.init}
     assert {*keys, *SECTIONS, *KINDS, *METHODS, *MOVED} - set(code(text)) == set()

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_unlearn.evaluation.confidences import row_outputs
 from hf_unlearn.experiments.planning import dry_run
-from hf_unlearn.experiments.problems import glue
+from hf_unlearn.experiments.problems import encoders
 from hf_unlearn.experiments.problems.glue import GlueProblem
 from hf_unlearn.experiments.run import run_experiment
 from tests.support.encoders import make_tokenizer, sentences
@@ -105,18 +105,18 @@ def test_the_request_and_what_stays_share_no_row():
 
 
 def test_models_are_tuned_once_and_on_their_rows(monkeypatch):
-    seen, tune = [], glue.tune
+    seen, tune = [], encoders.tune
 
     def counted(model, rows, **settings):
         seen.append((len(rows), settings["seed"]))
         return tune(model, rows=rows, **settings)
 
-    monkeypatch.setattr(glue, "tune", counted)
+    monkeypatch.setattr(encoders, "tune", counted)
     config = changed(GLUE, tuning__epochs=2)
     problems = [GlueProblem(experiment(config), None, 0, progress=False) for _ in range(2)]
     for problem in problems:
         assert list(problem.references()) == ["original", "retrained", "retrained again"]
-    assert seen == [(60, 0), (48, 0), (48, glue.AGAIN)]
+    assert seen == [(60, 0), (48, 0), (48, encoders.AGAIN)]
     first, second = (list(problem.references().values()) for problem in problems)
     for one, other in zip(first, second, strict=True):
         assert one.seconds == other.seconds
@@ -125,7 +125,7 @@ def test_models_are_tuned_once_and_on_their_rows(monkeypatch):
 
 def test_a_run_goes_on_after_the_last_line(finished, monkeypatch):
     folder, rows = finished
-    monkeypatch.setattr(glue, "tune", lambda *args, **kwargs: pytest.fail("tuned again"))
+    monkeypatch.setattr(encoders, "tune", lambda *args, **kwargs: pytest.fail("tuned again"))
     again = run_experiment(experiment(GLUE), folder, progress=False)
     assert again == rows
 
