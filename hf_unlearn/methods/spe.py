@@ -157,9 +157,10 @@ class SPEUnlearn(Method):
     # ---- the run ---------------------------------------------------------------------------------------------------
     def prepare(self, run):
         self._changes, self._report = {}, {}
-        if run.args.world_size > 1 and self.state is not None:
-            raise InputError("memory_aided requests keep their sums in one process: start one")
         find_structures(run.accelerator.unwrap_model(run.model))
+
+    def compared(self, run):
+        return {} if self.state is None else {"a state": SPEState.digest(self.state)}
 
     def run(self, run):
         if run.state.global_step:
@@ -264,12 +265,13 @@ class SPEUnlearn(Method):
         load = lambda rows: sorted_loader(run, rows)
         rows = known_rows(run.forget_dataset)
         if SPEState.is_there(self.state):
-            state = SPEState.load(self.state, structures, self.mask_settings)
+            state = SPEState.load(self.state, structures, self.mask_settings, run.accelerator)
             latest = state.check_model(model)
         else:
             every = sample_rows(run.retain_dataset, self.retain_samples, run.args.seed)
             every = concatenate_datasets([every, run.forget_dataset])
-            state = SPEState.prepare(model, load(every), structures, self.mask_settings, known_rows(every))
+            about = structures, self.mask_settings, known_rows(every), run.accelerator
+            state = SPEState.prepare(model, load(every), *about)
             latest = True
         state.check_rows(rows, again=not latest)
         before = {name: run.base_weights[name] for name in state.base}
@@ -277,8 +279,8 @@ class SPEUnlearn(Method):
             state.before = state.after
             try:
                 state.set_weights(model)
-                blocks = bool(state.masks.blocks)
-                state.forget(Sums.over(model, load(run.forget_dataset), state.mask, blocks, gradients=True), rows)
+                about = state.mask, bool(state.masks.blocks), True, run.accelerator
+                state.forget(Sums.over(model, load(run.forget_dataset), *about), rows)
             finally:
                 with torch.no_grad():
                     for name, value in before.items():

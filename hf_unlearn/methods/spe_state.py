@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """Sums that second-order unlearning goes on from: of a training set, less the rows that were forgotten (eq. 12)."""
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,8 +13,17 @@ from torch import Tensor, nn
 
 from ..curvature import Curvature, Diagonal
 from ..errors import InputError
-from ..runtime.files import read_sealed, read_tensors, sha256_json, sha256_tensor, write_safetensors, write_sealed
+from ..runtime.files import (
+    read_sealed,
+    read_tensors,
+    sha256_file,
+    sha256_json,
+    sha256_tensor,
+    write_safetensors,
+    write_sealed,
+)
 from ..runtime.folders import staged_folder
+from ..runtime.processes import Processes, own
 from ..structure.heads import Structures
 from ..structure.mask import StructureMask
 from ..structure.rows import Counts
@@ -55,11 +65,13 @@ class Sums:
     masks: MaskStatistics
 
     @classmethod
-    def over(cls, model: nn.Module, loader: Iterable, mask: StructureMask, blocks: bool, gradients: bool) -> "Sums":
-        """Of a loader's rows; with `blocks` products of masks within a layer too."""
-        masks = mask_statistics(model, loader, mask.structures, blocks=blocks)
-        found = summed_gradients(model, loader, mask.names) if gradients else {}
-        return cls(fit_diagonal(model, loader, mask), found, masks)
+    def over(
+        cls, model: nn.Module, loader: Iterable, mask: StructureMask, blocks: bool, gradients: bool, accelerator=None
+    ) -> "Sums":
+        """Of a loader's rows; with `blocks` products of masks within a layer too. Collective."""
+        masks = mask_statistics(model, loader, mask.structures, blocks=blocks, accelerator=accelerator)
+        found = summed_gradients(model, loader, mask.names, accelerator=accelerator) if gradients else {}
+        return cls(fit_diagonal(model, loader, mask, accelerator=accelerator), found, masks)
 
 
 def fit_diagonal(model: nn.Module, loader: Iterable, mask: StructureMask, **settings) -> Diagonal:
@@ -73,6 +85,9 @@ class SPEState:
     All are taken at theta*, the weights before the first request, from which every update is made anew. So k requests
     of one row each end where one request of k rows does, and what was forgotten need not be read again. A row that is
     left or was forgotten is known by a hash of its tokens and labels.
+
+    Of several processes each holds its own share of the Fisher information, and all else. The folder does not depend
+    on their number: a state that two have made goes on with one.
 
     Attributes:
         settings: how the mask of a request is chosen.
@@ -100,10 +115,21 @@ class SPEState:
         return (Path(folder) / CONFIG_FILE).is_file()
 
     @classmethod
+    def digest(cls, folder: str | Path) -> str | None:
+        """A hash of the state in a folder; None where there is none yet."""
+        return sha256_file(Path(folder) / CONFIG_FILE) if cls.is_there(folder) else None
+
+    @classmethod
     def prepare(
-        cls, model: nn.Module, loader: Iterable, structures: Structures, settings: MaskSettings, rows: Iterable[str]
+        cls,
+        model: nn.Module,
+        loader: Iterable,
+        structures: Structures,
+        settings: MaskSettings,
+        rows: Iterable[str],
+        accelerator=None,
     ) -> "SPEState":
-        """From all rows that the model was trained on, whose hashes are `rows`; its weights are theta*.
+        """From all rows that the model was trained on, whose hashes are `rows`; its weights are theta*. Collective.
 
         Raises:
             InputError: settings that need forget rows again at every request.
@@ -114,9 +140,9 @@ class SPEState:
         mask = StructureMask.all(structures, kinds)
         blocks = settings.rearrange and settings.importance != "norm"
         if settings.importance == "fisher" and not settings.rearrange:
-            found = mask_statistics(model, loader, structures)
+            found = mask_statistics(model, loader, structures, accelerator=accelerator)
             mask = choose_mask(structures, "fisher", settings.sparsity, kinds=kinds, retain=found, rearrange=False)
-        sums = Sums.over(model, loader, mask, blocks, gradients=False)
+        sums = Sums.over(model, loader, mask, blocks, gradients=False, accelerator=accelerator)
         sums.gradients = {name: torch.zeros(structures.shapes[name]) for name in mask.names}
         base = {name: mask.select(name, model.get_parameter(name).detach()).clone() for name in mask.names}
         state = cls(settings, mask, sums, base, rows)
@@ -224,7 +250,22 @@ class SPEState:
 
     # ---- files ----------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path):
-        """Write the state; an older one there is replaced as a whole."""
+        """Write the state; an older one there is replaced as a whole. Collective: of sums one process writes its own.
+
+        Raises:
+            OSError: a file could not be written; an older state there is as it was.
+        """
+        processes = self.fisher.processes
+        processes.doing = "saving a state"
+        first = processes.rank == 0
+        with contextlib.ExitStack() as stack:
+            begin = lambda: stack.enter_context(staged_folder(folder, (TENSORS_FILE, f"{FISHER}/*", CONFIG_FILE)))
+            staging = processes.share(lambda: begin() if first else None)[0]
+            self.fisher.save_pretrained(staging / FISHER)
+            own(processes, lambda: self._write(staging) if first else None)
+            own(processes, lambda: stack.close() if first else None)  # here the folder is put in its place
+
+    def _write(self, staging: Path):
         tensors = {f"base.{name}": tensor for name, tensor in self.base.items()}
         tensors |= {f"gradient.{name}": self.mask.select(name, one) for name, one in self.gradients.items()}
         tensors |= {f"chosen.{key}": one for key, one in self.mask.chosen.items()}
@@ -234,31 +275,36 @@ class SPEState:
             tensors |= {f"{side}.blocks.{key}": one.matrix() for key, one in found.blocks.items()}
         tensors |= {"rows.left": _packed(self.left), "rows.served": _packed(self.served)}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        with staged_folder(folder, (TENSORS_FILE, f"{FISHER}/*", CONFIG_FILE)) as staging:
-            self.fisher.save_pretrained(staging / FISHER)
-            write_safetensors(staging / TENSORS_FILE, tensors)
-            config = {
-                "format": FORMAT,
-                "fingerprint": self.mask.structures.fingerprint,
-                "settings": dataclasses.asdict(self.settings),
-                "requests": self.requests,
-                "samples": self.masks.counts.samples,
-                "forgotten": self.forgotten.counts.samples,
-                "before": self.before,
-                "after": self.after,
-                "others": self.others,
-                "tensors": {name: sha256_tensor(tensor) for name, tensor in tensors.items()},
-            }
-            write_sealed(staging / CONFIG_FILE, config)
+        write_safetensors(staging / TENSORS_FILE, tensors)
+        config = {
+            "format": FORMAT,
+            "fingerprint": self.mask.structures.fingerprint,
+            "settings": dataclasses.asdict(self.settings),
+            "requests": self.requests,
+            "samples": self.masks.counts.samples,
+            "forgotten": self.forgotten.counts.samples,
+            "before": self.before,
+            "after": self.after,
+            "others": self.others,
+            "tensors": {name: sha256_tensor(tensor) for name, tensor in tensors.items()},
+        }
+        write_sealed(staging / CONFIG_FILE, config)
 
     @classmethod
-    def load(cls, folder: str | Path, structures: Structures, settings: MaskSettings) -> "SPEState":
-        """Read a state for a model of these structures.
+    def load(cls, folder: str | Path, structures: Structures, settings: MaskSettings, accelerator=None) -> "SPEState":
+        """Read a state for a model of these structures. Collective.
 
         Raises:
             InputError: damaged, of other structures or made with other settings.
         """
-        folder = Path(folder)
+        processes = Processes(accelerator, "loading a state")
+        state = own(processes, lambda: cls._read(Path(folder), structures, settings))
+        state.fisher = Curvature.from_pretrained(Path(folder) / FISHER, accelerator=accelerator)
+        return state
+
+    @classmethod
+    def _read(cls, folder: Path, structures: Structures, settings: MaskSettings) -> "SPEState":
+        """All of a state but the Fisher information."""
         config = read_sealed(folder / CONFIG_FILE, SHAPE)
         if config["format"] != FORMAT:
             raise InputError(f"{folder} was written by another version of hf_unlearn: begin a new state")
@@ -273,7 +319,7 @@ class SPEState:
         tensors = read_tensors(folder / TENSORS_FILE, config["tensors"], config["tensors"])
         part = lambda start: {name.removeprefix(start): one for name, one in tensors.items() if name.startswith(start)}
         mask = StructureMask(structures, part("chosen."))
-        sums = Sums(Curvature.from_pretrained(folder / FISHER), {}, None)
+        sums = Sums(None, {}, None)
         statistics = []
         for side, samples in (("left", config["samples"]), ("forgotten", config["forgotten"])):
             found = MaskStatistics(part(f"{side}.gradients."), part(f"{side}.squares."), counts=Counts(samples))
