@@ -63,7 +63,8 @@ def read_rows(source: str | Path, data_dir: str | Path | None = None, split: str
     if not files:
         yield from _read_hub(str(source), data_dir, split)
         return
-    logger.info(f"{source}: read from {', '.join(map(str, files))}")
+    if files != [path]:
+        logger.info(f"{source}: read from {', '.join(map(str, files))}")
     for file in files:
         yield from read_file(file)
 

@@ -42,7 +42,9 @@ def transfer_card(record: Mapping, source: Path, model: torch.nn.Module | None) 
     usage = "\n".join([*imports, "", *load])
     base = f"{_code(delta.get('base_model') or 'a model that is not named')}"
     base += f" (revision {_code(delta['base_revision'])})" if delta.get("base_revision") else ""
-    settings = ", ".join(f"{key} {value}" for key, value in delta.get("settings", {}).items() if value is not None)
+    told = {key: value for key, value in delta.get("settings", {}).items() if value is not None}
+    short = lambda value: f"{value:.6g}" if isinstance(value, float) else value
+    settings = ", ".join(f"{key} {short(value)}" for key, value in told.items())
     touched, other = len(delta.get("base_sha256", {})), len(record["other_base"])
     foreign = f"{other} of {touched} were not the ones that the update was made from" if other else "the very ones"
     return f"""---

@@ -44,6 +44,7 @@ def write_request_report(
         {file name: path}.
     """
     not_shown = [line for key, line in NOT_SHOWN.items() if key not in tested]
+    given = {name: value for name, value in (settings or {}).items() if value is not None}
     context = {
         "title": title,
         "summary": summary,
@@ -52,7 +53,7 @@ def write_request_report(
         "header": ["measure", "before", "after", "goal"],
         "table": metric_table(measured.get("original", {}), measured.get("unlearned", {}), {}),
         "measured_text": measured_text(measured.get("measured_on", {})),
-        "lists": {"Rows": counts or {}, "Settings": settings or {}, "Cost": cost or {}, "Environment": environment()},
+        "lists": {"Rows": counts or {}, "Settings": given, "Cost": cost or {}, "Environment": environment()},
         "not_shown": [*measured.get("limits", ()), *not_shown],
     }
     return {name: write_text(Path(folder) / name, render(f"request_{name}", context)) for name in REPORTS}

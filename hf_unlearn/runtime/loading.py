@@ -235,4 +235,5 @@ def _quiet_loading():
 def _cannot_load(model: str, error: BaseException) -> InputError:
     if missing_folder(model):
         return InputError(f"cannot load the model: the folder {model} does not exist: correct the path")
-    return InputError(f"cannot load the model {model!r}: {first_line(error)}")
+    cure = "" if Path(model).exists() else "; check the name, the connection and the access token"
+    return InputError(f"cannot load the model {model!r}: {first_line(error).rstrip('.')}{cure}")

@@ -6,7 +6,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from ..curvature.targets import unwrap
 from ..data.rows import fingerprint_rows
+from ..data.sources import read_rows
 from ..errors import InputError, first_line, input_errors
 from ..methods.base import Method
 from ..runtime.checkpoints import tied_names
@@ -52,16 +53,17 @@ REFUSED_PAIRS: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def check_request(model: nn.Module | str, method: Method, args: UnlearnConfig, **others):
+def check_request(model: nn.Module | str, method: Method, args: UnlearnConfig, rows: Iterable, **others):
     """Refuse what could only fail later, or be ignored.
 
     Args:
+        rows: the sets of rows; of one that is given by name the first row is read, before a model is.
         others: further arguments of the trainer, by name.
 
     Raises:
         InputError: something that is no model, method, `UnlearnConfig`, tokenizer or function, a setting out of range,
-            an argument that has no part in unlearning, a name that no repository can have, an output folder that
-            cannot be written.
+            an argument that has no part in unlearning, a name that no repository can have, rows that are not where
+            they should be, an output folder that cannot be written.
     """
     if not isinstance(model, nn.Module | str):
         raise InputError(f"model must be a model, or its name or folder, not {model!r}")
@@ -79,6 +81,9 @@ def check_request(model: nn.Module | str, method: Method, args: UnlearnConfig, *
         if refused(value := getattr(args, name)):
             raise InputError(f"{name}={getattr(value, 'value', value)!r}: {why}")
     _check_repository(args)
+    for given in rows:
+        if isinstance(given, str | Path):
+            next(read_rows(given), None)
     if args.should_save:
         _check_writable(Path(args.output_dir))
 

@@ -94,7 +94,7 @@ class UnlearnTrainer(Trainer):
     ):
         args = args or UnlearnConfig(output_dir="outputs/unlearn")
         others = {"processing_class": processing_class, "data_collator": data_collator, "evaluator": evaluator}
-        check_request(model, method, args, **others)
+        check_request(model, method, args, (forget_dataset, retain_dataset, eval_dataset), **others)
         self.model_id = public_name(model if isinstance(model, str) else getattr(model.config, "_name_or_path", None))
         if isinstance(model, str):
             model, processing_class = load_model(model, processing_class, args.model_init_kwargs)

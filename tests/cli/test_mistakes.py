@@ -31,6 +31,14 @@ MISTAKES = {
         "unlearn --model {model} --forget no.jsonl --retain {retain} --output {out}",
         "no.jsonl is neither a file",
     ),
+    "rows that are not there, before a model is loaded": (
+        "unlearn --model lab/no-model --forget {forget} --retain no.jsonl --output {out}",
+        "no.jsonl is neither a file",
+    ),
+    "a model that nobody has": (
+        "unlearn --model lab/no-model --forget {forget} --retain {retain} --output {out}",
+        "check the name, the connection and the access token",
+    ),
     "rows that are not JSON": (
         "unlearn --model {model} --forget {broken} --retain {retain} --output {out}",
         "broken.jsonl, line 2",
