@@ -143,6 +143,44 @@ def test_requests_one_by_one_end_where_one_request_does(mask, tmp_path):
             assert torch.allclose(parameter, model.get_parameter(name), rtol=0, atol=1e-7), name
 
 
+@pytest.mark.parametrize("aided", [True, False], ids=["memory_aided", "memory_free"])
+def test_each_request_is_a_line_of_the_ledger(aided, tmp_path):
+    """Of its own output folder; one by one and in batches, each time from the saved model and the state alone."""
+    every = Dataset.from_list([*FORGET, *RETAIN])
+    for name, batches in {"one by one": ([0], [1], [2], [3]), "in batches": ([0, 1], [2, 3])}.items():
+        place, model, gone, lines = tmp_path / name, make_bert().double(), [], []
+        for number, rows in enumerate(batches, 1):
+            gone += rows
+            left = every.select([row for row in range(len(every)) if row not in gone])
+            settings = {**AIDED, "state": place / "state"} if aided else AIDED | {"successive": "memory_free"}
+            asked = every.select(rows), left if number == 1 or not aided else None
+            trainer = request(model, place / str(number), *asked, **settings)
+            trainer.save_model(place / "model")
+            after = weights(model)
+            model = type(model).from_pretrained(place / "model", dtype=torch.float64)
+            assert all(torch.equal(value, after[key]) for key, value in weights(model).items())
+            trainer.save_model(place / "model")  # saved twice, and served once
+            (line,) = (place / str(number) / "unlearning_log.jsonl").read_text().splitlines()
+            lines.append(json.loads(line))
+            assert lines[-1]["forget_rows"] == len(rows)
+            assert lines[-1]["retain_rows"] == len(left)
+            assert lines[-1].get("requests") == (number if aided else None)
+            assert lines[-1].get("forgotten_rows") == (len(gone) if aided else None)
+        for key in ("id", "request", "forget_sha256", "delta_sha256"):
+            assert len({line[key] for line in lines}) == len(batches), key
+        if aided:
+            with pytest.raises(InputError, match="2 of 2 forget rows were forgotten by an earlier request"):
+                request(model, place / "again", every.select([0, 3]), None, **settings)
+            assert not (place / "again/unlearning_log.jsonl").exists()
+    # Eq. 12: in whatever batches, the same model.
+    if aided:
+        alone = type(model).from_pretrained(tmp_path / "one by one/model", dtype=torch.float64)
+        first = weights(make_bert().double())
+        for key, value in weights(alone).items():
+            gap, moved = (value - model.get_parameter(key)).norm(), (value - first[key]).norm()
+            assert gap <= 1e-6 * max(moved, 1e-6), key
+
+
 @pytest.fixture
 def served(tmp_path):
     """A model after a request of the first row, and the state's folder."""
@@ -169,6 +207,8 @@ def test_what_a_state_refuses(served, tmp_path):
             "made with other settings",
         ),
         (Dataset.from_list([*RETAIN, *FORGET.select(range(1, 4))]), model, {}, "has all 17 rows that are left"),
+        (Dataset.from_list([*RETAIN, *FORGET]), model, {}, "1 of 18 forget rows were forgotten by an earlier request"),
+        (Dataset.from_list([*RETAIN, *RETAIN]), model, {}, "14 of 28 forget rows are not in the training set"),
     ]
     for number, (rows, given, changed, message) in enumerate(cases):
         with pytest.raises(InputError, match=message):
