@@ -21,6 +21,10 @@ from ..structure.wanda import refine
 from .base import Run
 
 
+BY_LOT = ("random", "shuffled")
+CHOICES = (*IMPORTANCES, *BY_LOT)
+
+
 @dataclass
 class MaskSettings:
     """How a mask is chosen: the mapping that `mask=` of a method takes.
@@ -49,7 +53,7 @@ class MaskSettings:
         allowed = {
             "sparsity": Range(least=0, below=1),
             "wanda_sparsity": Range(least=0, below=1),
-            "importance": (*IMPORTANCES, "random", "shuffled"),
+            "importance": CHOICES,
             "samples": Range(least=1),
         }
         check_fields(type(self), dataclasses.asdict(self), allowed)

@@ -21,10 +21,20 @@ from ..runtime.fields import Range
 from ..runtime.hub import public_name
 from ..structure.heads import KINDS, Structures, find_structures
 from ..structure.mask import StructureMask
+from ..structure.search import IMPORTANCES
 from ..structure.statistics import summed_gradients
 from .base import Method
 from .first_order import FirstOrder
-from .masking import MaskSettings, check_unfrozen, chosen_mask, planned_mask, sorted_loader, tell_planned
+from .masking import (
+    BY_LOT,
+    CHOICES,
+    MaskSettings,
+    check_unfrozen,
+    chosen_mask,
+    planned_mask,
+    sorted_loader,
+    tell_planned,
+)
 from .reference import cite
 from .spe_state import HASH_BYTES, SPEState, Sums, fit_diagonal
 from .spe_step import SecondOrder, fine
@@ -59,7 +69,8 @@ class SPEUnlearn(Method):
         sparsity (`float`, defaults to `0.9`): share of heads and filters that stay frozen.
         structures (`list[str]`, defaults to `["heads", "filters"]`): what the mask chooses from.
         importance (`str`, defaults to `"mlr"`):
-            `"mlr"` (eq. 8), `"mlf"` (eq. 18), `"norm"`, or `"fisher"` (eq. 13).
+            `"mlr"` (eq. 8), `"mlf"` (eq. 18), `"norm"`, or `"fisher"` (eq. 13); by lot, as controls: `"random"`, or
+            `"shuffled"` for as many heads and as many filters as `"mlr"`. These two not with `"memory_aided"`.
         rearrange (`bool`, defaults to `True`): one round of swaps within each layer (eq. 9, 19).
         wanda_sparsity (`float`, *optional*):
             Freeze this share of the chosen structures' own entries too, by Wanda's score on forget rows (A.4).
@@ -108,7 +119,7 @@ class SPEUnlearn(Method):
     allowed: ClassVar[dict] = {
         "update": UPDATES,
         "successive": SUCCESSIVE,
-        "importance": ("mlr", "mlf", "norm", "fisher"),
+        "importance": CHOICES,
         "sparsity": Range(least=0, below=1),
         "wanda_sparsity": Range(least=0, below=1),
         **dict.fromkeys(("unlearning_rate", "kl_budget"), Range(above=0)),
@@ -130,6 +141,11 @@ class SPEUnlearn(Method):
             raise InputError("give exactly one of unlearning_rate and kl_budget (nats a token, on retain rows)")
         if (self.state is not None) != (self.successive == "memory_aided"):
             raise InputError("state and successive='memory_aided' go together: give both, or neither")
+        if self.state is not None and self.importance in BY_LOT:
+            raise InputError(
+                f"importance={self.importance!r} is a control for single requests: give memory_aided ones "
+                f"{', '.join(IMPORTANCES)}"
+            )
         self._changes: dict[str, Tensor] = {}
         self._report: dict = {}
         self._candidates: tuple | None = None  # of a sweep: its grid, and how one is measured and the best one chosen

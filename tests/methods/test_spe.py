@@ -94,6 +94,33 @@ def test_a_step_is_that_of_loops_over_rows(head, sparsity, tmp_path):
     assert (mask.sparsity == 0) == (sparsity == 0) and set(expected) <= set(moved)
 
 
+@pytest.mark.parametrize("importance", ["random", "shuffled"])
+def test_a_mask_by_lot_is_a_step_as_any_other(importance, tmp_path):
+    """The control of a mask that was chosen: as many structures, of each kind as many where they are shuffled."""
+    found, seen = [], {}
+    for chosen in ("mlr", importance):
+        model = make_bert().double()
+        settings = {"sparsity": 0.6, "importance": chosen, "unlearning_rate": 1e-3, "damping": 0.3}
+        trainer = request(model, tmp_path / chosen, **settings)
+        before, structures = make_bert().double(), find_structures(model)
+        moved = {name: one - before.get_parameter(name) for name, one in model.named_parameters()}
+        kept = {
+            key: moved[f"{site.module}.weight"].abs().sum(0).view(site.count, -1).sum(1) > 0
+            for key, site in structures.sites.items()
+        }
+        found.append(StructureMask(structures, kept))
+        seen[chosen] = moved
+    of_mlr, by_lot = found
+    assert by_lot.count == of_mlr.count and by_lot.hash != of_mlr.hash
+    counts = lambda mask: sum(int(one.sum()) for key, one in mask.chosen.items() if key.startswith("heads"))
+    assert (counts(by_lot) == counts(of_mlr)) or importance == "random"
+    if importance == "random":
+        assert by_lot.hash == StructureMask.random(by_lot.structures, 0.6, trainer.args.seed).hash
+    expected = second_order(before, by_lot, FORGET, RETAIN, 1e-3, 0.3)
+    for name, one in seen[importance].items():
+        assert torch.allclose(one, expected.get(name, torch.zeros_like(one)), rtol=1e-6, atol=1e-12), name
+
+
 def test_a_budget_is_kept_and_used(tmp_path):
     model = make_bert()
     model.classifier.weight.data.mul_(50)  # else nothing in the layers changes its answers so much
@@ -251,6 +278,7 @@ def test_a_damaged_state_is_refused(served, tmp_path):
         ({"unlearning_rate": 1e-3, "kl_budget": 0.1}, "exactly one of unlearning_rate and kl_budget"),
         ({"unlearning_rate": 1e-3, "state": "x"}, "state and successive='memory_aided' go together"),
         ({"unlearning_rate": 1e-3, "successive": "memory_aided"}, "state and successive='memory_aided' go together"),
+        (AIDED | {"state": "x", "importance": "random"}, "importance='random' is a control for single requests"),
         ({"unlearning_rate": 1e-3, "structures": ["neurons"]}, "structures"),
         ({"unlearning_rate": 1e-3, "importance": "magnitude"}, "importance"),
         ({"update": "newton", "unlearning_rate": 1e-3}, "update"),
