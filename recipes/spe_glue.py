@@ -5,6 +5,8 @@
     python recipes/spe_glue.py                         # the embedded reviews: no data, no downloads, minutes
     python recipes/spe_glue.py --config recipes/configs/spe_glue_bert_base.yaml --task mnli
     python recipes/spe_glue.py --config recipes/configs/spe_glue_small.yaml --model path/to/encoder --data_dir glue
+    python recipes/spe_glue.py --sweep sparsity        # heads, filters and both, frozen by more and more
+    python recipes/spe_glue.py --requests 10           # ten requests, one after another
 
 The YAML names the task, the pretrained encoder, how it is tuned, and one line per method (docs/recipes.md). The
 encoder is tuned on all rows (the original), and twice without those to be forgotten (the retrained models), each once:
@@ -15,12 +17,13 @@ the last finished line when it is started again.
 
 import argparse
 
-from hf_unlearn.cli.recipe import add_arguments, run
+from hf_unlearn.cli.recipe import add_arguments, run, template_keys
 
 
 # Argument -> the key that it changes.
 KEYS = {"task": "data.task", "data_dir": "data.source", "rows": "data.rows", "forget": "data.forget"}
-KEYS |= {"model": "model.name"}
+KEYS |= {"model": "model.name", "requests": "data.requests"}
+SWEEPS = ("sparsity", "damping")
 
 
 def parse_arguments(argv=None) -> argparse.Namespace:
@@ -29,6 +32,9 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("--task", help="mnli, qqp, sst2 or stsb, instead of the YAML's")
     parser.add_argument("--data_dir", help="folder with files of the task, instead of the Hub")
     parser.add_argument("--model", help="the pretrained encoder, by Hub id or folder, instead of the YAML's")
+    lines = parser.add_mutually_exclusive_group()
+    lines.add_argument("--sweep", choices=SWEEPS, help="in place of the YAML's lines: SPE-SO over values of a setting")
+    lines.add_argument("--requests", type=int, help="in place of the YAML's lines: so many requests of SPE-SO and SO")
     parser.add_argument("--rows", type=int, help="training rows to take, instead of the YAML's")
     parser.add_argument("--forget", type=int, help="how many of them to forget, instead of the YAML's")
     return parser.parse_args(argv)
@@ -36,7 +42,9 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 def overrides(arguments: argparse.Namespace) -> dict:
     """What the command line changes of the YAML."""
-    return {key: value for name, key in KEYS.items() if (value := getattr(arguments, name)) is not None}
+    changes = {} if arguments.sweep is None else template_keys(f"spe_sweep_{arguments.sweep}.yaml")
+    changes |= {} if arguments.requests is None else template_keys("spe_requests.yaml")
+    return changes | {key: value for name, key in KEYS.items() if (value := getattr(arguments, name)) is not None}
 
 
 def main(argv=None):

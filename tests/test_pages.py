@@ -28,6 +28,8 @@ PLANNED = {
     "python recipes/fast_ntk_cifar10.py": "minutes; tests/experiments/test_fast_ntk_recipe.py runs it in small",
     "python recipes/spe_tofu.py": "minutes; tests/experiments run it in small",
     "python recipes/spe_glue.py": "minutes; tests/experiments run it in small",
+    "python recipes/spe_glue.py --sweep *": "minutes; tests/experiments/test_sweep.py runs one in small",
+    "python recipes/spe_glue.py --requests *": "minutes; tests/experiments/test_glue.py runs three in small",
     "accelerate launch recipes/kfade_wmdp.py --config recipes/configs/kfade_wmdp_zephyr_7b.yaml *": "a 7B model",
 }
 # Patterns of commands and snippets that are not run here, and why.

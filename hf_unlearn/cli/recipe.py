@@ -35,6 +35,17 @@ def tofu_overrides(arguments: argparse.Namespace) -> dict:
     return changes
 
 
+def template_keys(name: str) -> dict:
+    """What an embedded YAML says, as changes of another: "section.key" -> value, lists and texts as a whole."""
+    from ..experiments.settings import read_yaml
+
+    changes = {}
+    for section, content in read_yaml(None, name).items():
+        keys = content.items() if isinstance(content, Mapping) else ()
+        changes |= {f"{section}.{key}": value for key, value in keys} or {section: content}
+    return changes
+
+
 def run(
     arguments: argparse.Namespace,
     default: str,

@@ -143,7 +143,7 @@ class Cell:
             self.said[label] = self.problem.answers(reference.model)
             if kl is not None and label != original:  # zeros
                 self.kl[label] = kl
-            rows.append(self.row(label, metrics, seconds=reference.seconds))
+            rows.append(self.row(label, metrics | reference.more, seconds=reference.seconds))
         total = sum(map(self.problem.candidates, self.lines))
         with tqdm(total=total, desc="candidates", unit="model", disable=not self.progress) as self.bar:
             return rows + [self._line_row(line) for line in self.lines]

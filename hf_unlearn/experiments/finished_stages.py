@@ -15,9 +15,10 @@ from ..runtime.files import open_safetensors, read_sealed, sha256_file, write_sa
 
 logger = logging.getLogger(__name__)
 
-FOLDER, STATE = "finished", "state.json"
-KEPT = ("trainings", "stages", "rows", "seconds", "peak_memory")
-SHAPE = {"key": str, "trainings": int, "stages": int, "rows": [{}], "seconds": float, "peak_memory": float}
+FOLDER, SHARED, STATE = "finished", "shared", "state.json"
+KEPT = ("trainings", "stages", "rows", "path", "seconds", "peak_memory")
+SHAPE = {"key": str, "trainings": int, "stages": int, "rows": [{}], "path": [{}], "seconds": float}
+SHAPE |= {"peak_memory": float}
 SHAPE |= {"best": (int, None), "tensors_sha256": (str, None)}
 
 
@@ -31,6 +32,7 @@ class FinishedStages:
         trainings: those that are done.
         stages: stages of the next training that are done.
         rows: the candidates of the trainings that are done.
+        path: numbers after each stage of the next training that is done, where the problem looks at them.
         best: index of the best of them and its update; None when there is none yet.
         seconds, peak_memory: of the next training's stages that are done, and of all of them.
     """
@@ -40,6 +42,7 @@ class FinishedStages:
         self.folder, self.key = folder / FOLDER, key
         self.trainings, self.stages, self.seconds, self.peak_memory = 0, 0, 0.0, 0.0
         self.rows: list[dict] = []
+        self.path: list[dict] = []
         self.best: tuple[int, UpdateDelta] | None = None
         self._written: int | None = None
         if not (self.folder / STATE).exists():
@@ -110,9 +113,9 @@ class FinishedStages:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
 
     def clear(self):
-        """Remove all else that the search's folder holds, and what was kept unless it is in use."""
+        """Remove all else that the search's folder holds, and what was kept or is shared unless it is in use."""
         for old in self.folder.parent.glob("*"):
-            if old != self.folder or not self.begun:
+            if old.name not in (FOLDER, SHARED) or not self.begun:
                 shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
 
     def remove(self):

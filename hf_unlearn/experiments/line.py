@@ -37,7 +37,8 @@ class Values:
         """Name -> value, or the list of its values where stages differ, for the rows of the table."""
         if len(self.stages) == 1:
             return dict(self.stages[0])
-        return {name: [values[name] for values in self.stages] for name in self.stages[0]}
+        found = {name: [values[name] for values in self.stages] for name in self.stages[0]}
+        return {name: one[0] if one.count(one[0]) == len(one) else one for name, one in found.items()}
 
 
 @dataclass

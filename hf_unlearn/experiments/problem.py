@@ -4,7 +4,7 @@
 import abc
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -54,10 +54,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Reference:
-    """A model that the table shows beside the methods, and the seconds that its training took, if known."""
+    """A model that the table shows beside the methods, the seconds that its training took, if known, and what else
+    its row says."""
 
     model: torch.nn.Module
     seconds: float | None = None
+    more: Mapping = field(default_factory=dict)
 
 
 class Problem(abc.ABC):
@@ -74,6 +76,8 @@ class Problem(abc.ABC):
         sections: readers of the sections of its YAML, the optional ones `tuner` and `tuning` among them.
         every_evaluation: whether every evaluation during a training is a candidate; else the end of a training is,
             which comes when `should_stop` says so.
+        every_stage: whether the numbers after each stage are looked at, by `score_stage`, and not those alone after
+            the last one.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Problem(abc.ABC):
     vocabulary: ClassVar[Vocabulary]
     sections: ClassVar[Mapping[str, Reader]]
     every_evaluation: ClassVar[bool] = True
+    every_stage: bool = False
 
     # ---- before anything is loaded ---------------------------------------------------------------------------------
     @abc.abstractmethod
@@ -143,6 +148,10 @@ class Problem(abc.ABC):
             NumericalError: the candidate diverged.
         """
 
+    def score_stage(self, model, stages: int) -> dict:
+        """Numbers of a model after so many stages, with `every_stage`: entries of the `path` of a candidate's row."""
+        raise TypeError(f"{type(self).__name__} looks at the last stage alone")
+
     def should_stop(self, model) -> bool:
         """Whether a training has done what it is for; asked at every evaluation that is no candidate."""
         return False
@@ -195,13 +204,14 @@ def divergence_from(problem: Problem, rows: Dataset, **settings) -> TokenKL:
 
 
 def merge_stages(stages: Sequence[Stage]) -> list[Stage]:
-    """All stages as one; a retain row that several have counts once."""
+    """All stages as one; a retain row that several have counts once, and one that a later stage forgets not at all."""
     if len(stages) == 1:
         return list(stages)
     retain = concatenate_datasets([stage.retain for stage in stages])
     first = {row: index for index, row in reversed(list(enumerate(row_hashes(retain))))}
     forget = concatenate_datasets([stage.forget for stage in stages])
-    return [Stage(" and ".join(stage.name for stage in stages), forget, retain.select(sorted(first.values())))]
+    kept = sorted(first[row] for row in first.keys() - set(row_hashes(forget)))
+    return [Stage(" and ".join(stage.name for stage in stages), forget, retain.select(kept))]
 
 
 @dataclass

@@ -77,6 +77,10 @@ def publish(experiment: Experiment, comparison: Comparison, rows: list[dict], ou
     settings = {key: value for key, value in written.items() if value and key not in ("title", "methods")}
     places = [row["saved_as"] for row in rows if "saved_as" in row]
     of_models = [f"{place}/{pattern}" for place in places for pattern in MODEL_FILES]
+    sections = comparison.sections + experiment.kind.table_sections(experiment, rows)
+    if experiment.sweep is not None:
+        # Before other parts: it is what the run is for.
+        sections = [*experiment.sweep.sections(experiment.curves, rows), *sections]
     with staged_folder(output_dir, ["kl.png", *of_models]) as staged:
         for place in places:
             (staged / place).parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +92,7 @@ def publish(experiment: Experiment, comparison: Comparison, rows: list[dict], ou
             candidates=comparison.candidates,
             kl_samples={name: kl.per_token.tolist() for name, kl in comparison.kl.items()},
             questions=comparison.questions,
-            sections=comparison.sections + experiment.kind.table_sections(experiment, rows),
+            sections=sections,
             settings=settings | comparison.facts,
             summary=vocabulary_of(rows).summarise(rows),
             notes=[f"Every method evaluated {' or '.join(map(str, budgets))} candidates.", *comparison.notes, SECONDS],

@@ -19,7 +19,7 @@ from ..runtime.cost import peak_memory_mb, reset_peak_memory
 from ..runtime.processes import on_main_process
 from ..trainer.config import UnlearnConfig
 from ..trainer.trainer import UnlearnTrainer
-from .finished_stages import FinishedStages
+from .finished_stages import SHARED, FinishedStages
 from .line import Line, Values
 from .problem import Stage
 
@@ -73,6 +73,7 @@ class Search:
         self.values = values
         # The update of the stages that are done, in fp32 as it was made.
         self.done: dict[str, torch.Tensor] = {}
+        self.path = list(self.finished.path)
         self.evaluation_seconds = 0.0
         self.started = time.perf_counter() - self.finished.seconds
         before = self.finished.stages
@@ -94,6 +95,8 @@ class Search:
                         trainer.train()
                     if last and not self.problem.every_evaluation and not swept:
                         self._score(trainer)
+                    if not last and self.problem.every_stage:
+                        self._look(number + 1)
                 except (NumericalError, LimitError) as error:
                     # What was evaluated before stays a candidate; other values may do better.
                     self._failed(trainer, f"{stage.name}: {error}")
@@ -107,6 +110,13 @@ class Search:
         self._write_down(stages=0)
         gc.collect()
 
+    def _look(self, stages: int):
+        """Add the numbers after so many stages to the path of the training."""
+        now = time.perf_counter()
+        seconds = now - self.started - self.evaluation_seconds
+        self.path.append(self.problem.score_stage(self.model, stages) | {"seconds": seconds})
+        self.evaluation_seconds += time.perf_counter() - now
+
     def _write_down(self, stages: int):
         """Keep what the training has come to after so many stages; after 0 of the next one, when it is done."""
         now = time.perf_counter()
@@ -115,7 +125,8 @@ class Search:
         finished.seconds = now - self.started - self.evaluation_seconds if stages else 0.0
         finished.peak_memory = max(self.peak_memory, peak_memory_mb())
         if not stages:
-            finished.rows, finished.best = list(self.rows), self.best
+            finished.rows, finished.best, self.path = list(self.rows), self.best, []
+        finished.path = list(self.path)
         changed = {}
         if stages and PartialState().is_main_process:
             changed = {name: tensor.cpu().clone() for name, tensor in self._changed().items()}
@@ -129,7 +140,7 @@ class Search:
 
     def _trainer(self, stage: Stage, tried: Mapping, number: int, evaluated: bool) -> UnlearnTrainer:
         cell, line, problem = self.cell, self.line, self.problem
-        method = line.make(tried).sharing(self.folder / "shared")
+        method = line.make(tried).sharing(self.folder / SHARED)
         arguments = {**QUIET, **cell.arguments, **line.arguments_of(tried, method)}
         if not evaluated:
             arguments["eval_strategy"] = "no"
@@ -176,6 +187,9 @@ class Search:
             metrics = dict.fromkeys(self.vocabulary.metrics)
             self._failed(trainer, str(error), settings, seconds)
         else:
+            if self.problem.every_stage:
+                last = self.problem.score_stage(self.model, len(self.problem.stages)) | {"seconds": seconds}
+                metrics |= {"path": [*self.path, last]}
             self._add(self.cell.row(self.line.label, metrics, settings, seconds) | trainer.method.account())
             if self.vocabulary.choose(self.rows) == len(self.rows) - 1:
                 self.best = len(self.rows) - 1, self._update(trainer, settings, swept=about is not None)

@@ -13,10 +13,11 @@ from ..errors import InputError
 from ..runtime.fields import check_fields
 from ..runtime.yaml_files import parse_yaml
 from .line import Line
+from .sweep import Sweep
 
 
 REQUIRED = ("data", "model", "methods")
-SECTIONS = ("title", "problem", "seed", "seeds", *REQUIRED, "tuner", "tuning", "evaluation", "arguments")
+SECTIONS = ("title", "problem", "seed", "seeds", *REQUIRED, "tuner", "tuning", "evaluation", "arguments", "sweep")
 # In YAML 1.1 a number with an exponent is one only with a point and a sign.
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)e[+-]?\d+", re.IGNORECASE)
 # Where the sections of older files went.
@@ -33,6 +34,7 @@ class Experiment:
         seeds: of data order, sampled labels and choices of rows; the table is run for each.
         data, model, tuner, tuning, evaluation: the problem's own settings of these sections; None where it has none.
         arguments: fields of `UnlearnConfig` for every line.
+        sweep: the setting that the lines were multiplied by; None without one.
         written: the file itself, for report and record alone.
     """
 
@@ -46,7 +48,13 @@ class Experiment:
     evaluation: object
     lines: list[Line]
     arguments: dict
+    sweep: Sweep | None = None
     written: Mapping = field(repr=False, default_factory=dict)
+
+    @property
+    def curves(self) -> list[str]:
+        """Labels of the lines as they are written, which a sweep multiplies."""
+        return [line["label"] for line in self.written["methods"]]
 
     def only(self, words: list[str] | None) -> "Experiment":
         """With the lines alone whose label contains one of `words`; all of them without words.
@@ -99,13 +107,16 @@ def make_experiment(
         if section in written and section not in kind.sections:
             raise InputError(f"{place}: the problem {name} has no section {section}")
     parts = {section: read(section, written.get(section)) for section, read in kind.sections.items()}
+    sweep = written.get("sweep") and configured(Sweep, "sweep", written["sweep"])
+    lines = _lines(written["methods"], place, sweep)
     return Experiment(
         title=written.get("title") or Path(place).stem,
         kind=kind,
         seeds=_seeds(written, place),
         **dict.fromkeys(("tuner", "tuning")) | parts,
-        lines=_lines(written["methods"], place),
+        lines=lines,
         arguments=_arguments(written.get("arguments"), "arguments"),
+        sweep=sweep,
         written=written,
     )
 
@@ -119,10 +130,11 @@ def _seeds(written: Mapping, place: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _lines(methods, place: str) -> list[Line]:
+def _lines(methods, place: str, sweep: Sweep | None) -> list[Line]:
     if not isinstance(methods, list) or not all(isinstance(line, Mapping) for line in methods):
         raise InputError(f"{place}: methods: give a list of methods, each with label, method and search")
     lines = [configured(Line, f"methods, {line.get('label', 'no label')}", line) for line in methods]
+    lines = lines if sweep is None else sweep.lines(lines)
     labels = [line.label for line in lines]
     if repeated := {label for label in labels if labels.count(label) > 1}:
         raise InputError(f"{place}: methods share a label: {', '.join(sorted(repeated))}; give every line its own")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..data.rows import row_hashes, sample_rows
 from ..errors import InputError, LimitError
 from ..runtime.fields import Range
+from ..runtime.files import sha256_json
 from ..runtime.hub import public_name
 from ..structure.heads import KINDS, Structures, find_structures
 from ..structure.mask import StructureMask
@@ -88,7 +89,8 @@ class SPEUnlearn(Method):
             model before the first request, with the sums of all forgotten rows (eq. 12).
         state (`str`, *optional*):
             Folder of the sums of `"memory_aided"`; the first request makes it from forget and retain rows together,
-            later ones read no retain row. It holds hashes of rows, no rows.
+            later ones read no retain row. It holds hashes of rows, no rows. In a line of a comparison it is a name
+            below the line's own folder, of which every candidate has one.
         beta (`float`, *optional*): Of NPO and DPO.
 
     Raises:
@@ -213,6 +215,12 @@ class SPEUnlearn(Method):
         self._report = request.told | {"rate": length * request.share, "step_length": length, "measured_kl": kl}
 
     # ---- the search ------------------------------------------------------------------------------------------------
+    def sharing(self, folder):
+        # Requests of one candidate follow one another; those of another one begin at the first weights again.
+        if self.state is None:
+            return self
+        return dataclasses.replace(self, state=folder / sha256_json(self.settings())[:12] / self.state)
+
     def sweeps(self, search):
         # Candidates of one request share its mask, its Fisher information and its gradient.
         return self.state is None and set(search) <= SWEPT

@@ -17,7 +17,7 @@ MASK_CELLS = 64  # of a row of filters
 CONTROL = "original"  # the curve of an attack on the model before unlearning
 
 
-def _figure(columns: int, height: float, sharey: bool = True):
+def make_figure(columns: int, height: float, sharey: bool = True):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -33,7 +33,7 @@ def _figure(columns: int, height: float, sharey: bool = True):
     return figure, axes
 
 
-def _legend(figure, handles, labels, columns: int):
+def legend_below(figure, handles, labels, columns: int):
     """Below the panels, in at most so many columns."""
     place = {"loc": "outside lower center", "ncol": min(columns, max(1, len(labels)))}
     figure.legend(handles, labels, **place, frameon=False, fontsize=11)
@@ -55,7 +55,7 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], vocabulary: V
     measured = [axis for axis in panels if any(axis.mean(line) is not None for line in [*lines, *tried])]
     panels = measured or panels[-1:]
     several = len({line.row.get(vocabulary.size_key) for line in lines}) > 1
-    figure, axes = _figure(len(panels), 5.2)
+    figure, axes = make_figure(len(panels), 5.2)
     style = styles([line.method for line in [*lines, *tried]], vocabulary.references)
     reported: list[list[tuple[Line, tuple]]] = []
     for ax, x in zip(axes, panels, strict=True):
@@ -84,7 +84,7 @@ def pareto(rows: Sequence[Mapping], candidates: Sequence[Mapping], vocabulary: V
     labels = [plain(method) + (": saved" if method in saved else "") for method in shown]
     handles = [Line2D([], [], ls="", ms=10, mec="white", **_marker(style[method])) for method in shown]
     if handles:
-        _legend(figure, handles, labels, 4 if len(panels) < 3 else 6)
+        legend_below(figure, handles, labels, 4 if len(panels) < 3 else 6)
     # With scales and legend in their places it is known which points fall together.
     figure.draw_without_rendering()
     for ax, found in zip(axes, reported, strict=True):
@@ -156,7 +156,7 @@ def kl_distribution(kl_samples: Mapping[str, Sequence[float]], methods: Sequence
     """
     from matplotlib.lines import Line2D
 
-    figure, (ax,) = _figure(1, 4.6)
+    figure, (ax,) = make_figure(1, 4.6)
     style = styles([*methods, *kl_samples], vocabulary.references)
     lowest, highest, means, looks, handles = 1.0, SMALLEST_KL, [], [], []
     for method, sample in kl_samples.items():
@@ -193,7 +193,7 @@ def kl_quantile_plot(results: Mapping[str, object], methods: Sequence[str] = (),
     upper tail as much room as the body: that is where a method's harm hides. Shaded: 95 % bootstrap bands, pointwise,
     completions resampled.
     """
-    figure, axes = _figure(2, 4.8)
+    figure, axes = make_figure(2, 4.8)
     style = styles([*methods, *results], references)
     lowest, highest = math.inf, 0.0
     for ax, over, what in zip(axes, ("sequences", "tokens"), ("completions (mean of their tokens)", "single tokens")):
@@ -222,7 +222,7 @@ def kl_quantile_plot(results: Mapping[str, object], methods: Sequence[str] = (),
         axes[0].set_yscale("log")
         axes[0].set_ylim(lowest / 1.5, highest * 2)
     axes[0].set_ylabel("KL(original || unlearned), nats per token\n(log scale; lower is better)", fontsize=11)
-    _legend(figure, *axes[0].get_legend_handles_labels(), 4)
+    legend_below(figure, *axes[0].get_legend_handles_labels(), 4)
     return figure
 
 
@@ -235,7 +235,7 @@ def relearn_plot(curves: Sequence[Mapping], chance: float | None = None, methods
     """
     metric = next(iter(curves[0]["scores"][0]))
     titles = list(dict.fromkeys((curve["attack"], curve["learning_rate"]) for curve in curves))
-    figure, axes = _figure(len(titles), 4.6)
+    figure, axes = make_figure(len(titles), 4.6)
     style = styles([*methods, *(curve["method"] for curve in curves)], [CONTROL])
     for ax, title in zip(axes, titles, strict=True):
         shown = [curve for curve in curves if (curve["attack"], curve["learning_rate"]) == title]
@@ -260,7 +260,7 @@ def relearn_plot(curves: Sequence[Mapping], chance: float | None = None, methods
         # Room for the legend's largest marker and for a chance line at the bottom.
         ax.margins(y=0.08)
     axes[0].set_ylabel(f"{plain(metric)}\n(lower: still forgotten)", fontsize=11)
-    _legend(figure, *axes[0].get_legend_handles_labels(), 5)
+    legend_below(figure, *axes[0].get_legend_handles_labels(), 5)
     return figure
 
 
@@ -278,7 +278,7 @@ def class_bars(
     methods = list(dict.fromkeys(line.method for line in lines))
     style = styles(methods, references)
     style[references[0]]["color"] = "0.55"
-    figure, axes = _figure(len(metrics), 4.2, sharey=False)
+    figure, axes = make_figure(len(metrics), 4.2, sharey=False)
     width, handles = 0.8 / len(methods), {}
     for ax, (metric, title) in zip(axes, metrics.items(), strict=True):
         for line in lines:
@@ -301,7 +301,7 @@ def class_bars(
         ax.set_ylim(0, None if metric == "relearning_epochs" else 105)
     if paper:
         handles[f"paper ({paper['name']})"] = Line2D([], [], ls="", marker="D", ms=4, mfc="white", mec="black")
-    _legend(figure, handles.values(), list(map(plain, handles)), 6)
+    legend_below(figure, handles.values(), list(map(plain, handles)), 6)
     return figure
 
 
@@ -319,7 +319,7 @@ def mask_plot(sites: Sequence[Mapping]):
 
     kinds = [kind for kind in ("heads", "filters") if any(site["kind"] == kind for site in sites)]
     layers = sorted({site["layer"] for site in sites})
-    figure, axes = _figure(len(kinds), 1.6 + 0.24 * len(layers))
+    figure, axes = make_figure(len(kinds), 1.6 + 0.24 * len(layers))
     for ax, kind in zip(axes, kinds, strict=True):
         rows = {site["layer"]: np.zeros(site["count"]) for site in sites if site["kind"] == kind}
         for site in sites:

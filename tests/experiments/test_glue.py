@@ -3,13 +3,16 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from hf_unlearn import UnlearnTrainer
 from hf_unlearn.evaluation.confidences import row_outputs
 from hf_unlearn.experiments.planning import dry_run
+from hf_unlearn.experiments.problem import merge_stages
 from hf_unlearn.experiments.problems import encoders
 from hf_unlearn.experiments.problems.glue import GlueProblem
 from hf_unlearn.experiments.run import run_experiment
@@ -169,7 +172,115 @@ def test_the_plan_needs_no_weights(encoder):
     assert "12 forget rows, 48 retain rows" in dry_run(experiment(GLUE))
 
 
+# ---- requests that follow one another -------------------------------------------------------------------------------
+RATES = {"unlearning_rate": [1e-7, 1e-6]}
+MORE = {"successive": "memory_aided", "state": "sums"}
+REQUESTS = changed(
+    GLUE,
+    data__requests=3,
+    evaluation={"again": False, "retrain_every": 2, "choose": "unlearning"},
+    arguments__kl_rows=8,
+    methods=[
+        {"label": "free", "method": "spe", "settings": {"sparsity": 0.5}, "search": RATES},
+        {"label": "aided", "method": "spe", "settings": {"sparsity": 0.5, **MORE}, "search": RATES},
+        {"label": "at once", "method": "spe", "settings": {"sparsity": 0.5}, "search": RATES, "stages": "together"},
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """(folder, rows) of three requests, one after another."""
+    folder = tmp_path_factory.mktemp("requests")
+    return folder, run_experiment(experiment(REQUESTS), folder, progress=False)
+
+
+def test_requests_part_the_forget_rows(served):
+    problem = GlueProblem(experiment(REQUESTS), None, 0, progress=False)
+    whole = GlueProblem(experiment(GLUE), None, 0, progress=False)
+    (one,) = whole.stages
+    key = lambda rows: sorted(map(tuple, rows["input_ids"]))
+    assert [len(stage.forget) for stage in problem.stages] == [4, 4, 4]
+    assert key(datasets.concatenate_datasets([stage.forget for stage in problem.stages])) == key(one.forget)
+    # Rows of later requests are still there, and hold the model.
+    for number, stage in enumerate(problem.stages):
+        later = [row for other in problem.stages[number + 1 :] for row in other.forget["input_ids"]]
+        assert key(stage.retain) == sorted([*key(one.retain), *map(tuple, later)])
+    (merged,) = merge_stages(problem.stages)
+    assert key(merged.forget) == key(one.forget) and key(merged.retain) == key(one.retain)
+    assert dry_run(experiment(REQUESTS)).count("4 forget rows") == 3
+
+
+def test_every_request_is_looked_at(served):
+    folder, rows = served
+    named = {row["method"]: row for row in rows}
+    counts = {name: [entry["requests"] for entry in row["path"]] for name, row in named.items()}
+    assert counts == {
+        "original": [1, 2, 3], "retrained": [2, 3], "free": [1, 2, 3], "aided": [1, 2, 3], "at once": [3],
+    }  # fmt: skip
+    for row in rows:  # the last request's numbers are those of the row
+        last = row["path"][-1]
+        assert [last[key] for key in ("unlearning", "remaining", "testing")] == [
+            row[key] for key in ("unlearning", "remaining", "testing")
+        ]
+        assert last["distance"] == pytest.approx(row["distance"], abs=1e-6)
+    # Requests of one rate, memory-aided, end where one request of all rows does; what is told is the same candidate.
+    aided, once = (
+        next(row for row in read_candidates(folder) if row["method"] == name and rate_of(row) == 1e-7)
+        for name in ("aided", "at once")
+    )
+    assert aided["distance"] == pytest.approx(once["distance"], abs=1e-5)
+    assert aided["requests"] == 3 and aided["forgotten_rows"] == 12
+    report = json.loads((folder / "report.json").read_text())
+    (section,) = [section for section in report["sections"] if section["title"] == "Request after request"]
+    assert [row[:2] for row in section["table"]][-5:] == [["3", name] for name in ("original", *list(named)[1:])]
+    assert (folder / "requests.png").stat().st_size > 10_000
+
+
+def rate_of(row) -> float:
+    return row["settings"]["unlearning_rate"]
+
+
+def read_candidates(folder) -> list[dict]:
+    return json.loads((folder / "report.json").read_text())["candidates"]
+
+
+def test_requests_go_on_after_the_last_one(served, tmp_path, monkeypatch):
+    """A kill between two requests, with sums beside the model: the same numbers as without."""
+    trained, train = [], UnlearnTrainer.train
+
+    def killed(self, *args, **kwargs):
+        trained.append(getattr(self.method, "state", None))
+        if len(trained) == 8 and tmp_path.exists():  # the second request of the first candidate of "aided"
+            raise KeyboardInterrupt
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(UnlearnTrainer, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment(REQUESTS), tmp_path, progress=False)
+    assert trained[:6] == [None] * 6 and trained[6] == trained[7] != None  # noqa: E711
+    rows = run_experiment(experiment(REQUESTS), tmp_path, progress=False)
+    assert len(trained) == 8 + 5 + 1  # the rest of "aided", and the one training of "at once"
+    assert [without_time(row) for row in rows] == [without_time(row) for row in served[1]]
+
+
+def without_time(row) -> dict:
+    path = [{key: value for key, value in entry.items() if key != "seconds"} for entry in row["path"]]
+    return {key: value for key, value in row.items() if key not in ("seconds", "peak_memory_mb")} | {"path": path}
+
+
+def test_the_candidate_at_equal_forgetting_is_shown(served):
+    folder, rows = served
+    for name in ("free", "aided", "at once"):
+        (shown,) = (row for row in rows if row["method"] == name)
+        tried = [row for row in read_candidates(folder) if row["method"] == name]
+        apart = [abs(row["unlearning"] - row["retrained_unlearning"]) for row in tried]
+        assert abs(shown["unlearning"] - shown["retrained_unlearning"]) == min(apart) and len(tried) == 2
+
+
 CASES = {
+    "more requests than rows": (lambda e: on_files(e, data__requests=5), "data.requests=5: there are 4 rows"),
+    "an unknown choice": (lambda e: on_files(e, evaluation={"choose": "distance"}), "unknown choose 'distance'"),
     "an unknown task": (lambda e: on_files(e, data__task="cola"), "unknown GLUE task 'cola'"),
     "no such folder": (lambda e: on_files(e, data__source="absent"), "absent"),
     "no file of the task": (lambda e: on_files(e, data__task="qqp"), "no train rows of qqp"),

@@ -12,10 +12,27 @@ from hf_unlearn.experiments.problems.class_forgetting import Images
 from hf_unlearn.experiments.problems.kinds import KINDS
 from hf_unlearn.experiments.settings import leaves, make_experiment, override, read_experiment, read_yaml
 from hf_unlearn.report.class_tables import paper_figures
-from tests.support.experiments import CLASSES, CONFIGS, ROOT, TOFU, WMDP, changed, experiment, run_recipe, write_config
+from tests.support.experiments import (
+    CLASSES,
+    CONFIGS,
+    ROOT,
+    TOFU,
+    WMDP,
+    changed,
+    experiment,
+    load_recipe,
+    run_recipe,
+    write_config,
+)
 
 
 TEMPLATES = {"demo.yaml", "fast_ntk_demo.yaml", "wmdp_demo.yaml", "spe_tofu_demo.yaml", "spe_glue_demo.yaml"}
+# What a flag of a recipe puts in the place of a YAML's own lines, and the flag.
+PARTS = {
+    "spe_sweep_sparsity.yaml": ("--sweep", "sparsity"),
+    "spe_sweep_damping.yaml": ("--sweep", "damping"),
+    "spe_requests.yaml": ("--requests", "10"),
+}
 RECIPE_OF = {"tofu": "kfade_tofu", "wmdp": "kfade_wmdp", "class_forgetting": "fast_ntk_cifar10"}
 
 
@@ -81,10 +98,28 @@ def test_configurations_of_the_recipes_are_whole(path):
 
 def test_templates_are_whole():
     folder = ROOT / "hf_unlearn" / "templates"
-    assert {path.name for path in folder.glob("*.yaml")} == TEMPLATES
+    assert {path.name for path in folder.glob("*.yaml")} == TEMPLATES | PARTS.keys()
     for name in TEMPLATES:
         made = read_experiment(None, name, KINDS)
         assert made.title and len({made.kind.candidates(line) for line in made.lines}) <= 2
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_an_experiment_take_the_place_of_its_lines(name, monkeypatch):
+    """With the embedded experiment and with those of files; data and model stay theirs."""
+    made, recipe = [], load_recipe("spe_glue")
+    remember = lambda arguments, default, overrides: made.append((default, overrides(arguments)))
+    monkeypatch.setattr(recipe, "run", remember)
+    recipe.main([*PARTS[name], "--rows", "50"])
+    ((default, changes),) = made
+    for path in (None, CONFIGS / "spe_glue_small.yaml"):
+        one = read_experiment(path, default, KINDS, changes | {"data.rows": None})
+        whole = read_experiment(path, default, KINDS)
+        assert {line.method for line in one.lines} == {"spe"} and one.title == read_yaml(None, name)["title"]
+        assert len({one.kind.candidates(line) for line in one.lines}) == 1
+        assert (one.data.source, one.model, one.tuning) == (whole.data.source, whole.model, whole.tuning)
+        assert one.evaluation.choose == "unlearning" and one.arguments == whole.arguments
+    assert changes["data.rows"] == 50
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------

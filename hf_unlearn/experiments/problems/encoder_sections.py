@@ -11,6 +11,7 @@ from datasets import Dataset
 from ...data.rows import draw_request, sample_rows
 from ...errors import InputError
 from ...evaluation.confidences import BATCH
+from ...report.vocabulary.glue import CHOICES
 from ...runtime.fields import Range, check_fields
 from ..settings import check_settings
 
@@ -22,6 +23,8 @@ class EncoderData(abc.ABC):
     Args:
         rows: training rows of D, drawn by the seed; all by default.
         forget: how many of them are to be forgotten, drawn by the seed.
+        requests: how many requests the forget rows come in, one after another; the rows of later ones are retain
+            rows of those before.
         test_rows: rows of the test set; all by default.
         max_length: tokens of the longest row.
 
@@ -36,9 +39,12 @@ class EncoderData(abc.ABC):
 
     rows: int | None = None
     forget: int = 128
+    requests: int = 1
     test_rows: int | None = None
     max_length: int = 128
-    allowed: ClassVar[Mapping] = dict.fromkeys(("rows", "forget", "test_rows", "max_length"), Range(least=1))
+    allowed: ClassVar[Mapping] = dict.fromkeys(
+        ("rows", "forget", "requests", "test_rows", "max_length"), Range(least=1)
+    )
     embedded: ClassVar[str]
     make: ClassVar[Callable]  # of the embedded rows: a function of the seed
     title: ClassVar[str]
@@ -46,6 +52,8 @@ class EncoderData(abc.ABC):
 
     def __post_init__(self):
         check_fields(type(self), vars(self), self.allowed)
+        if self.requests > self.forget:
+            raise InputError(f"data.requests={self.requests}: there are {self.forget} rows to forget; lower it")
         if self.is_embedded:
             check_settings(self.make, f"data.{self.embedded}", getattr(self, self.embedded), ("seed",))
         elif getattr(self, self.embedded) is not None:
@@ -133,13 +141,23 @@ class EncoderEvaluation:
     Args:
         batch_size: rows in a forward pass.
         retain_rows: rows that stay on which RA and the attack are measured, drawn by the seed.
+        choose: which candidate of a line its row shows, of `CHOICES`: "gap", the one with the least gap to the
+            retrained model, or "unlearning", the one whose UA is nearest to the retrained model's, which compares
+            lines at equal forgetting, as sweeps do.
+        retrain_every: with several requests, retrain a model after every so many of them too; after the last alone by
+            default.
         again: retrain a second model from another seed, which shows how near to the first one can come.
     """
 
     batch_size: int = BATCH
     retain_rows: int = 5000
+    choose: str = CHOICES[0]
+    retrain_every: int | None = None
     again: bool = True
-    allowed: ClassVar[Mapping] = dict.fromkeys(("batch_size", "retain_rows"), Range(least=1))
+    allowed: ClassVar[Mapping] = {
+        **dict.fromkeys(("batch_size", "retain_rows", "retrain_every"), Range(least=1)),
+        "choose": CHOICES,
+    }
 
     def __post_init__(self):
         check_fields(EncoderEvaluation, vars(self), self.allowed)

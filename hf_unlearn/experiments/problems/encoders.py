@@ -4,7 +4,7 @@
 import abc
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -20,22 +20,29 @@ from ...methods.base import StageSize
 from ...report.questions import FORGET, RETAIN
 from ...report.vocabulary.glue import GlueVocabulary
 from ...runtime.loading import load_encoder, load_tokenizer, padding_id
-from ..problem import Problem, Reference, Stage
+from ..problem import Reference
+from .requests import Requests, parts_of, requests_of
 from .tuning import mean_loss, tune, tuned
 
 
 ASKED = 3  # forget rows that a report opens with
 AGAIN = 7919  # between the seeds of the two retrained models
 SIDES = {"forget": "unlearning", "retain": "remaining", "test": "testing"}  # rows -> the name of their score
-NOTES = [
+NOTE = (
     "UA, RA and TA are scores in percent on the rows to forget, on rows that stay and on test rows; MIA is the share "
     "of forget rows that an attack on confidences calls members, as in the paper's tables. Lower is not better there: "
-    "the goal of each is the retrained model's value; a second retrained model shows how closely that can be met.",
-    "The candidate of a row is the one with the least gap to the retrained model (mean of the differences in UA, RA, "
-    "TA and MIA, in points) among those that come near it, or of all. Choosing needs the retrained model, as in the "
-    "papers; the test rows and the rows that stay on which it is chosen are others than those of the table, the rows "
-    "to forget are the same.",
-]
+    "the goal of each is the retrained model's value; a second retrained model shows how closely that can be met."
+)
+OF_CHOICE = {
+    "gap": "The candidate of a row is the one with the least gap to the retrained model (mean of the differences in "
+    "UA, RA, TA and MIA, in points) among those that come near it, or of all. ",
+    "unlearning": "The candidate of a row is the one whose UA is nearest to the retrained model's: lines are compared "
+    "at equal forgetting. ",
+}
+CHOOSING = (
+    "Choosing needs the retrained model, as in the papers; the test rows and the rows that stay on which it is chosen "
+    "are others than those of the table, the rows to forget are the same."
+)
 
 
 def halves(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
@@ -61,7 +68,7 @@ class Goal(NamedTuple):
     scores: dict
 
 
-class EncoderProblem(Problem):
+class EncoderProblem(Requests):
     """A random part of the training rows forgotten by an encoder tuned on all of them.
 
     Attributes:
@@ -79,6 +86,7 @@ class EncoderProblem(Problem):
     def __init__(self, experiment, size, seed, progress=True):
         self.data, self.model, self.tuning = experiment.data, experiment.model, experiment.tuning
         self.settings, self.seed = experiment.evaluation, seed
+        self.vocabulary = GlueVocabulary(self.settings.choose)
         if self.data.is_embedded != (self.model.scratch is not None):
             embedded = f"model.scratch and data.source: {self.data.embedded}"
             raise InputError(f"{embedded} belong together: give both or neither")
@@ -94,7 +102,8 @@ class EncoderProblem(Problem):
         stay = halves(sample_rows(retain, 2 * self.settings.retain_rows, seed), seed)
         self._sizes = {"test rows": len(test), "retain rows measured": len(stay[1])}
         self.forget, self.retain = self.tokenize(forget), self.tokenize(retain)
-        self.stages = [Stage("request", self.rows_of(self.forget), self.rows_of(self.retain))]
+        asked = [self.rows_of(self.tokenize(part)) for part in parts_of(forget, self.data.requests)]
+        self.stages = requests_of(asked, self.rows_of(self.retain))
         self._tried, self._measured = (
             {"forget": self.forget, "retain": self.tokenize(stays), "test": self.tokenize(tests)}
             for stays, tests in zip(stay, (choice, test), strict=True)
@@ -104,7 +113,10 @@ class EncoderProblem(Problem):
     @classmethod
     def stage_sizes(cls, experiment, size):
         forget, retain, _ = experiment.data.sets(experiment.seeds[0])
-        return [StageSize("request", len(forget), len(retain), experiment.data.max_length)]
+        return [
+            StageSize(stage.name, len(stage.forget), len(stage.retain), experiment.data.max_length)
+            for stage in requests_of(parts_of(forget, experiment.data.requests), retain)
+        ]
 
     @classmethod
     def architecture(cls, experiment):
@@ -158,8 +170,8 @@ class EncoderProblem(Problem):
     @functools.cached_property
     def _full(self) -> Reference:
         if self.model.original is None:
-            stage = self.stages[0]
-            return self._tuned(concatenate_datasets([stage.retain, stage.forget]), self.seed)
+            rows = [self.stages[-1].retain, *(stage.forget for stage in self.stages)]
+            return self._tuned(concatenate_datasets(rows), self.seed)
         model = load_encoder(self.model.original, head=self.model.head)
         if model.config.num_labels != self.data.outputs:
             raise InputError(
@@ -177,10 +189,11 @@ class EncoderProblem(Problem):
         """One or two models that never saw the forget rows, by the name of their row."""
         seeds = (self.seed, self.seed + AGAIN)[: 1 + self.settings.again]
         names = self.vocabulary.references[1:]
-        return {name: self._tuned(self.stages[0].retain, seed) for name, seed in zip(names, seeds)}
+        return {name: self._tuned(self.stages[-1].retain, seed) for name, seed in zip(names, seeds)}
 
     def references(self):
-        return {self.vocabulary.references[0]: self._full} | self._retrained
+        found = {self.vocabulary.references[0]: self._full} | self._retrained
+        return {name: replace(one, more=self.paths.get(name, {})) for name, one in found.items()}
 
     # ---- numbers ---------------------------------------------------------------------------------------------------
     def identity(self):
@@ -189,6 +202,8 @@ class EncoderProblem(Problem):
             "measured": [len(self.rows_of(part)) for part in self._measured.values()],
             "again": self.settings.again,
             "tuning": asdict(self.tuning),
+            "choose": self.settings.choose,
+            "requests": [self.data.requests, self.settings.retrain_every],
             "pretrained": self.model.name,
         }
 
@@ -200,16 +215,21 @@ class EncoderProblem(Problem):
         )
         # Compared with itself a model is no yardstick: the first is compared with the second.
         self._second = self._said(retrained[1].model, self._measured) if len(retrained) > 1 else None
+        self.look_at_references(retrained[0].model, self.settings.retrain_every)
 
     def _said(self, model: nn.Module, sets: Mapping) -> dict[str, Said]:
         return {name: self.said(model, part) for name, part in sets.items()}
 
+    def sides(self, said: Mapping[str, Said]) -> dict[str, float]:
+        """UA, RA and TA in percent."""
+        return {key: 100 * said[part].scores[self.metric] for part, key in SIDES.items()}
+
     def _scores(self, said: Mapping[str, Said]) -> dict:
         """UA, RA and TA in percent, all scores of the task, and MIA."""
-        named = {key: 100 * said[part].scores[self.metric] for part, key in SIDES.items()}
         parts = (said[name].outputs.confidences for name in ("retain", "test", "forget"))
         every = {f"{SIDES[part]} {name}": score for part, one in said.items() for name, score in one.scores.items()}
-        return named | {"metric": self.metric, "membership": share_of_members(*parts, self.seed), "scores": every}
+        named = self.sides(said) | {"metric": self.metric}
+        return named | {"membership": share_of_members(*parts, self.seed), "scores": every}
 
     def score_candidate(self, model):
         return self._row(self._said(model, self._tried), self._goal_tried)
@@ -253,7 +273,7 @@ class EncoderProblem(Problem):
         """Of every row of text its `prompt` and `row`, what the model answers, and its confidence in what is right."""
 
     def notes(self):
-        return NOTES
+        return [NOTE, OF_CHOICE[self.settings.choose] + CHOOSING]
 
     def facts(self):
         return super().facts() | self._sizes

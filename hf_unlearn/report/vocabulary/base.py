@@ -90,7 +90,8 @@ class Vocabulary(abc.ABC):
     token: ClassVar[str] = "token"  # what a divergence is the mean over
     cost_key: ClassVar[str]  # of the cost elsewhere, by which the best of those that reached the goal is chosen
     card_metrics: ClassVar[tuple[tuple, ...]]  # (key, name, decimals or None for a p-value, goal) of a model card
-    # Texts of the report: "table" (below it), "bold" (what bold or ✓ says), "pareto" and "kl" (what these show).
+    # Texts of the report: "table" (below it), "bold" (what bold or ✓ says), "pareto" and "kl" (what these show), and
+    # "curves", where something is to be said of figures over a setting.
     captions: ClassVar[Mapping[str, str]]
 
     @abc.abstractmethod
@@ -100,6 +101,11 @@ class Vocabulary(abc.ABC):
     @abc.abstractmethod
     def axes(self) -> tuple[Axis, list[Axis]]:
         """How much was forgotten (y), and the panels that it is drawn against."""
+
+    def curves(self) -> list[Axis]:
+        """The panels of a figure over a setting; all are y there, of which the first lines of labels speak alone."""
+        y, panels = self.axes()
+        return [Axis(axis.label.split("\n")[0], axis.value) for axis in (y, *panels)]
 
     @abc.abstractmethod
     def reached(self, row: Mapping, original: Mapping | None = None) -> bool:

@@ -2,15 +2,18 @@
 """The vocabulary of rows forgotten by encoders (GLUE, SQuAD): scores, attacks, distances to a retrained model."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from .base import Axis, Column, Vocabulary, number_column
 
 
 NEAR = 5.0  # points that UA may differ from the retrained model's
 NEAR_SHARE = 0.08  # that MIA may
+CHOICES = ("gap", "unlearning")
 TOLERANCE = 3.0  # points of TA that may be lost against the retrained model
 
 
+@dataclass(frozen=True)
 class GlueVocabulary(Vocabulary):
     """Some training rows forgotten: scores in percent, the share of forget rows that an attack calls members.
 
@@ -18,7 +21,14 @@ class GlueVocabulary(Vocabulary):
     `membership` (MIA) and beside them `distance` and `total_variation` to the retrained model, `gap`, and the
     retrained model's own numbers as `retrained_unlearning` and so on; those of a table also `population_auc` and
     `reference_auc`, each with `_interval` and `_tpr` (see `evaluation.membership`).
+
+    Attributes:
+        by: of `CHOICES`, by which the candidate of a line is chosen: "gap", the one with the least gap, those that
+            reached the goal before others; or "unlearning", the one whose UA is nearest to the retrained model's, so
+            that lines are compared at equal forgetting.
     """
+
+    by: str = CHOICES[0]
 
     key = "membership"
     references = ("original", "retrained", "retrained again")
@@ -42,6 +52,8 @@ class GlueVocabulary(Vocabulary):
         "is chance.",
         "bold": f"UA within {NEAR:g} points of the retrained model, MIA within {NEAR_SHARE:g}, and at most "
         f"{TOLERANCE:g} points of TA lost against it",
+        "curves": "UA, RA and TA are scores in percent on the rows to forget, on rows that stay and on test rows; the "
+        "retrained model's values are the goal. Bars: standard deviations over seeds.",
         "pareto": "Distance to the retrained model on the forget rows against the scores on test rows and on those "
         "that stay",
     }
@@ -70,6 +82,22 @@ class GlueVocabulary(Vocabulary):
             Axis(f"TA: score on test rows, %{right}", lambda row, original: row.get("testing")),
             Axis(f"RA: score on rows that stay, %{right}", lambda row, original: row.get("remaining")),
         ]
+
+    def curves(self):
+        goal = "(the goal: as retrained)"
+        return [
+            Axis(f"UA: score on the forget rows, %\n{goal}", lambda row, original: row.get("unlearning")),
+            Axis(f"RA: score on rows that stay, %\n{goal}", lambda row, original: row.get("remaining")),
+            Axis(f"TA: score on test rows, %\n{goal}", lambda row, original: row.get("testing")),
+            Axis("distance to the retrained model\n(lower is better)", lambda row, original: row.get("distance")),
+        ]
+
+    def choose(self, rows, original=None):
+        if self.by == CHOICES[0]:
+            return super().choose(rows, original)
+        apart = lambda row: abs(row["unlearning"] - row["retrained_unlearning"])
+        finite = [index for index, row in enumerate(rows) if row.get("gap") is not None]
+        return min(finite, key=lambda index: (apart(rows[index]), rows[index]["gap"]), default=0)
 
     def gap(self, row: Mapping) -> float:
         """Mean absolute difference to the retrained model in UA, RA, TA and MIA, in points (Liu et al. 2024)."""
