@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
 """The second-order step of a mask: what it is made of, its mean Fisher information, the weights that it gives."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +11,19 @@ from ..curvature import Diagonal
 from ..errors import NumericalError
 from ..runtime.processes import Processes
 from ..structure.mask import StructureMask
+from .base import Run
 from .spe_state import SPEState
 
 
 @dataclass
 class SecondOrder:
-    """What a step is made of.
+    """What a step is made of: of the entries that the mask keeps, and of no others.
 
     Args:
-        base: name -> the weights that the step is added to.
+        gradients: name -> the gradient of the forget rows' summed loss, as `mask.select` gives it.
+        base: name -> the weights that the step is added to, as `base_mask.select` gives them.
         told: numbers for log, card and ledger.
+        base_mask: keeps what `mask` does, or more.
     """
 
     model: nn.Module
@@ -28,6 +31,7 @@ class SecondOrder:
     fisher: Diagonal
     gradients: Mapping[str, Tensor]
     base: Mapping[str, Tensor]
+    base_mask: StructureMask
     told: dict
     state: SPEState | None = None
     predicted: float = 0.0
@@ -43,41 +47,63 @@ class SecondOrder:
         }
 
     def solve(self, run, damping: float) -> dict[str, Tensor]:
-        """m o (F + damping)^-1 g, F per row and the damping times its mean: name -> whole tensor, in fp32. Collective.
+        """m o (F + damping)^-1 g, F per row and the damping times its mean: name -> what the mask keeps. Collective.
 
         Raises:
             NumericalError: nothing to divide by, or nothing to move.
         """
-        fisher, names = self.fisher, self.mask.names
-        parts = Processes(run.accelerator, "the mean of a diagonal").gather(_sum(fisher, self.mask))
+        fisher, mask = self.fisher, self.mask
+        parts = Processes(run.accelerator, "the mean of a diagonal").gather(_sum(fisher, mask))
         mean = sum(total for total, _ in parts) / sum(count for _, count in parts)
         if not mean > 0:
             raise NumericalError("the Fisher information of the retain rows is zero: check their labels")
-        gradients = {name: self.gradients[name] for name in names if name in fisher.names}
-        solved = fisher.solve(gradients, damping * mean)
         # F is per predicted token there, and per row in the paper.
         tokens = fisher.metadata["predicted_tokens"] / fisher.metadata["sequences"]
-        steps = {name: self.mask.apply_(name, step.div_(tokens)) for name, step in solved.items()}
+        steps, form = {}, 0.0
+        for name in mask.names:  # one whole weight at a time
+            if name in fisher.names:
+                step = fisher.solve({name: mask.scatter(name, self.gradients[name])}, damping * mean)[name]
+                step = mask.apply_(name, step.div_(tokens))
+                form += fisher.norm({name: step}) ** 2
+                steps[name] = mask.select(name, step)
         if not any(bool(step.any()) for step in steps.values()):
             raise NumericalError("the forget gradient of what the mask keeps is zero: check the forget rows")
         # The KL that a step of length 1 predicts, nats a token: g F g / 2 of the diagonal.
-        self.predicted = fisher.norm(steps) ** 2 / 2
+        self.predicted = form / 2
         return steps
 
     @torch.no_grad()
     def apply(self, steps: Mapping[str, Tensor], length: float):
         """Set the weights to base + length * steps, rounded once."""
         for name, base in self.base.items():
-            value = fine(base)
+            parameter, value = self.model.get_parameter(name), fine(base)
             if name in steps:
-                value = value.add(steps[name].to(value.device), alpha=length)
-            self.model.get_parameter(name).copy_(value.to(base.dtype))
+                step = steps[name]
+                if self.base_mask is not self.mask:
+                    step = self.base_mask.select(name, self.mask.scatter(name, step))
+                value = value.add(step.to(value.device), alpha=length)
+            dim, index = self.base_mask.kept(name)
+            parameter.index_copy_(dim, index.to(parameter.device), value.to(parameter))
 
     @torch.no_grad()
     def restore(self, run):
         """The weights of before the run."""
         for name in self.base:
             self.model.get_parameter(name).copy_(run.base_weights[name])
+
+
+def whole_changes(
+    model: nn.Module, mask: StructureMask, names: Iterable[str], steps: Mapping[str, Tensor], length: float, run: Run
+) -> dict[str, Tensor]:
+    """What these parameters have changed by in a run, in fp32: a step as it was made, of others what is measured."""
+    found = {}
+    for name in names:
+        if name in steps:
+            found[name] = length * mask.scatter(name, steps[name])
+        else:
+            now = fine(model.get_parameter(name).detach())
+            found[name] = now - fine(run.base_weights[name].to(now.device))
+    return found
 
 
 def fine(tensor: Tensor) -> Tensor:

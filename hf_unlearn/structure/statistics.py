@@ -18,6 +18,7 @@ from ..errors import InputError, NumericalError
 from ..runtime.modules import measuring, model_device
 from ..runtime.processes import Processes
 from .heads import Site, Structures
+from .mask import StructureMask
 from .rows import Counts, Rows, forward, sample_losses, walk
 
 
@@ -249,28 +250,52 @@ def mask_statistics(
 
 
 def summed_gradients(
-    model: nn.Module, dataloader: Iterable[Mapping], names: Iterable[str], *, accelerator=None, show: bool = False
+    model: nn.Module,
+    dataloader: Iterable[Mapping],
+    names: Iterable[str],
+    *,
+    mask: StructureMask | None = None,
+    accelerator=None,
+    show: bool = False,
 ) -> dict[str, Tensor]:
     """The gradient of the rows' summed loss with respect to parameters, by name; in fp32 or better.
+
+    With a `mask` what it keeps of each (`StructureMask.select`). The gradient of one parameter at a time is there as a
+    whole, however many there are.
 
     Raises:
         InputError: as `structure.rows.walk`.
     """
     processes = Processes(accelerator, "the gradients of structures")
     chosen = {name: model.get_parameter(name) for name in names}
+    select = (lambda name, tensor: tensor) if mask is None else mask.select
     own: dict[str, Tensor] = {}
-    with measuring(model, chosen.values()):
+    counted = True
 
-        def compute(rows: Rows, counted: bool):
-            losses = sample_losses(model, forward(model, rows), rows)
-            for name, gradient in zip(chosen, torch.autograd.grad(losses.sum(), chosen.values()), strict=True):
-                fine = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-                if counted:
-                    own[name] = own[name] + fine if name in own else fine
+    def take(parameter: nn.Parameter, name: str):
+        part = select(name, parameter.grad)
+        parameter.grad = None
+        if counted:
+            fine = part.to(torch.promote_types(part.dtype, torch.float32))
+            own[name] = own[name].add_(fine) if name in own else fine
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(measuring(model, chosen.values()))
+        for name, parameter in chosen.items():
+            stack.callback(setattr, parameter, "grad", parameter.grad)
+            parameter.grad = None
+            hook = functools.partial(take, name=name)
+            stack.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
+
+        def compute(rows: Rows, is_counted: bool):
+            nonlocal counted
+            counted = is_counted
+            sample_losses(model, forward(model, rows), rows).sum().backward()
 
         walk(model, dataloader, compute, processes=processes, description="gradients of structures", show=show)
     for name, parameter in chosen.items():
         if name not in own:  # of a process without a batch
-            own[name] = torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
+            part = select(name, parameter.detach())
+            own[name] = torch.zeros_like(part, dtype=torch.promote_types(part.dtype, torch.float32))
         processes.add(own[name])
     return own

@@ -134,6 +134,31 @@ def test_a_budget_is_kept_and_used(tmp_path):
         request(make_bert(), tmp_path / "other", kl_budget=0.01)
 
 
+def test_a_mask_may_be_chosen_on_fewer_rows_than_the_step(tmp_path):
+    """The mask is that of the rows of the seed's choice alone, and the step under it has the Fisher of all."""
+    model = make_bert().double()
+    before = copy.deepcopy(model)
+    settings = {"sparsity": 0.6, "importance": "fisher", "unlearning_rate": 1e-3, "damping": 0.3}
+    trainer = request(model, tmp_path / "few", mask_samples=3, **settings)
+    few = SPEUnlearn(retain_samples=3, **settings)
+    alone = make_trainer(make_bert().double(), few, tmp_path / "alone", FORGET, RETAIN, kl_rows=0)
+    alone.train()
+    told = trainer.method.account()
+    assert told["mask_sha256"] == few.account()["mask_sha256"] and told["retain_rows"] == 14
+    whole = request(make_bert().double(), tmp_path / "all", **settings).method.account()
+    assert whole["mask_sha256"] != told["mask_sha256"]
+    structures = find_structures(before)
+    chosen = {}
+    for key, site in structures.sites.items():
+        name = f"{site.module}.weight"
+        gap = model.get_parameter(name) - before.get_parameter(name)
+        chosen[key] = gap.abs().sum(0).view(site.count, -1).sum(1) > 0
+    expected = second_order(before, StructureMask(structures, chosen), FORGET, RETAIN, 1e-3, 0.3)
+    for name, wanted in expected.items():
+        found = model.get_parameter(name) - before.get_parameter(name)
+        assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-12), name
+
+
 def test_updates_of_first_order_are_first_order_methods_with_a_mask():
     method = SPEUnlearn("npo", sparsity=0.8, importance="mlf", beta=0.2)
     assert isinstance(method, FirstOrder) and method.objective == "npo" and method.beta == 0.2
@@ -280,6 +305,11 @@ def test_a_damaged_state_is_refused(served, tmp_path):
         ({"unlearning_rate": 1e-3, "successive": "memory_aided"}, "state and successive='memory_aided' go together"),
         (AIDED | {"state": "x", "importance": "random"}, "importance='random' is a control for single requests"),
         ({"unlearning_rate": 1e-3, "structures": ["neurons"]}, "structures"),
+        ({"unlearning_rate": 1e-3, "mask_samples": 0}, "mask_samples must be"),
+        (
+            {"unlearning_rate": 1e-3, "mask_samples": 4, "successive": "memory_aided", "state": "absent"},
+            "a state keeps the masks' sums of all rows",
+        ),
         ({"unlearning_rate": 1e-3, "importance": "magnitude"}, "importance"),
         ({"update": "newton", "unlearning_rate": 1e-3}, "update"),
     ],

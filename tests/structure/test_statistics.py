@@ -8,7 +8,7 @@ import torch
 
 from hf_unlearn.errors import InputError, NumericalError
 from hf_unlearn.runtime.modules import measuring
-from hf_unlearn.structure import find_structures
+from hf_unlearn.structure import StructureMask, find_structures
 from hf_unlearn.structure.rows import forward, read_rows, sample_losses
 from hf_unlearn.structure.statistics import GramSum, MaskGradients, mask_statistics, summed_gradients
 from tests.support.structures import CASES, bert, causal_batch, decoder, masked, row_loss, rows_of, text_batch
@@ -282,6 +282,13 @@ def test_summed_gradients_are_those_of_the_rows():
     expected = torch.autograd.grad(total, [parameters[name] for name in structures.owners])
     for name, gradient in zip(structures.owners, expected, strict=True):
         assert torch.allclose(found[name], gradient, rtol=1e-8, atol=1e-10)
+    # Of a mask what it keeps; gradients that were there stay.
+    mask = StructureMask.random(structures, 0.6, seed=0)
+    for name in mask.names:
+        parameters[name].grad = torch.full_like(parameters[name], 7.0)
+    kept = summed_gradients(case.model, [case.batch, case.batch], mask.names, mask=mask)
+    assert all(torch.equal(part, mask.select(name, found[name])) for name, part in kept.items())
+    assert set(kept) == set(mask.names) and all(bool((parameters[name].grad == 7).all()) for name in kept)
 
 
 def test_a_pass_makes_gradients_of_activations_only():
