@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import Curvature, Diagonal
+from ..curvature.artifact import CONFIG_FILE as FISHER_FILE
 from ..errors import InputError
 from ..runtime.files import (
     read_sealed,
@@ -45,6 +46,7 @@ SHAPE = {
     "before": str,
     "after": str,
     "others": str,
+    "fisher": str,
     "tensors": {str: str},
 }
 HASH_BYTES = 16  # of a row's SHA-256
@@ -286,6 +288,8 @@ class SPEState:
             "before": self.before,
             "after": self.after,
             "others": self.others,
+            # Which has the hashes of all that lies beside it.
+            "fisher": sha256_file(staging / FISHER / FISHER_FILE),
             "tensors": {name: sha256_tensor(tensor) for name, tensor in tensors.items()},
         }
         write_sealed(staging / CONFIG_FILE, config)
@@ -316,6 +320,8 @@ class SPEState:
                 f"{folder} was made with other settings ({', '.join(different)}): its sums are those of "
                 f"{different[0]}={getattr(made, different[0])!r}; give the same, or begin a new state"
             )
+        if sha256_file(folder / FISHER / FISHER_FILE) != config["fisher"]:
+            raise InputError(f"{folder / FISHER} is not of the state beside it: copy the folder again as a whole")
         tensors = read_tensors(folder / TENSORS_FILE, config["tensors"], config["tensors"])
         part = lambda start: {name.removeprefix(start): one for name, one in tensors.items() if name.startswith(start)}
         mask = StructureMask(structures, part("chosen."))

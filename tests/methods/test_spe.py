@@ -294,6 +294,22 @@ def test_a_damaged_state_is_refused(served, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_parts_of_two_states_are_no_state(served, tmp_path):
+    """Each is as it was saved, as after a copy that was cut short."""
+    model, state = served
+    before = shutil.copytree(state, tmp_path / "before")
+    request(model, tmp_path / "second", FORGET.select([1]), None, state=state, **AIDED)
+    for part in ("fisher", "state.safetensors"):
+        mixed = shutil.copytree(state, tmp_path / f"mixed {part}")
+        if part == "fisher":
+            shutil.rmtree(mixed / part)
+            shutil.copytree(before / part, mixed / part)
+        else:
+            shutil.copy(before / part, mixed / part)
+        with pytest.raises(InputError, match="copy the folder again|is not what was saved"):
+            request(model, tmp_path / f"third {part}", FORGET.select([2]), None, state=mixed, **AIDED)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
