@@ -17,38 +17,19 @@ the last finished line when it is started again.
 
 import argparse
 
-from hf_unlearn.cli.recipe import add_arguments, run, template_keys
-
-
-# Argument -> the key that it changes.
-KEYS = {"task": "data.task", "data_dir": "data.source", "rows": "data.rows", "forget": "data.forget"}
-KEYS |= {"model": "model.name", "requests": "data.requests"}
-SWEEPS = ("sparsity", "damping")
+from hf_unlearn.cli.recipe import add_arguments, add_encoder_arguments, encoder_overrides, run
 
 
 def parse_arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, "outputs/spe_glue")
+    add_encoder_arguments(parser)
     parser.add_argument("--task", help="mnli, qqp, sst2 or stsb, instead of the YAML's")
-    parser.add_argument("--data_dir", help="folder with files of the task, instead of the Hub")
-    parser.add_argument("--model", help="the pretrained encoder, by Hub id or folder, instead of the YAML's")
-    lines = parser.add_mutually_exclusive_group()
-    lines.add_argument("--sweep", choices=SWEEPS, help="in place of the YAML's lines: SPE-SO over values of a setting")
-    lines.add_argument("--requests", type=int, help="in place of the YAML's lines: so many requests of SPE-SO and SO")
-    parser.add_argument("--rows", type=int, help="training rows to take, instead of the YAML's")
-    parser.add_argument("--forget", type=int, help="how many of them to forget, instead of the YAML's")
     return parser.parse_args(argv)
 
 
-def overrides(arguments: argparse.Namespace) -> dict:
-    """What the command line changes of the YAML."""
-    changes = {} if arguments.sweep is None else template_keys(f"spe_sweep_{arguments.sweep}.yaml")
-    changes |= {} if arguments.requests is None else template_keys("spe_requests.yaml")
-    return changes | {key: value for name, key in KEYS.items() if (value := getattr(arguments, name)) is not None}
-
-
 def main(argv=None):
-    run(parse_arguments(argv), "spe_glue_demo.yaml", overrides)
+    run(parse_arguments(argv), "spe_glue_demo.yaml", encoder_overrides)
 
 
 if __name__ == "__main__":

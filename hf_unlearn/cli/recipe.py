@@ -46,6 +46,31 @@ def template_keys(name: str) -> dict:
     return changes
 
 
+SWEEPS = ("sparsity", "damping")
+# Argument of a recipe on encoders -> the key that it changes.
+ENCODER_KEYS = {"data_dir": "data.source", "rows": "data.rows", "forget": "data.forget", "requests": "data.requests"}
+ENCODER_KEYS |= {"model": "model.name", "task": "data.task", "version": "data.version"}
+
+
+def add_encoder_arguments(parser: argparse.ArgumentParser):
+    """The arguments of recipes whose model is an encoder that is tuned here."""
+    parser.add_argument("--data_dir", help="folder with files of the task, instead of the Hub")
+    parser.add_argument("--model", help="the pretrained encoder, by Hub id or folder, instead of the YAML's")
+    lines = parser.add_mutually_exclusive_group()
+    lines.add_argument("--sweep", choices=SWEEPS, help="in place of the YAML's lines: SPE-SO over values of a setting")
+    lines.add_argument("--requests", type=int, help="in place of the YAML's lines: so many requests of SPE-SO and SO")
+    parser.add_argument("--rows", type=int, help="training rows to take, instead of the YAML's")
+    parser.add_argument("--forget", type=int, help="how many of them to forget, instead of the YAML's")
+
+
+def encoder_overrides(arguments: argparse.Namespace) -> dict:
+    """What these arguments change of the YAML, and `--task` or `--version` where a recipe has them."""
+    changes = {} if arguments.sweep is None else template_keys(f"spe_sweep_{arguments.sweep}.yaml")
+    changes |= {} if arguments.requests is None else template_keys("spe_requests.yaml")
+    given = {key: getattr(arguments, name, None) for name, key in ENCODER_KEYS.items()}
+    return changes | {key: value for key, value in given.items() if value is not None}
+
+
 def run(
     arguments: argparse.Namespace,
     default: str,

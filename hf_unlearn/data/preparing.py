@@ -14,7 +14,7 @@ from ..runtime.limits import check_tokenizer, check_tokens
 from ..runtime.modules import is_peft
 from .inputs import IMAGES, drop_empty, read_dataset
 from .prompts import QATemplate, encode_rows, one_bos, with_masks
-from .rows import is_token_labels
+from .rows import is_token_labels, with_span_labels
 
 
 logger = logging.getLogger(__name__)
@@ -190,9 +190,7 @@ def _head(model) -> str | None:
 def _with_columns(rows: Dataset, what: str) -> Dataset:
     """Rows of token ids with the columns that they came without; labels that no real token predicts are -100."""
     if "start_positions" in rows.column_names:
-        spans = [[[first], [last]] for first, last in zip(rows["start_positions"], rows["end_positions"])]
-        rows = rows.remove_columns([name for name in ("labels",) if name in rows.column_names])
-        rows = rows.add_column("labels", spans)
+        rows = with_span_labels(rows)
     if "labels" not in rows.column_names:
         rows = rows.add_column("labels", list(rows["input_ids"]))
     if "attention_mask" not in rows.column_names:

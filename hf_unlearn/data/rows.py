@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset, Image
 
 from ..errors import InputError
+from ..runtime.labels import POSITIONS
 
 
 def sample_rows(rows: Dataset, count: int | None, seed: int = 0) -> Dataset:
@@ -76,9 +77,16 @@ def is_token_labels(labels) -> bool:
     return isinstance(labels, list) and not isinstance(labels[0], list)
 
 
+def with_span_labels(rows: Dataset) -> Dataset:
+    """The ends of spans as collators take them: `labels` (2, 1) in the place of `start_positions`, `end_positions`."""
+    spans = [[[first], [last]] for first, last in zip(*(rows[name] for name in POSITIONS), strict=True)]
+    gone = [name for name in ("labels", *POSITIONS) if name in rows.column_names]
+    return rows.remove_columns(gone).add_column("labels", spans)
+
+
 def row_hashes(rows: Dataset) -> list[str]:
     """SHA-256 of what each row teaches: inputs and labels, whatever else its columns hold."""
-    inputs = ("input_ids", "token_type_ids", "pixel_values", "image", "labels")
+    inputs = ("input_ids", "token_type_ids", "pixel_values", "image", "labels", *POSITIONS)
     columns = [name for name in inputs if name in rows.column_names]
     if "image" in columns:
         # The encoded file stands for the picture: decoding it to hash pixels would cost many times as much.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset
 
+from ..data.rows import with_span_labels
 from ..data.squad import Windows
 from .confidences import BATCH, encoder_outputs
 
@@ -51,11 +52,8 @@ def squad_outputs(
     count = len(rows)
     best, none = [(-np.inf, "")] * count, np.full(count, np.inf)
     found: list[list[tuple[bool, float]]] = [[] for _ in range(count)]
-    data = windows.rows
-    labels = np.stack([data["start_positions"], data["end_positions"]], 1)
-    # The trainer's form of a span: its two ends as classes over the tokens of the row.
-    data = data.remove_columns(["start_positions", "end_positions"])
-    data = data.add_column("labels", [[[start], [end]] for start, end in labels.tolist()])
+    data = with_span_labels(windows.rows)
+    labels = np.array(data["labels"])[:, :, 0]
     contexts = rows["context"]
     for places, logits, _ in encoder_outputs(model, data, padding, batch_size):
         for place, (start, end) in zip(places, logits[:, :, 0].numpy(), strict=True):

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 
 from ..methods.base import StageSize
+from ..objectives import logits_of
 from .line import Line
 from .problem import Problem
 from .settings import Experiment
@@ -26,7 +27,7 @@ def dry_run(experiment: Experiment) -> str:
             f"data: {stage.name}{at}: {stage.forget_rows} forget rows, {stage.retain_rows} retain rows"
             for stage in stages
         ]
-    logits = model(**batch).logits
+    logits = logits_of(model(**batch))
     lines.append(f"forward: logits {tuple(logits.shape)} {logits.dtype}")
     return "\n".join([*lines, plans(experiment.kind, model, experiment.lines, places[0][1])])
 

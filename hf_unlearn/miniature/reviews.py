@@ -11,8 +11,8 @@ import random
 from datasets import Dataset
 
 from ..data.glue import GlueTask
-from ..data.training import word_tokenizer
 from ..errors import InputError
+from .training import bert_encoder
 from .words import read_words
 
 
@@ -62,22 +62,7 @@ def review_encoder(
     heads: int = 4,
 ):
     """(tokenizer of the rows' words, BERT with a head for two classes), in fp32 and eval mode, weights by the seed."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import BertForSequenceClassification
 
-    tokenizer = word_tokenizer(rows["sentence"])
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=64,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        pad_token_id=0,
-        num_labels=len(TASK.classes),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return tokenizer, BertForSequenceClassification(config).eval()
+    sizes = {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "layers": layers, "heads": heads}
+    return bert_encoder(BertForSequenceClassification, rows["sentence"], len(TASK.classes), seed, **sizes)

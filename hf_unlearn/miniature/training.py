@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_unlearn authors. Licensed under the Apache License, Version 2.0.
-"""Training of a small Llama from nothing, kept under the hash of what it was made from."""
+"""Models from nothing: a BERT to be tuned, and a Llama, trained and kept under the hash of what it was made from."""
 
 import copy
 import math
@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.collators import CausalCollator
+from ..data.training import word_tokenizer
 from ..errors import InputError, NumericalError
 from ..runtime.cache import cached_folder
 from ..runtime.files import sha256_json
@@ -33,6 +34,38 @@ def llama_config(vocab_size: int, hidden_size: int, intermediate_size: int, laye
         bos_token_id=1,
         eos_token_id=2,
     )
+
+
+def bert_encoder(
+    kind: type,
+    texts,
+    outputs: int,
+    seed: int,
+    *,
+    hidden_size: int,
+    intermediate_size: int,
+    layers: int,
+    heads: int,
+):
+    """(tokenizer of the texts' words, a `kind` of BERT of 64 positions) in fp32 and eval mode, weights by the seed."""
+    from transformers import BertConfig
+
+    tokenizer = word_tokenizer(texts)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=0,
+        num_labels=outputs,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return tokenizer, kind(config).eval()
 
 
 def length_batches(lengths: list[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:

@@ -8,7 +8,14 @@ import torch
 from datasets import Dataset
 
 from hf_unlearn.data.preparing import Preparation, prepare_rows
-from hf_unlearn.data.rows import PairedRows, count_overlap, fingerprint_rows, longest_first, sample_rows
+from hf_unlearn.data.rows import (
+    PairedRows,
+    count_overlap,
+    fingerprint_rows,
+    longest_first,
+    sample_rows,
+    with_span_labels,
+)
 from hf_unlearn.data.training import train_tokenizer
 from hf_unlearn.errors import InputError
 from tests.support.trainers import FORGET, RETAIN, make_rows
@@ -146,3 +153,14 @@ def test_sample_rows_takes_each_row_equally_often():
         for value in sample_rows(rows, 3, seed)["n"]:
             counts[value] += 1
     assert all(90 <= count <= 150 for count in counts)  # 120 expected, standard deviation 9
+
+
+def test_rows_with_other_spans_are_other_rows():
+    rows = Dataset.from_dict({"input_ids": [[1, 2, 3]] * 3, "start_positions": [0, 1, 0], "end_positions": [2, 2, 2]})
+    first, second, third = (fingerprint_rows(rows.select([number])) for number in range(3))
+    assert first == third != second
+    labelled = with_span_labels(rows)
+    assert labelled.column_names == ["input_ids", "labels"] and labelled["labels"][1] == [[1], [2]]
+    assert labelled.to_list() == [
+        {name: row[name] for name in ("input_ids", "labels")} for row in prepare_rows(rows, "forget", None, 16)
+    ]

@@ -45,7 +45,7 @@ def encoder(tmp_path_factory):
         premises = [{"premise": row["sentence"], "hypothesis": "a film", "label": 2} for row in sentences(30)[rows]]
         write_lines(folder / "data" / f"mnli_{split}.jsonl", premises)
     saved_encoder(folder / "bert", make_tokenizer())
-    saved_encoder(folder / "three", make_tokenizer(), head=True)
+    saved_encoder(folder / "three", make_tokenizer(), head="classes")
     return folder
 
 

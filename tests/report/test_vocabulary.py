@@ -142,3 +142,12 @@ def test_summary_and_table_of_rows():
     assert "UA (accuracy, %)" in table and "| **80.0** |" in table and "0.55 \\[0.40, 0.70\\]" in table
     several = [row | {"seed": seed} for seed in (0, 1) for row in GLUE_ROWS]
     assert "0.55 ± 0.00" in format_table(several) and "[0.40" not in format_table(several)
+
+
+def test_exact_matches_have_columns_where_they_are_measured():
+    exact = {"unlearning_exact": 61.5, "remaining_exact": 90.25, "testing_exact": 55.0}
+    rows = [row | exact | {"metric": "f1"} for row in GLUE_ROWS]
+    head, _, first, *_ = format_table(rows).splitlines()
+    cells = dict(zip(head.split(" | "), first.split(" | "), strict=True))
+    assert "UA (f1, %)" in cells and (cells["UA, exact (%)"], cells["TA, exact (%)"]) == ("61.5", "55.0")
+    assert cells["RA, exact (%)"] in ("90.2", "90.3") and "exact" not in format_table(GLUE_ROWS)

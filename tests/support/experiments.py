@@ -159,6 +159,31 @@ GLUE = {
     ],
 }
 
+# The same on the embedded passages.
+SQUAD = {
+    **GLUE,
+    "title": "passages of seconds",
+    "problem": "squad",
+    "data": {
+        "source": "passages",
+        "forget": 12,
+        "passages": {"train": 60, "test": 40},
+        "max_length": 40,
+        "stride": 8,
+    },
+    "arguments": {**GLUE["arguments"], "kl_rows": 20},
+    "methods": [
+        {"label": "SO", "method": "spe", "settings": {"sparsity": 0.0}, "search": {"kl_budget": [0.01, 0.1]}},
+        {
+            "label": "by lot",
+            "method": "spe",
+            "settings": {"sparsity": 0.5, "importance": "shuffled"},
+            "search": {"kl_budget": [0.1]},
+        },
+        *GLUE["methods"],
+    ],
+}
+
 
 def changed(config: Mapping, **keys) -> dict:
     """A copy with other sections, or with `data__forget=...` other keys of one; those that are None are left out."""
@@ -206,9 +231,9 @@ def kill_in_the_second_search(monkeypatch) -> list[str]:
     return searches
 
 
-def saved_encoder(folder: Path, tokenizer, head: bool = False) -> Path:
-    """A folder with a tiny pretrained encoder and its tokenizer; with `head` a classifier of 3 classes."""
-    model = make_bert(vocab_size=len(tokenizer), hidden_dropout_prob=0.0)
+def saved_encoder(folder: Path, tokenizer, head: str | None = None) -> Path:
+    """A folder with a tiny pretrained encoder and its tokenizer; with a `head` of `make_bert` as tuned on rows."""
+    model = make_bert(head or "classes", vocab_size=len(tokenizer), hidden_dropout_prob=0.0)
     (model if head else model.bert).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -4,6 +4,7 @@
 from ..problem import Problem
 from .class_forgetting import ClassForgetting
 from .glue import GlueProblem
+from .squad import SquadProblem
 from .tofu import TofuProblem
 from .wmdp import WmdpProblem
 
@@ -13,4 +14,5 @@ KINDS: dict[str, type[Problem]] = {
     "wmdp": WmdpProblem,
     "class_forgetting": ClassForgetting,
     "glue": GlueProblem,
+    "squad": SquadProblem,
 }

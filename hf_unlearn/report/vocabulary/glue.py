@@ -17,10 +17,11 @@ TOLERANCE = 3.0  # points of TA that may be lost against the retrained model
 class GlueVocabulary(Vocabulary):
     """Some training rows forgotten: scores in percent, the share of forget rows that an attack calls members.
 
-    Rows have `unlearning`, `remaining` and `testing` (UA, RA, TA: percent of the score named in `metric`),
-    `membership` (MIA) and beside them `distance` and `total_variation` to the retrained model, `gap`, and the
-    retrained model's own numbers as `retrained_unlearning` and so on; those of a table also `population_auc` and
-    `reference_auc`, each with `_interval` and `_tpr` (see `evaluation.membership`).
+    Rows have `unlearning`, `remaining` and `testing` (UA, RA, TA: percent of the score named in `metric`; of SQuAD
+    also `unlearning_exact` and so on, percent of exact matches), `membership` (MIA) and beside them `distance` and
+    `total_variation` to the retrained model, `gap`, and the retrained model's own numbers as `retrained_unlearning`
+    and so on; those of a table also `population_auc` and `reference_auc`, each with `_interval` and `_tpr` (see
+    `evaluation.membership`).
 
     Attributes:
         by: of `CHOICES`, by which the candidate of a line is chosen: "gap", the one with the least gap, those that
@@ -61,10 +62,14 @@ class GlueVocabulary(Vocabulary):
     def columns(self, rows):
         percent, share = lambda value: f"{value:.1f}", lambda value: f"{value:.2f}"
         metric = next((row["metric"] for row in rows if row.get("metric")), "score")
+        sides = {"UA": "unlearning", "RA": "remaining", "TA": "testing"}
         columns = [
-            number_column(f"UA ({metric}, %)", "unlearning", percent),
-            number_column("RA (%)", "remaining", percent),
-            number_column("TA (%)", "testing", percent),
+            number_column(f"{head} ({metric}, %)" if head == "UA" else f"{head} (%)", side, percent)
+            for head, side in sides.items()
+        ]
+        if any(row.get("unlearning_exact") is not None for row in rows):
+            columns += [number_column(f"{head}, exact (%)", f"{side}_exact", percent) for head, side in sides.items()]
+        columns += [
             number_column("MIA", "membership", share),
             number_column("gap", "gap", percent),
             number_column("distance", "distance", lambda value: f"{value:.3f}"),
