@@ -5,6 +5,7 @@
     python recipes/spe_squad.py                         # the embedded passages: no data, no downloads, minutes
     python recipes/spe_squad.py --config recipes/configs/spe_squad_bert_base.yaml --version 2.0
     python recipes/spe_squad.py --config recipes/configs/spe_squad_small.yaml --model path/to/encoder --data_dir squad
+    python recipes/spe_squad.py --sweep sparsity        # heads, filters and both, frozen by more and more
 
 The YAML names the version, the pretrained encoder, how it is tuned, and one line per method (docs/recipes.md). The
 encoder is tuned on all questions (the original), and twice without those to be forgotten (the retrained models), each

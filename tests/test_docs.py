@@ -26,6 +26,7 @@ from hf_unlearn.experiments.problems.encoder_sections import EncoderEvaluation, 
 from hf_unlearn.experiments.problems.glue import GlueData, GlueModel
 from hf_unlearn.experiments.problems.image_models import ImageModel, Tuning
 from hf_unlearn.experiments.problems.kinds import KINDS
+from hf_unlearn.experiments.problems.squad import SquadData, SquadModel
 from hf_unlearn.experiments.problems.tofu import TofuData, TofuEvaluation
 from hf_unlearn.experiments.problems.wmdp import WmdpEvaluation
 from hf_unlearn.experiments.settings import MOVED, SECTIONS, make_experiment
@@ -198,7 +199,7 @@ def test_the_dialect_is_documented():
     settings = (
         *(TofuData, TofuEvaluation, LanguageModel, Corpora, StageConfig, WmdpEvaluation),
         *(Images, ImageModel, Tuning, ClassEvaluation, Line),
-        *(GlueData, GlueModel, EncoderTuning, EncoderEvaluation),
+        *(GlueData, GlueModel, SquadData, SquadModel, EncoderTuning, EncoderEvaluation),
     )
     keys = {field.name for one in settings for field in dataclasses.fields(one) if field.init}
     assert {*keys, *SECTIONS, *KINDS, *METHODS, *MOVED} - set(code(text)) == set()

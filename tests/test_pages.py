@@ -28,7 +28,8 @@ PLANNED = {
     "python recipes/fast_ntk_cifar10.py": "minutes; tests/experiments/test_fast_ntk_recipe.py runs it in small",
     "python recipes/spe_tofu.py": "minutes; tests/experiments run it in small",
     "python recipes/spe_glue.py": "minutes; tests/experiments run it in small",
-    "python recipes/spe_glue.py --sweep *": "minutes; tests/experiments/test_sweep.py runs one in small",
+    "python recipes/spe_squad.py": "minutes; tests/experiments/test_squad.py runs it in small",
+    "python recipes/spe_*.py --sweep *": "minutes; tests/experiments/test_sweep.py runs one in small",
     "python recipes/spe_glue.py --requests *": "minutes; tests/experiments/test_glue.py runs three in small",
     "accelerate launch recipes/kfade_wmdp.py --config recipes/configs/kfade_wmdp_zephyr_7b.yaml *": "a 7B model",
 }
@@ -43,6 +44,7 @@ EXCUSED = {
     "python recipes/fast_ntk_cifar10.py --config *": "CIFAR-10 and hours",
     "python recipes/fast_ntk_imagenet_r.py *": "ImageNet-R and hours",
     "python recipes/spe_glue.py --config *": "GLUE, which is not in the repository",
+    "python recipes/spe_squad.py --config *": "SQuAD, which is not in the repository",
     "accelerate launch recipes/spe_tofu.py *": "TOFU and a 7B model from the Hub",
     "from transformers import *textattack/bert-base-uncased-SST-2*": "a model on the Hub, which is no causal one",
     "python recipes/miniature.py *": "a minute or two; the slow test below begins with it",

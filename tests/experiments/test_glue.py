@@ -144,11 +144,13 @@ def test_the_report_shows_what_is_said_of_the_rows(finished):
 
 
 def test_values_of_files_and_a_pretrained_encoder(encoder, tmp_path):
-    """STS-B, without a second retrained model, which is the first one's yardstick."""
-    lines = [GLUE["methods"][0]]
+    """STS-B, of first and second order, without a second retrained model, which is the first one's yardstick."""
+    steps = {"label": "SO", "method": "spe", "settings": {"sparsity": 0.5}, "search": {"unlearning_rate": [1e-4]}}
+    lines = [*GLUE["methods"], steps]
     config = on_files(encoder, data__task="stsb", methods=lines, evaluation={"again": False})
     rows = run_experiment(experiment(config), tmp_path / "stsb", progress=False)
-    assert [row["method"] for row in rows] == ["original", "retrained", "FT"]
+    assert [row["method"] for row in rows] == ["original", "retrained", "FT", "one step", "SO"]
+    assert all(row["gap"] is not None for row in rows)
     assert "reference_auc" not in rows[1] and rows[2]["reference_auc"] is not None
     assert rows[0]["metric"] == "spearman" and set(rows[0]["scores"]) >= {"testing spearman", "testing pearson"}
     assert all(-100 <= row["testing"] <= 100 and 0 <= row["membership"] <= 1 for row in rows)

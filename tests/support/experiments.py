@@ -174,12 +174,6 @@ SQUAD = {
     "arguments": {**GLUE["arguments"], "kl_rows": 20},
     "methods": [
         {"label": "SO", "method": "spe", "settings": {"sparsity": 0.0}, "search": {"kl_budget": [0.01, 0.1]}},
-        {
-            "label": "by lot",
-            "method": "spe",
-            "settings": {"sparsity": 0.5, "importance": "shuffled"},
-            "search": {"kl_budget": [0.1]},
-        },
         *GLUE["methods"],
     ],
 }
