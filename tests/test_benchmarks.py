@@ -285,3 +285,12 @@ def test_diagonal_fisher_benchmark_measures_equal_sums(tmp_path, monkeypatch, ca
     assert all(ratio[clock] > 0 for ratio in found["loop_over_batches"].values() for clock in ("wall", "cpu"))
     whole, masked = found["sums_bytes"].values()
     assert masked < whole and "| tiny | loop, these weights | batches |" in capsys.readouterr().out
+
+
+def test_spe_step_benchmark_compares_requests():
+    with program("benchmarks", "spe_step") as benchmark:
+        found = {name: benchmark.serve(name, "tiny", None, 1) for name in benchmark.LINES}
+        assert all(line["cpu_seconds"][0] > 0 and line["peak_growth_mb"][0] >= 0 for line in found.values())
+        lines = {"SO": {"cpu_seconds": [4.0, 2.0], "peak_growth_mb": [10.0, 90.0]}}
+        lines["other"] = {"cpu_seconds": [3.0], "peak_growth_mb": [5.0]}
+        assert benchmark.compare(lines)["other"] == {"time": 1.5, "memory": 0.5}
