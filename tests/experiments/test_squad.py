@@ -166,6 +166,7 @@ CASES = {
     "short windows": (lambda e: on_files(e, data__max_length=12), "raise max_length, or lower stride"),
     "passages of files": (lambda e: on_files(e, data__passages={"train": 9}), "belongs to source: passages"),
     "passages that there are not": (lambda e: changed(SQUAD, data__passages={"x": 9}), "no setting x"),
+    "passages of 2.0": (lambda e: changed(SQUAD, data__version="2.0"), "the passages are of 1.1: leave it out"),
     "a head already": (
         lambda e: on_files(e, model={"name": str(e / "span")}),
         "span has a head of 2 outputs already, which may know the rows",

@@ -9,9 +9,11 @@ from datasets import Dataset
 
 from ...data.rows import with_span_labels
 from ...data.squad import HUB, Windows, load_squad, tokenize_squad
+from ...errors import InputError
 from ...evaluation.squad import squad_outputs, squad_scores
 from ...miniature.passages import load_passages, passage_encoder
 from ...runtime.fields import Range
+from ...runtime.files import sha256_json
 from ...runtime.loading import SPANS, padding_id
 from ..problem import typed
 from .encoder_sections import EncoderData, EncoderEvaluation, EncoderModel, EncoderTuning
@@ -33,7 +35,7 @@ class SquadData(EncoderData):
         passages: arguments of `miniature.passages.load_passages`.
 
     Raises:
-        InputError: an unknown version, or as `EncoderData`.
+        InputError: an unknown version, passages of another than 1.1, or as `EncoderData`.
     """
 
     version: str | float = "1.1"
@@ -49,6 +51,8 @@ class SquadData(EncoderData):
     def __post_init__(self):
         self.version = str(self.version)  # YAML reads a number
         super().__post_init__()
+        if self.is_embedded and self.version != "1.1":
+            raise InputError(f"data.version={self.version}: the passages are of 1.1: leave it out, or change source")
         self.title = "passages" if self.is_embedded else f"SQuAD {self.version}"
 
     def load(self):
@@ -109,7 +113,9 @@ class SquadProblem(EncoderProblem):
         return super()._scores(said) | exact
 
     def identity(self):
-        return super().identity() | {"version": self.data.version}
+        # What is right is more than what the tokens of a row say.
+        answers = sha256_json([texts["answers"][:] for texts in self.texts])
+        return super().identity() | {"version": self.data.version, "answers": answers}
 
     def asked(self, model, texts):
         outputs = self.said(model, self.tokenize(texts)).outputs

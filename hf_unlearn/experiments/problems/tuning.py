@@ -81,5 +81,9 @@ def tuned(start: nn.Module, key: Mapping, train: Callable[[nn.Module], nn.Module
 
 
 def mean_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
-    """The loss of encoders' heads in tuning, for `tune`: the mean over predictions of what methods go by."""
+    """The loss of encoders' heads in tuning, for `tune`: the mean over predictions of what methods go by.
+
+    The ends of a span are chosen among all places of a batch, as transformers has it: padding, of which there is
+    little in batches of like length, is learned to be none.
+    """
     return cross_entropy(logits_of(outputs), labels).mean()
