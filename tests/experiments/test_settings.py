@@ -26,7 +26,14 @@ from tests.support.experiments import (
 )
 
 
-TEMPLATES = {"demo.yaml", "fast_ntk_demo.yaml", "wmdp_demo.yaml", "spe_tofu_demo.yaml", "spe_glue_demo.yaml"}
+TEMPLATES = {
+    "demo.yaml",
+    "fast_ntk_demo.yaml",
+    "wmdp_demo.yaml",
+    "spe_tofu_demo.yaml",
+    "spe_glue_demo.yaml",
+    "spe_squad_demo.yaml",
+}
 # What a flag of a recipe puts in the place of a YAML's own lines, and the flag.
 PARTS = {
     "spe_sweep_sparsity.yaml": ("--sweep", "sparsity"),
@@ -91,9 +98,9 @@ def test_configurations_of_the_recipes_are_whole(path):
         more = {"Fast-NTK, at w0"} if "cifar10" in path.stem else set()
         assert {line.label for line in made.lines} == {"Max Loss", "Random Label", "Fast-NTK"} | more
         assert paper_figures(made.evaluation.paper)
-    # All lines of a table look at the same number of candidates.
+    # All lines of a table look at the same number of candidates, but for trainings of a fixed length.
     elif "tiny" not in path.stem:
-        assert {made.kind.candidates(line) for line in made.lines} <= {1, 10}
+        assert len({made.kind.candidates(line) for line in made.lines} - {1}) <= 1
 
 
 def test_templates_are_whole():
