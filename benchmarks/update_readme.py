@@ -162,6 +162,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo_section,
     "tofu": lambda: table_section("tofu_tiny"),
     "wmdp": wmdp_section,
+    "spe": lambda: table_section("spe_glue_small"),
     "bench": bench_section,
     "sharding": sharding_section,
     "ntk_bench": ntk_section,
