@@ -159,7 +159,7 @@ class Report:
         rows[-1]["saved_as"] = "model"
         nothing = {"candidates": [], "kl": {}, "questions": [], "sections": [], "facts": {}, "notes": []}
         kind = SimpleNamespace(candidates=int, table_sections=lambda *_: [])
-        experiment = SimpleNamespace(title="t", lines=[4], written={}, kind=kind)
+        experiment = SimpleNamespace(title="t", lines=[4], written={}, kind=kind, sweep=None)
         with mock.patch.object(page, "pareto", lambda *_: Figure), tempfile.TemporaryDirectory() as models:
             # The old model has shards, the new one has not.
             names = ["model-1.safetensors", "model-2.safetensors"] if self.best == 0.3 else ["model.safetensors"]

@@ -52,6 +52,7 @@ EXCUSED = {
     "python benchmarks/gpu/llama2_7b.py": "a GPU",
     "python benchmarks/ntk.py *": "minutes to hours; tests/test_benchmarks.py runs it in small",
     "python benchmarks/sharding.py": "minutes; tests/test_benchmarks.py runs it in small",
+    "OMP_NUM_THREADS=* python benchmarks/*": "minutes; tests/test_benchmarks.py runs them in small",
     "@dataclass\nclass *": "tests/methods/test_seam.py holds and runs these very lines",
 }
 PIECES = all_pieces()
