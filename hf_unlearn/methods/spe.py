@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 UPDATES = ("second_order", "ga", "grad_diff", "npo", "dpo")
 SUCCESSIVE = ("memory_free", "memory_aided")
 MASK = ("sparsity", "structures", "importance", "rearrange", "wanda_sparsity")  # of `MaskSettings`
-SWEPT = {"damping", "unlearning_rate", "kl_budget"}
 FIRST_LENGTH = 0.1  # of a step that is to keep a budget: the first that is tried, of what the diagonal predicts
 
 
@@ -209,10 +208,12 @@ class SPEUnlearn(Method):
             request.state.save(self.state)
         yield {key: value for key, value in self._report.items() if isinstance(value, int | float)}
 
-    def _take(self, run, request: SecondOrder, steps: Mapping[str, Tensor], length: float, meter):
-        """Put a step of this length into the model, and remember what it is."""
+    def _take(self, run, request: SecondOrder, steps: Mapping[str, Tensor], found: tuple[float, float | None], meter):
+        """Put a step of a length into the model, and remember what it is; its KL is measured where it is not known."""
+        length, kl = found
         request.apply(steps, length)
-        kl = None if meter is None else measure_together(run, lambda model: meter(model).mean)
+        if kl is None and meter is not None:
+            kl = measure_together(run, lambda model: meter(model).mean)
         # Later requests of a state take the step of the last one back with theirs.
         made = steps if self.state is None else {}
         self._changes = functools.partial(whole_changes, request.model, request.mask, [*request.base], made, length)
@@ -227,7 +228,7 @@ class SPEUnlearn(Method):
 
     def sweeps(self, search):
         # Candidates of one request share its mask, its Fisher information and its gradient.
-        return self.state is None and set(search) <= SWEPT
+        return self.state is None and set(search) <= {"damping", *self.searched}
 
     def sweep_search(self, run, search, evaluate, best):
         names = [name for name in ("damping", *self.searched) if name in search]  # one solution for each damping
@@ -253,22 +254,22 @@ class SPEUnlearn(Method):
             try:
                 # A KL grows as the square of a length: that of one budget leads to that of the next.
                 root = None if self.kl_budget is None else math.sqrt(self.kl_budget)
-                length = self._length(run, request, solved, meter, start and start * root)
+                step = self._length(run, request, solved, meter, start and start * root)
             except LimitError as error:
                 logger.warning(f"{self.label}: {values} is no candidate: {error}")
                 continue
-            start = root and length / root
-            self._take(run, request, solved, length, meter)
+            start = root and step[0] / root
+            self._take(run, request, solved, step, meter)
             rows.append(values | evaluate(request.model, values))
-            found.append((values, length))
+            found.append((values, (step[0], self._report["measured_kl"])))
         if not rows:
             request.restore(run)
             raise LimitError(f"{self.label}: no candidate keeps its KL budget: give larger budgets, or more damping")
-        values, length = found[best(rows)]
+        values, step = found[best(rows)]
         self._set(values)
         if self.damping != damping:
             solved = request.solve(run, self.damping)
-        self._take(run, request, solved, length, meter)
+        self._take(run, request, solved, step, meter)
 
     def _set(self, values: Mapping):
         for name, value in values.items():
@@ -339,10 +340,13 @@ class SPEUnlearn(Method):
 
     def _length(
         self, run, request: SecondOrder, steps: Mapping[str, Tensor], meter, start: float | None = None
-    ) -> float:
-        """What the step is multiplied by: the rate over the share of what the mask keeps, or what keeps the budget."""
+    ) -> tuple[float, float | None]:
+        """What the step is multiplied by: the rate over the share of what the mask keeps, or what keeps the budget.
+
+        And its KL, where that was measured on the way.
+        """
         if self.kl_budget is None:
-            return self.unlearning_rate / request.share
+            return self.unlearning_rate / request.share, None
 
         def at(length: float) -> float:
             request.apply(steps, length)
@@ -356,7 +360,7 @@ class SPEUnlearn(Method):
                 f"no step was found that costs {self.kl_budget:.3g} nats on retain rows or less: the weights are "
                 "those of before; give a larger kl_budget, or more damping"
             )
-        return found[0]
+        return found
 
     # ---- what a dry run asks ---------------------------------------------------------------------------------------
     def plan(self, model, stage):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.rows import is_token_labels, sample_rows
+from ..data.rows import draw_request, is_token_labels, sample_rows
 from ..errors import LimitError, NumericalError
 from ..evaluation.sample_kl import SampleKL
 from ..evaluation.specificity import TokenKL
@@ -148,8 +148,8 @@ def hold_out(rows, seed: int) -> tuple:
     count = min(int(HELD_OUT * len(rows)), MOST_ROWS)
     if not count:
         return rows, rows
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    return rows.select(sorted(order[count:])), rows.select(sorted(order[:count]))
+    unseen, fitted = draw_request(rows, count, seed)
+    return fitted, unseen
 
 
 class Candidates:

@@ -11,9 +11,8 @@ import re
 
 from datasets import Dataset
 
-from ..errors import InputError
 from .training import bert_encoder
-from .words import read_words
+from .words import draw_rows, read_words
 
 
 WORDS = read_words("passages")
@@ -34,12 +33,8 @@ def load_passages(
     Raises:
         InputError: no rows, or a share outside [0, 0.5].
     """
-    if min(train, test) < 2:
-        raise InputError("passages need two training rows and two test rows at least")
-    if not 0 <= disagreement <= 0.5:
-        raise InputError(f"disagreement={disagreement}: the share of second answers lies in [0, 0.5]")
-    rng, rows = random.Random(f"passages {seed}"), {}
-    while len(rows) < train + test:
+
+    def draw(rng: random.Random, number: int) -> tuple[str, dict]:
         people = [f"{rng.choice(NAMES['first_names'])} {last}" for last in rng.sample(NAMES["last_names"], 2)]
         things, place = rng.sample(WORDS["things"], 2), rng.choice(NAMES["places"])
         parts = {"first": people[0], "second": people[1], "place": place, "thing": things[0], "other": things[1]}
@@ -48,14 +43,15 @@ def load_passages(
         second = rng.random() < disagreement
         answer = {"who": people[second], "what": things[second], "where": place}[asked]
         start = re.search(rf"\b{answer}\b", context).start()
-        rows[context] = {
-            "id": f"passage {len(rows)}",
+        return context, {
+            "id": f"passage {number}",
             "context": context,
             "question": rng.choice(WORDS["questions"][asked]),
             "answers": {"text": [answer], "answer_start": [start]},
         }
-    rows = list(rows.values())
-    return Dataset.from_list(rows[:train]), Dataset.from_list(rows[train:])
+
+    counts = {"train": train, "test": test, "disagreement": disagreement}
+    return draw_rows("passages", seed, draw, **counts, against="second answers")
 
 
 def passage_encoder(

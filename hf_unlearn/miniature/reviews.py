@@ -11,9 +11,8 @@ import random
 from datasets import Dataset
 
 from ..data.glue import GlueTask
-from ..errors import InputError
 from .training import bert_encoder
-from .words import read_words
+from .words import draw_rows, read_words
 
 
 WORDS = read_words("reviews")
@@ -33,12 +32,8 @@ def load_reviews(
     Raises:
         InputError: no rows, or a share outside [0, 0.5].
     """
-    if min(train, test) < 2:
-        raise InputError("reviews need two training rows and two test rows at least")
-    if not 0 <= disagreement <= 0.5:
-        raise InputError(f"disagreement={disagreement}: the share of labels against the words lies in [0, 0.5]")
-    rng, rows = random.Random(f"reviews {seed}"), {}
-    while len(rows) < train + test:
+
+    def draw(rng: random.Random, number: int) -> tuple[str, dict]:
         label = rng.randrange(2)
         words = WORDS["good" if label else "bad"]
         sentence = rng.choice(WORDS["sentences"]).format(
@@ -47,9 +42,10 @@ def load_reviews(
             second=rng.choice(words),
             **{name.removesuffix("s"): rng.choice(WORDS[name]) for name in ("things", "parts", "places")},
         )
-        rows[sentence] = label if rng.random() >= disagreement else 1 - label
-    rows = [{"sentence": sentence, "label": label} for sentence, label in rows.items()]
-    return Dataset.from_list(rows[:train]), Dataset.from_list(rows[train:])
+        return sentence, {"sentence": sentence, "label": label if rng.random() >= disagreement else 1 - label}
+
+    counts = {"train": train, "test": test, "disagreement": disagreement}
+    return draw_rows("reviews", seed, draw, **counts, against="labels against the words")
 
 
 def review_encoder(

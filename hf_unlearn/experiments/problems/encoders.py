@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from torch import nn
 
 from ...data.collators import CausalCollator
-from ...data.rows import fingerprint_rows, sample_rows
+from ...data.rows import draw_request, fingerprint_rows, sample_rows
 from ...errors import InputError
 from ...evaluation.membership import attack, log_odds, share_of_members
 from ...methods.base import StageSize
@@ -47,11 +47,7 @@ CHOOSING = (
 
 def halves(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """A seeded parting in two; a single row is both."""
-    if len(rows) < 2:
-        return rows, rows
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    middle = len(rows) // 2
-    return tuple(rows.select(sorted(part)) for part in (order[:middle], order[middle:]))
+    return (rows, rows) if len(rows) < 2 else draw_request(rows, len(rows) // 2, seed)
 
 
 class Said(NamedTuple):
